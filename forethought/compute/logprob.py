@@ -1,0 +1,89 @@
+"""Teacher-forced log-likelihoods of continuations: the one way everything here is scored.
+
+Design: token ids in, natural log-probs out, at temperature 1, in float32 whatever the model's dtype.
+Each row is prefilled on its own; computing a shared prefix once is a later change behind this function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forethought.compute.rows import pad_left, tail_logits, token_budget_batches
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """``continuation_ids`` to be scored after ``prefix_ids`` (at least one token each).
+
+    ``removed_id`` is a token whose mass is removed before normalising: the think-open token on the
+    no-think side, without which every thought would earn a spurious -log(1 - p(open)).
+
+    Example:
+        ``Continuation((1, 5, 9), (42,), removed_id=39)``
+    """
+
+    prefix_ids: tuple[int, ...]
+    continuation_ids: tuple[int, ...]
+    removed_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-probs of each continuation token in nats, and whether each was the likeliest. Shape [H].
+
+    Example:
+        ``Scored((-0.2,), (True,))``
+    """
+
+    logprobs_H: tuple[float, ...]
+    greedy_H: tuple[bool, ...]
+
+    @property
+    def total(self) -> float:
+        """The teacher-forced sum, log p(continuation | prefix)."""
+        return sum(self.logprobs_H)
+
+
+def score_continuations(
+    model: Any, queries: Sequence[Continuation], max_batch_tokens: int
+) -> list[Scored]:
+    """Score every query; results in the order asked, whatever they were batched with.
+
+    Padded batches hold at most ``max_batch_tokens`` tokens (one longer row is a batch of its own).
+    """
+    lengths = [len(q.prefix_ids) + len(q.continuation_ids) for q in queries]
+    results: list[Scored | None] = [None] * len(queries)
+    for indices in token_budget_batches(lengths, max_batch_tokens):
+        for index, scored in zip(indices, _score_batch(model, [queries[i] for i in indices]), strict=True):
+            results[index] = scored
+    return [scored for scored in results if scored is not None]
+
+
+@torch.inference_mode()
+def _score_batch(model: Any, queries: list[Continuation]) -> list[Scored]:
+    device = next(iter(model.parameters())).device
+    # The last token of a row predicts nothing that is asked for, so it is left out.
+    rows = pad_left([(q.prefix_ids + q.continuation_ids)[:-1] for q in queries], device)
+    num_tail = max(len(q.continuation_ids) for q in queries)
+    logits = tail_logits(model, rows, num_tail, use_cache=False).logits  # [B, H, V]
+    for index, query in enumerate(queries):
+        if query.removed_id is not None:
+            logits[index, :, query.removed_id] = float("-inf")
+    targets = _targets(queries, num_tail).to(device)
+    logprobs = torch.log_softmax(logits, dim=-1).gather(2, targets[..., None])[..., 0]
+    greedy = logits.argmax(dim=-1) == targets
+    return [
+        Scored(tuple(row[-size:]), tuple(hits[-size:]))
+        for row, hits, size in zip(
+            logprobs.tolist(), greedy.tolist(), (len(q.continuation_ids) for q in queries), strict=True
+        )
+    ]
+
+
+def _targets(queries: list[Continuation], num_tail: int) -> torch.Tensor:
+    padded = [(0,) * (num_tail - len(q.continuation_ids)) + q.continuation_ids for q in queries]
+    return torch.tensor(padded, dtype=torch.long)

@@ -1,0 +1,175 @@
+"""Loading a causal LM with its tokenizer, and everything that is checked before it is trusted.
+
+Design: any directory that transformers' Auto classes load, no remote code, nothing fetched. Think
+markers must be single tokens because the no-think scorer removes the open token's mass and the sampler
+stops at the close token; ``add_markers`` makes them so and they then travel with every snapshot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from forethought.errors import InvalidInput
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MODEL_FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """The ids of the think-open and think-close tokens.
+
+    Example:
+        ``Markers(open_id=39, close_id=40)``
+    """
+
+    open_id: int
+    close_id: int
+
+
+@dataclass(slots=True)
+class LanguageModel:
+    """A causal LM, its tokenizer, and how long its input may be.
+
+    Example:
+        ``load_language_model("models/base", "float32", "cpu")``
+    """
+
+    model: Any
+    tokenizer: Any
+    max_length_tokens: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.model.parameters())).device
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the first GPU, or the CPU without one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model directory.
+
+    Raises:
+        InvalidInput: the directory or its tokenizer cannot be read.
+    """
+    _require_directory(path)
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(
+            f"no tokenizer in {path}: {_first_line(error)}; expected the files that "
+            "save_pretrained writes (tokenizer.json, tokenizer_config.json)"
+        ) from error
+
+
+def load_language_model(
+    path: str | Path, dtype: str, device: str, max_length_tokens: int = 0
+) -> LanguageModel:
+    """Load and check a model directory, in evaluation mode.
+
+    Raises:
+        InvalidInput: unreadable, not a causal LM, or its tokenizer has ids the model lacks.
+    """
+    tokenizer = load_tokenizer(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=DTYPES[dtype], local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InvalidInput(
+            f"no causal language model in {path}: {_first_line(error)}; expected a directory that "
+            "AutoModelForCausalLM loads (config.json, model.safetensors)"
+        ) from error
+    _check_vocabulary(model, tokenizer, path)
+    model.eval()
+    model.to(resolve_device(device))
+    longest = model_length(model.config)
+    return LanguageModel(model, tokenizer, min(max_length_tokens or longest, longest))
+
+
+def model_length(config: Any) -> int:
+    """The longest input in tokens that a model configuration allows."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        length = getattr(config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return 1 << 20  # models without positional limit (state space models)
+
+
+def find_markers(tokenizer: Any, think_open: str, think_close: str) -> Markers:
+    """The single ids of the think markers.
+
+    Raises:
+        InvalidInput: a marker is not one token, or both are the same.
+    """
+    open_id, close_id = (_single_id(tokenizer, text) for text in (think_open, think_close))
+    if open_id == close_id:
+        raise InvalidInput(f"both think markers are token {open_id}; expected two different tokens")
+    return Markers(open_id, close_id)
+
+
+def add_markers(language_model: LanguageModel, think_open: str, think_close: str) -> None:
+    """Add missing markers as special tokens and grow the embeddings if their ids need it."""
+    tokenizer, model = language_model.tokenizer, language_model.model
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [think_open, think_close]},
+        replace_extra_special_tokens=False,
+    )
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def read_model_files(directory: str | Path) -> dict[str, bytes]:
+    """Configuration and tokenizer files of a model directory, by name; weights left out."""
+    return {
+        file.name: file.read_bytes()
+        for file in sorted(Path(directory).iterdir())
+        if file.is_file()
+        and file.suffix in MODEL_FILE_SUFFIXES
+        and not file.name.endswith(".index.json")
+    }
+
+
+def _single_id(tokenizer: Any, text: str) -> int:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    if len(ids) != 1 or (unknown is not None and ids[0] == unknown):
+        raise InvalidInput(
+            f"think marker {text!r} is {len(ids)} tokens {ids} of this tokenizer; expected one known "
+            "token: set model.think_open / model.think_close to markers it has, or "
+            "model.add_think_tokens=true to add them"
+        )
+    return int(ids[0])
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, path: str | Path) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise InvalidInput(
+            f"the tokenizer in {path} has token id {largest}, the model only {rows} embeddings; "
+            "expected a model and tokenizer that belong together"
+        )
+
+
+def _require_directory(path: str | Path) -> None:
+    if not Path(path).is_dir():
+        raise InvalidInput(
+            f"model directory {str(path)!r} does not exist; expected a local directory (nothing is "
+            "fetched from a hub)"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,87 @@
+"""Padding ragged rows for one forward pass.
+
+Design: rows are padded on the *left*, so that what is needed of the output (the last tokens) is the
+same slice for every row and transformers' ``logits_to_keep`` computes the vocabulary projection there
+alone. The price is explicit position ids. Rows are batched by length under a token budget.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedRows:
+    """Left-padded rows: ``input_ids``, ``attention_mask`` and ``position_ids``, each [B, T].
+
+    Example:
+        ``pad_left([[5, 6], [7]], device)`` has attention mask ``[[1, 1], [0, 1]]``
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> PaddedRows:
+    """Pad rows of token ids on the left with id 0, masked."""
+    width = max(map(len, rows))
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        input_ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[index, width - len(row) :] = 1
+    position_ids = (mask.cumsum(1) - 1).clamp_min(0)
+    return PaddedRows(input_ids.to(device), mask.to(device), position_ids.to(device))
+
+
+def pad_left_values(
+    rows: Sequence[Sequence[float]], width: int, device: torch.device
+) -> torch.Tensor:
+    """Per-token numbers aligned with :func:`pad_left`, zeros on the padding. Shape [B, width]."""
+    values = torch.zeros(len(rows), width)
+    for index, row in enumerate(rows):
+        if row:
+            values[index, width - len(row) :] = torch.tensor(row)
+    return values.to(device)
+
+
+def tail_logits(model: Any, rows: PaddedRows, num_tail: int, **options: Any) -> Any:
+    """Forward pass whose ``logits`` are those of the last ``num_tail`` positions, float32.
+
+    Returns the model's output object with ``logits`` of shape [B, num_tail, V].
+    """
+    keep = {"logits_to_keep": num_tail} if _accepts(type(model), "logits_to_keep") else {}
+    if _accepts(type(model), "position_ids"):
+        keep["position_ids"] = rows.position_ids
+    output = model(
+        input_ids=rows.input_ids, attention_mask=rows.attention_mask, **keep, **options
+    )
+    output.logits = output.logits[:, -num_tail:].float()
+    return output
+
+
+def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped by similar length so that rows x longest stays within ``max_tokens``.
+
+    A row longer than the budget is a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[index] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@lru_cache(maxsize=64)
+def _accepts(model_type: type, name: str) -> bool:
+    return name in inspect.signature(model_type.forward).parameters

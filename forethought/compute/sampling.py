@@ -1,0 +1,154 @@
+"""Sampling thoughts with a transformers model: the context once, then G branches over its cache.
+
+Design: an own decode loop rather than ``generate``, which repeats every context G times before the
+prefill and has no seed per sequence. Every sample draws its numbers from its own generator by the
+inverse of the cumulative distribution, so what it samples does not depend on what it is batched with
+(up to rounding). The price is that sampling happens on the host's random numbers, one per token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from forethought.compute.rows import PaddedRows, pad_left, tail_logits
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """``len(seeds_G)`` samples after one prefix, each until a stop token or ``max_tokens``.
+
+    Example:
+        ``SampleRequest((1, 5, 39), (11, 12), max_tokens=9, temperature=1.0, stop_ids=(40,))``
+    """
+
+    prefix_ids: tuple[int, ...]
+    seeds_G: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Sampled ids with their log-probs at the sampling temperature; ``stopped`` by a stop token.
+
+    Example:
+        ``Sample((4, 6, 40), (-0.1, -0.7, -0.01), stopped=True)``
+    """
+
+    token_ids_L: tuple[int, ...]
+    logprobs_L: tuple[float, ...]
+    stopped: bool
+
+
+def derive_seed(*parts: int) -> int:
+    """A 63-bit seed that depends on every part and on their order."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@torch.inference_mode()
+def sample(model: Any, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
+    """Sample every request; shape [requests][G]. Requests may differ in length, size and limits."""
+    device = next(iter(model.parameters())).device
+    prefixes = pad_left([request.prefix_ids for request in requests], device)
+    cache = DynamicCache(config=model.config)
+    output = tail_logits(model, prefixes, 1, past_key_values=cache, use_cache=True)
+    owners = [i for i, request in enumerate(requests) for _ in request.seeds_G]
+    cache = output.past_key_values
+    cache.batch_select_indices(torch.tensor(owners, device=device))
+    decode = _Decode(requests, owners, prefixes, device)
+    logits = output.logits[owners, -1]
+    while decode.advance(logits):
+        decode.compact(cache)
+        step = tail_logits(model, decode.next_rows(), 1, past_key_values=cache, use_cache=True)
+        logits = step.logits[:, -1]
+    return decode.results()
+
+
+class _Decode:
+    """The rows still being decoded: what each sampled, and which remain alive."""
+
+    def __init__(
+        self,
+        requests: Sequence[SampleRequest],
+        owners: list[int],
+        prefixes: PaddedRows,
+        device: torch.device,
+    ) -> None:
+        self._requests, self._owners, self._device = requests, owners, device
+        self._mask = prefixes.attention_mask[owners]
+        self._positions = prefixes.position_ids[owners, -1:]
+        self._uniforms = _uniforms(requests).to(device)  # [R, L]
+        temperatures = [requests[owner].temperature for owner in owners]
+        self._temperatures = torch.tensor(temperatures, device=device)[:, None]
+        self._alive = list(range(len(owners)))
+        self._kept: list[int] = []
+        self._last_ids = torch.empty(0, dtype=torch.long, device=device)
+        self._ids: list[list[int]] = [[] for _ in owners]
+        self._logprobs: list[list[float]] = [[] for _ in owners]
+        self._stopped = [False] * len(owners)
+
+    def advance(self, logits: torch.Tensor) -> bool:
+        """Sample one token for every alive row; False once no row is left."""
+        step = len(self._ids[self._alive[0]])
+        logprobs = torch.log_softmax(logits / self._temperatures[self._alive], dim=-1)
+        ids = _inverse_cdf(logprobs, self._uniforms[self._alive, step])
+        chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+        self._kept = []
+        for slot, (row, token_id) in enumerate(zip(self._alive, ids.tolist(), strict=True)):
+            self._ids[row].append(token_id)
+            self._logprobs[row].append(chosen[slot])
+            request = self._requests[self._owners[row]]
+            self._stopped[row] = token_id in request.stop_ids
+            if not self._stopped[row] and step + 1 < request.max_tokens:
+                self._kept.append(slot)
+        self._last_ids = ids
+        return bool(self._kept)
+
+    def compact(self, cache: Any) -> None:
+        """Drop finished rows from the cache and from the alive set."""
+        if len(self._kept) == len(self._alive):
+            return
+        kept = torch.tensor(self._kept, device=self._device)
+        cache.batch_select_indices(kept)
+        self._alive = [self._alive[slot] for slot in self._kept]
+        self._last_ids, self._mask = self._last_ids[kept], self._mask[kept]
+        self._positions = self._positions[kept]
+
+    def next_rows(self) -> PaddedRows:
+        """The last sampled token of every alive row, as input of the next forward pass."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._alive), 1)], dim=1)
+        self._positions = self._positions + 1
+        return PaddedRows(self._last_ids[:, None], self._mask, self._positions)
+
+    def results(self) -> list[list[Sample]]:
+        """Samples regrouped by request."""
+        grouped: list[list[Sample]] = [[] for _ in self._requests]
+        rows = zip(self._owners, self._ids, self._logprobs, self._stopped, strict=True)
+        for owner, ids, logprobs, stopped in rows:
+            grouped[owner].append(Sample(tuple(ids), tuple(logprobs), stopped))
+        return grouped
+
+
+def _uniforms(requests: Sequence[SampleRequest]) -> torch.Tensor:
+    longest = max(request.max_tokens for request in requests)
+    return torch.stack(
+        [
+            torch.rand(longest, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            for request in requests
+            for seed in request.seeds_G
+        ]
+    )
+
+
+def _inverse_cdf(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    drawn = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp_max(logprobs.shape[1] - 1)

@@ -1,0 +1,82 @@
+"""A model that serves while newer weights arrive: what rollout and reward replicas hold.
+
+Design: one lock, taken for a whole batch of work or for a flip, so that a flip falls between forward
+passes and everything computed in a batch is of one version. The price is that a flip waits for the
+batch in hand; an engine that switches inside a running request keeps its own boundary instead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from forethought.compute.model import LanguageModel, load_language_model
+from forethought.compute.weights import apply_weights
+from forethought.errors import NotReady
+from forethought.types import WeightManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is served right now. Both change only under the lock.
+
+    Example:
+        ``with served.hold() as serving: sample(serving.language_model.model, requests)``
+    """
+
+    language_model: LanguageModel
+    manifest: WeightManifest
+
+
+class ServedModel:
+    """Weights of one published model ("policy" or "baseline") and the version they are."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name = name
+        self._device = device
+        self._lock = threading.Lock()
+        self._serving: Serving | None = None
+
+    @property
+    def manifest(self) -> WeightManifest | None:
+        """What is served, or None before the first weights."""
+        return self._serving.manifest if self._serving else None
+
+    @property
+    def is_ready(self) -> bool:
+        """True once some verified version is served."""
+        return self._serving is not None
+
+    @contextmanager
+    def hold(self) -> Iterator[Serving]:
+        """Keep the version fixed for the duration of a batch.
+
+        Raises:
+            NotReady: no weights have arrived yet.
+        """
+        with self._lock:
+            if self._serving is None:
+                raise NotReady(f"no {self.name} weights yet; the learner has to publish first")
+            yield self._serving
+
+    def load(self, directory: Path, manifest: WeightManifest) -> None:
+        """Flip to the verified snapshot in ``directory``. Blocking: call it off the event loop.
+
+        Only weights are copied while the model files stay the same; otherwise the model is rebuilt and
+        swapped in whole.
+
+        Raises:
+            InvalidInput: the snapshot does not load or does not fit; the old version keeps serving.
+        """
+        current = self._serving
+        if current and current.manifest.model_files_sha256 == manifest.model_files_sha256:
+            with self._lock:
+                apply_weights(current.language_model.model, directory / "model.safetensors")
+                self._serving = Serving(current.language_model, manifest)
+            return
+        fresh = load_language_model(directory, manifest.dtype, self._device)
+        with self._lock:
+            self._serving = Serving(fresh, manifest)

@@ -1,0 +1,11 @@
+"""Typed settings of every process: defaults < TOML file < ``FORETHOUGHT_…`` environment < command line.
+
+One schema for the whole run lives here rather than one beside each process, because ``forethought up``
+must refuse a bad ``[rollout]`` before it starts anything, and may import no service. The price is that
+a service's settings are declared one folder away from it.
+"""
+
+from forethought.config.loading import load_settings, write_resolved
+from forethought.config.sections import Settings
+
+__all__ = ["Settings", "load_settings", "write_resolved"]

@@ -1,0 +1,129 @@
+"""Reading settings from their four places, and writing what they came to.
+
+``FORETHOUGHT_LEARNER_STEPS=10`` sets ``learner.steps``: the part after the prefix up to the first
+underscore is the section. On the command line it is ``learner.steps=10``. Values on the command line
+are TOML where they parse as TOML and plain strings where they do not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from forethought.config.sections import Settings
+from forethought.errors import InvalidInput
+
+ENVIRONMENT_PREFIX = "FORETHOUGHT_"
+
+
+def load_settings(
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Resolve the settings.
+
+    ``path`` is a TOML file, ``overrides`` are ``section.key=value`` words of the command line.
+
+    Raises:
+        InvalidInput: an unreadable file, an unknown key or a value out of range; every fault is named.
+    """
+    merged: dict[str, Any] = _read_toml(path) if path else {}
+    environment = os.environ if environment is None else environment
+    for layer in (_from_environment(environment), *map(_from_override, overrides)):
+        _merge(merged, layer)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise InvalidInput(_explain(error, path)) from error
+
+
+def write_resolved(settings: Settings, path: Path) -> None:
+    """Write every resolved value as TOML, so that a run can be repeated from it alone."""
+    import tomli_w
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tomli_w.dumps(settings.model_dump(mode="json")), encoding="utf-8")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot read configuration {path}: {error.strerror}; give the path of a TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"configuration {path} is not valid TOML: {error}") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
+        _merge(layer, {section: {key: _value(environment[name])}})
+    return layer
+
+
+def _from_override(word: str) -> dict[str, Any]:
+    dotted, equals, text = word.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise InvalidInput(f"got {word!r}; expected section.key=value, such as learner.steps=10")
+    layer: Any = _value(text)
+    for key in reversed(keys):
+        layer = {key: layer}
+    assert isinstance(layer, dict)
+    return layer
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    lines = [f"invalid configuration{f' ({path})' if path else ''}:"]
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"  {where}: unknown key{_suggestion(fault['loc'])}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            got = f" (got {fault['input']!r})" if where and fault["type"] != "value_error" else ""
+            lines.append(f"  {where + ': ' if where else ''}{message}{got}")
+    return "\n".join(lines)
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    model: Any = Settings
+    for key in location[:-1]:
+        field = model.model_fields.get(key) if _is_model(model) else None
+        model = field.annotation if field else None
+    known = sorted(model.model_fields) if _is_model(model) else []
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

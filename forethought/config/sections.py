@@ -1,0 +1,227 @@
+"""The sections of the configuration. Units stand in the names; a value of 0 or "" means "derive it".
+
+Every section refuses unknown keys. What only the whole can know (group size against estimator, the
+size of a wire value) is checked in :class:`Settings`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    """Which run this is. ``name`` is also the prefix of its Redis keys."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
+    directory: Path = Path("runs/default")
+    seed: NonNegativeInt = 0
+
+
+class RedisSection(Section):
+    """Where Redis is. Without a URL, ``up`` and ``demo`` start one of their own."""
+
+    url: str = ""
+
+
+class ModelSection(Section):
+    """The model that is trained: a directory with a transformers causal LM and its tokenizer."""
+
+    path: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    max_length_tokens: NonNegativeInt = 0  # 0: what the model says
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+    add_think_tokens: bool = False
+
+
+class BaseSection(Section):
+    """The small base model that ``up`` trains when ``model.path`` is empty."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    hidden_size: PositiveInt = 128
+    num_layers: PositiveInt = 4
+    num_heads: PositiveInt = 4
+    steps: PositiveInt = 300
+    batch_documents: PositiveInt = 16
+    learning_rate: PositiveFloat = 2e-3
+    thought_share: Share = 0.5  # share of windows that carry one quoted thought, so markers are known
+
+
+class SourceSection(Section):
+    """One source of the mixture. ``path`` is a file, a folder, or a saved Hugging Face dataset."""
+
+    name: str = ""
+    path: str
+    weight: PositiveFloat = 1.0
+    text_field: str = "text"
+    marks_field: str = "marks"
+
+
+class CorpusSection(Section):
+    """What is read. ``path`` is short for one source; documents are cut into windows."""
+
+    path: str = ""
+    sources: tuple[SourceSection, ...] = ()
+    window_tokens: PositiveInt = 256
+    min_window_tokens: PositiveInt = 4
+
+    def resolved_sources(self) -> tuple[SourceSection, ...]:
+        """The sources, ``path`` included; each named."""
+        given = ((SourceSection(path=self.path),) if self.path else ()) + self.sources
+        return tuple(
+            source if source.name else source.model_copy(update={"name": Path(source.path).name})
+            for source in given
+        )
+
+
+class ObjectiveSection(Section):
+    """Which objective, and its own parameters (checked by the objective's ``Config``)."""
+
+    name: str = "rlp"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class SamplingSection(Section):
+    """How thoughts are drawn. top-p and top-k exist to be refused with an explanation."""
+
+    group_size: PositiveInt = 8
+    max_thought_tokens: PositiveInt = 32
+    temperature: PositiveFloat = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+class LearnerSection(Section):
+    """The optimizer step. ``batch_tasks`` is N, ``max_staleness`` is S of the design."""
+
+    steps: PositiveInt = 100
+    batch_tasks: PositiveInt = 8
+    max_staleness: NonNegativeInt = 0
+    learning_rate: PositiveFloat = 1e-4
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: off
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
+    importance_cap: Annotated[float, Field(ge=0)] = 0.0  # 0: off
+    inner_epochs: PositiveInt = 1
+    micro_batch_tokens: PositiveInt = 16_384
+    task_timeout_s: PositiveFloat = 600.0
+    num_threads: NonNegativeInt = 1  # 0: torch's choice
+    tensorboard: bool = False
+
+
+class BaselineSection(Section):
+    """The no-think baseline: an exponential moving average, the initial model, or none."""
+
+    kind: Literal["ema", "frozen", "none"] = "ema"
+    decay: Share = 0.999
+    publish_every_steps: PositiveInt = 1
+
+
+class CheckpointSection(Section):
+    """When checkpoints are written and how many are kept; the last step always writes one."""
+
+    every_steps: PositiveInt = 50
+    keep: PositiveInt = 2
+    journal_keep_batches: NonNegativeInt = 0  # 0: all
+
+
+class ReplicaSection(Section):
+    """What rollout and reward replicas have in common."""
+
+    host: str = ""  # listened on; empty: loopback when Redis is on loopback, else every interface
+    advertise_host: str = ""  # told to the learner; empty: the address that reaches Redis
+    grpc_port: Port = 0
+    ops_port: Port = 0
+    device: str = "auto"
+    num_threads: NonNegativeInt = 1
+    lease_s: PositiveFloat = 30.0
+    heartbeat_s: PositiveFloat = 1.0
+    max_attempts: PositiveInt = 3
+    drain_s: PositiveFloat = 25.0
+    deterministic: bool = False
+
+
+class RolloutSection(ReplicaSection):
+    """The rollout service."""
+
+    replicas: NonNegativeInt = 2
+    engine: Literal["torch"] = "torch"
+    max_batch_tasks: PositiveInt = 8
+    max_batch_tokens: PositiveInt = 65_536
+
+
+class RewardSection(ReplicaSection):
+    """The reward service."""
+
+    replicas: NonNegativeInt = 1
+    http_host: str = "127.0.0.1"
+    http_port: Port = 8080
+    max_batch_tasks: PositiveInt = 16
+    max_batch_tokens: PositiveInt = 16_384
+    max_body_bytes: PositiveInt = 8 << 20
+
+
+class PublishSection(Section):
+    """How weights reach replicas: a deadline for each phase of a push, and the chunk size."""
+
+    connect_timeout_s: PositiveFloat = 10.0
+    push_timeout_s: PositiveFloat = 300.0
+    retry_s: PositiveFloat = 1.0
+    chunk_bytes: Annotated[int, Field(ge=1024, le=4 << 20)] = 1 << 20
+
+
+class Root(Section):
+    """All sections, without their sources: what a TOML file may hold."""
+
+    run: RunSection = RunSection()
+    redis: RedisSection = RedisSection()
+    model: ModelSection = ModelSection()
+    base: BaseSection = BaseSection()
+    corpus: CorpusSection = CorpusSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    sampling: SamplingSection = SamplingSection()
+    learner: LearnerSection = LearnerSection()
+    baseline: BaselineSection = BaselineSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection = RewardSection()
+    publish: PublishSection = PublishSection()
+
+
+class Settings(Root):
+    """The whole configuration, checked as a whole.
+
+    Example:
+        ``load_settings(Path("configs/text-cpu.toml"), ["corpus.path=books"])``
+    """
+
+    @model_validator(mode="after")
+    def _no_truncated_distribution(self) -> Settings:
+        if self.sampling.top_p != 1.0 or self.sampling.top_k != 0:
+            raise ValueError(
+                f"sampling.top_p={self.sampling.top_p} and sampling.top_k={self.sampling.top_k}: "
+                "expected 1.0 and 0 while training, because the learner's log-probs are those of "
+                "the whole distribution; remove them and lower sampling.temperature instead"
+            )
+        return self

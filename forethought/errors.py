@@ -1,0 +1,79 @@
+"""Every error a user or a peer can meet, each with its HTTP and gRPC status.
+
+    ForethoughtError
+    ├── InvalidInput        400  INVALID_ARGUMENT     what was got, what was expected, what to do
+    ├── NotReady            503  UNAVAILABLE          no verified weights yet
+    ├── Stale               409  FAILED_PRECONDITION  a push or task older than what is served
+    ├── Unreachable         503  UNAVAILABLE          a peer (Redis, a replica) cannot be reached
+    └── Superseded          409  ABORTED              a newer learner owns the run
+
+``InvalidInput`` is also a ``ValueError``, so library callers need not know this tree. The one place
+that maps an exception to a status is :func:`status_of`; gRPC codes are named here by string so that
+importing errors loads no grpc.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ForethoughtError(Exception):
+    """Root of the tree."""
+
+    http_status = 500
+    grpc_code = "INTERNAL"
+
+
+class InvalidInput(ForethoughtError, ValueError):
+    """The caller asked for something that cannot be: the message says got, expected, remedy."""
+
+    http_status = 400
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class NotReady(ForethoughtError):
+    """Nothing verified is being served yet."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+
+
+class Stale(ForethoughtError):
+    """A push or request is older than, or foreign to, what is being served."""
+
+    http_status = 409
+    grpc_code = "FAILED_PRECONDITION"
+
+
+class Unreachable(ForethoughtError):
+    """A peer cannot be reached."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+
+
+class Superseded(ForethoughtError):
+    """A newer epoch has taken over the run; this process must stop."""
+
+    http_status = 409
+    grpc_code = "ABORTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How an exception is told to a peer.
+
+    Example:
+        ``Status(400, "INVALID_ARGUMENT", "target is empty; give at least one token")``
+    """
+
+    http_status: int
+    grpc_code: str
+    message: str
+
+
+def status_of(error: BaseException) -> Status:
+    """Map any exception to its status; only errors of this tree show their message to a peer."""
+    if isinstance(error, ForethoughtError):
+        return Status(error.http_status, error.grpc_code, str(error))
+    return Status(500, "INTERNAL", f"internal error ({type(error).__name__}); see the server's log")

@@ -1,0 +1,39 @@
+"""Advantage estimators: pure functions from a batch of rewards to advantages, one file each.
+
+They live apart from objectives because some need the whole batch, which only the learner has.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from forethought.errors import InvalidInput
+
+Rewards = Sequence[Sequence[float]]
+"""Rewards of every group of a batch, ragged: [B][G]."""
+
+
+class Estimator(Protocol):
+    """``advantages(rewards_BG) -> advantages_BG``; ``min_group_size`` is the least G it is defined for."""
+
+    min_group_size: int
+
+    def advantages(self, rewards_BG: Rewards) -> list[list[float]]:
+        """One finite advantage per reward, in the same ragged shape."""
+        ...
+
+
+def load(name: str) -> Estimator:
+    """The estimator of a file in this folder.
+
+    Raises:
+        InvalidInput: there is none of that name.
+    """
+    try:
+        return cast(Estimator, importlib.import_module(f"{__name__}.{name}"))
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"no estimator {name!r}: expected a file of forethought/estimators"
+        ) from error

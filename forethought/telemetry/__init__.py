@@ -1,0 +1,1 @@
+"""What a process tells its operators: the ops port and the log."""

@@ -1,0 +1,230 @@
+"""The values that flow through Forethought, each adding to the one before it.
+
+    corpus -> Document -> Task -> Rollout -> ScoredRollout -> (learner)
+
+Design: every stop *contains* what it was made from and edits nothing, so the last value tells the
+whole story and no stop needs a join by id. The price is that a task's trunk travels along to the
+learner; at 2,048 tokens that is 8 KiB per task, which Redis does not notice.
+
+Axes in names: ``N`` tokens of a document, ``K`` positions, ``G`` thoughts of a group, ``L`` tokens
+of one thought, ``H`` target tokens. Log-probs are natural logarithms and say whose they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A window of corpus tokens.
+
+    Long documents are cut into consecutive windows that do not overlap; ``document_id`` says which.
+    ``marks`` are token indices (into ``token_ids_N``) that the corpus itself calls worth predicting;
+    ``nll_weights_N`` weighs the next-token loss of each token (empty: 1 everywhere, SFT masks its prompt).
+
+    Example:
+        ``Document("notes.txt#3:0", "notes", (5, 17, 9), (1, 4, 2), marks=(2,))``
+    """
+
+    document_id: str
+    source: str
+    token_ids_N: tuple[int, ...]
+    token_bytes_N: tuple[int, ...] = ()  # bytes of each token, empty where the tokenizer cannot say
+    marks: tuple[int, ...] = ()
+    entropies_N: tuple[float, ...] = ()  # nats, annotated offline; empty where not annotated
+    nll_weights_N: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place to think: the context is ``trunk[:index]``, the truth that follows is ``target_ids_H``.
+
+    Example:
+        ``Position(index=10, target_ids_H=(42,))``
+    """
+
+    index: int
+    target_ids_H: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """The tokens around a thought; prompting is data, so no process needs a template.
+
+    A thinking branch is ``head + context + bridge | thought | close + target``; the no-think branch
+    is ``no_think_head + context | target``. The last id of ``bridge_ids`` opens the thought.
+
+    Example:
+        ``Prompting(head_ids=(), bridge_ids=(39,), close_ids=(40,), no_think_head_ids=())``
+    """
+
+    head_ids: tuple[int, ...] = ()
+    bridge_ids: tuple[int, ...] = ()
+    close_ids: tuple[int, ...] = ()
+    no_think_head_ids: tuple[int, ...] = ()
+
+    @property
+    def open_id(self) -> int:
+        """The think-open token, whose mass the no-think scorer removes."""
+        return self.bridge_ids[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How thoughts are drawn: until one of ``stop_ids`` is sampled (it belongs to the thought) or the
+    budget ``max_thought_tokens``, stop token included, is spent. No top-p or top-k: the log-probs of a
+    truncated distribution are not those the learner computes.
+
+    Example:
+        ``Sampling(group_size=8, max_thought_tokens=9, temperature=1.0, stop_ids=(40,))``
+    """
+
+    group_size: int
+    max_thought_tokens: int
+    temperature: float = 1.0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One document and K positions to think at: the unit of work, of batches and of delivery.
+
+    ``task_id`` grows by one per task of a run; batch k is exactly tasks kN to (k+1)N-1. Only a policy
+    of this ``epoch`` (or a later one) and of version ``min_version`` or newer may serve it.
+
+    Example:
+        ``Task(task_id=70, epoch=1, batch=2, min_version=2, objective="rlp",``
+        ``objective_json="{}", document=doc, positions_K=(Position(10, (42,)),), prompting=p, sampling=s, seed=17)``
+    """
+
+    task_id: int
+    epoch: int
+    batch: int
+    min_version: int
+    objective: str
+    objective_json: str
+    document: Document
+    positions_K: tuple[Position, ...]
+    prompting: Prompting
+    sampling: Sampling
+    seed: int
+    max_staleness: int = 0
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """``num_tokens`` consecutive thought tokens sampled by policy ``version``.
+
+    Example:
+        ``VersionSpan(version=3, num_tokens=7)``
+    """
+
+    version: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """One sampled thought. A *closed* thought ends with its sampled close token; a truncated one ran
+    out of budget and is closed by force, outside ``token_ids_L`` and without gradient.
+
+    ``behaviour_logprobs_L`` are at the sampling temperature.
+
+    Example:
+        ``Thought((4, 6, 40), (-0.1, -0.7, -0.01), (VersionSpan(3, 3),), closed=True)``
+    """
+
+    token_ids_L: tuple[int, ...]
+    behaviour_logprobs_L: tuple[float, ...]
+    version_spans: tuple[VersionSpan, ...]
+    closed: bool
+
+    @property
+    def newest_version(self) -> int:
+        """The newest policy version among the tokens."""
+        return max(span.version for span in self.version_spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """G thoughts for each of a task's K positions, or the error that took their place.
+
+    Example:
+        ``Rollout(task, thoughts_KG=((thought, other),), replica="rollout-a1")``
+    """
+
+    task: Task
+    thoughts_KG: tuple[tuple[Thought, ...], ...] = ()
+    replica: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollout:
+    """A rollout with its rewards and the log-likelihoods they came from.
+
+    ``policy_logprobs_KG`` is log p(target | context, thought) under ``policy_version``;
+    ``baseline_logprobs_K`` is log p(target | context), think-open mass removed, under
+    ``baseline_version``. A target of H tokens is their teacher-forced sum.
+
+    Example:
+        ``ScoredRollout(rollout, ((0.9, -0.2),), ((-0.1, -1.2),), (-1.0,), 3, 3, "reward-b2")``
+    """
+
+    rollout: Rollout
+    rewards_KG: tuple[tuple[float, ...], ...] = ()
+    policy_logprobs_KG: tuple[tuple[float, ...], ...] = ()
+    baseline_logprobs_K: tuple[float, ...] = ()
+    policy_version: int = 0
+    baseline_version: int = 0
+    replica: str = ""
+    error: str | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """What went wrong at either stop, or None."""
+        return self.error or self.rollout.error
+
+
+@dataclass(frozen=True, slots=True)
+class WeightManifest:
+    """What a set of published weights is. Ordered by (epoch, version), lexicographically.
+
+    ``sha256`` is of the safetensors payload; ``model_files_sha256`` of the configuration and tokenizer
+    that it belongs to.
+
+    Example:
+        ``WeightManifest("policy", 1, 12, "9f…", "4c…", "float32", 430_000)``
+    """
+
+    model: str
+    epoch: int
+    version: int
+    sha256: str
+    model_files_sha256: str
+    dtype: str
+    num_bytes: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The key by which a newer manifest replaces an older one."""
+        return (self.epoch, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A registered replica: where it listens, which models it holds, at which (epoch, version).
+
+    Example:
+        ``Replica("rollout-a1", "rollout", "10.0.0.7:50051", ("policy",), {"policy": (1, 12)})``
+    """
+
+    replica_id: str
+    kind: str
+    address: str
+    models: tuple[str, ...]
+    serving: dict[str, tuple[int, int]] = field(default_factory=dict)
+    num_tasks_done: int = 0
+    draining: bool = False

@@ -1,0 +1,275 @@
+"""The replica's side of a push: verify everything, then flip, or refuse the push whole.
+
+Design: a push is staged as files in a fresh directory and nothing of it is looked at before the
+last hash agrees; then the caller's ``apply`` flips atomically, and only its success changes what
+this replica says it holds. Pushes are taken one at a time. The price is one extra copy of the
+weights in the staging directory while a push runs (prefer memory, /dev/shm), and that a push waits
+for the one before it, which a silent sender can hold up for ``idle_timeout_s`` at most.
+
+Of what was applied only the model files stay staged, so that later pushes can leave them out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from forethought.errors import InvalidInput, Stale, Unreachable
+from forethought.types import WeightManifest
+from forethought.weights.snapshot import (
+    SAFETENSORS_CODEC,
+    WEIGHTS_FILE,
+    PushedFile,
+    PushHeader,
+    check_file_name,
+    digest_of,
+)
+
+Apply = Callable[[WeightManifest, Path], Awaitable[None]]
+
+
+class WeightReceiver:
+    """Takes pushes for one replica and remembers what it holds.
+
+    ``apply(manifest, directory)`` is the caller's flip between two forward passes. It gets a
+    complete model directory, must have read the weights when it returns (their file is removed
+    then), and raises to refuse, upon which the old version keeps serving. A flip that has begun is
+    never interrupted by a push that is cancelled.
+
+    ``staging`` may be shared: the receiver owns, and empties at construction, only its own
+    subdirectory, named after the replica.
+    """
+
+    def __init__(
+        self,
+        replica_id: str,
+        models: frozenset[str],
+        staging: Path,
+        apply: Apply,
+        *,
+        idle_timeout_s: float = 30.0,
+    ) -> None:
+        self.replica_id = replica_id
+        self.models = models
+        self.holding: dict[str, WeightManifest] = {}
+        self._root = staging / f"weights-{_plain(replica_id)}"
+        self._apply = apply
+        self._idle_timeout_s = idle_timeout_s
+        self._directories: dict[str, Path] = {}  # model -> where its model files are kept
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._push_numbers = itertools.count()
+        shutil.rmtree(self._root, ignore_errors=True)
+        self._root.mkdir(parents=True)
+
+    async def wait_for_change(self) -> None:
+        """Wait until ``holding`` changes next.
+
+        No change is missed by a caller that looks at ``holding`` and then awaits this at once.
+        """
+        await self._changed.wait()
+
+    async def receive(self, header: PushHeader, chunks: AsyncIterator[bytes]) -> WeightManifest:
+        """Take one push whole and return what is then held; the same manifest again is a success.
+
+        ``chunks`` are the bytes of ``header.files`` in order, cut anywhere.
+
+        Raises:
+            InvalidInput: the header or the bytes are not a valid push; nothing was applied.
+            Stale: not newer than what is held, or made for model files that are not held.
+            Unreachable: the sender fell silent for ``idle_timeout_s``.
+        """
+        async with self._turn:
+            manifest = header.manifest
+            if self.holding.get(manifest.model) == manifest:
+                return manifest
+            self._check(header)
+            directory = self._root / f"{manifest.model}-{next(self._push_numbers)}"
+            try:
+                directory.mkdir()
+                await self._stage(header.files, chunks, directory)
+                if not _promised_model_files(header):
+                    _link_model_files(self._directories[manifest.model], directory)
+                await _to_the_end(asyncio.ensure_future(self._flip(manifest, directory)))
+            finally:
+                if self._directories.get(manifest.model) != directory:
+                    shutil.rmtree(directory, ignore_errors=True)
+        return manifest
+
+    def _check(self, header: PushHeader) -> None:
+        """Refuse whatever can be refused before a byte has come."""
+        manifest = header.manifest
+        if manifest.model not in self.models:
+            raise InvalidInput(
+                f"push of model {manifest.model!r}, but {self.replica_id} serves "
+                f"{sorted(self.models)}; push only the models its registration asks for"
+            )
+        if header.codec != SAFETENSORS_CODEC or header.base is not None:
+            raise InvalidInput(
+                f"codec {header.codec!r}{' on a base' if header.base else ''} is unknown here; "
+                f"expected {SAFETENSORS_CODEC!r} without a base; push a snapshot"
+            )
+        held = self.holding.get(manifest.model)
+        if held is not None and manifest.order <= held.order:
+            raise Stale(
+                f"push of {manifest.model} at (epoch, version) {manifest.order}, but "
+                f"{held.order} is served with sha256 {held.sha256[:12]}; push something newer"
+            )
+        _check_files(header)
+        _check_model_files(header, held)
+
+    async def _stage(
+        self, files: tuple[PushedFile, ...], chunks: AsyncIterator[bytes], directory: Path
+    ) -> None:
+        """Write the stream into ``directory`` and verify every size and hash."""
+        stream = _ExactStream(chunks, self._idle_timeout_s)
+        for file in files:
+            digest = hashlib.sha256()
+            with (directory / file.name).open("xb", buffering=0) as target:
+                async for part in stream.take(file):
+                    # Hashing releases the GIL; the loop keeps serving leases and health meanwhile.
+                    await asyncio.to_thread(_write, part, target, digest.update)
+            if digest.hexdigest() != file.sha256:
+                raise InvalidInput(
+                    f"{file.name} arrived damaged: sha256 {digest.hexdigest()[:12]}, expected "
+                    f"{file.sha256[:12]}; push again"
+                )
+        await stream.expect_end()
+
+    async def _flip(self, manifest: WeightManifest, directory: Path) -> None:
+        """Apply, then tell; on failure everything stays as it was."""
+        await self._apply(manifest, directory)
+        (directory / WEIGHTS_FILE).unlink(missing_ok=True)
+        previous = self._directories.get(manifest.model)
+        self._directories[manifest.model] = directory
+        self.holding[manifest.model] = manifest
+        if previous is not None:
+            shutil.rmtree(previous, ignore_errors=True)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+class _ExactStream:
+    """Cuts a stream of chunks into files of promised sizes."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], idle_timeout_s: float) -> None:
+        self._chunks = chunks
+        self._idle_timeout_s = idle_timeout_s
+        self._rest = memoryview(b"")
+
+    async def take(self, file: PushedFile) -> AsyncIterator[memoryview]:
+        """Yield exactly ``file.num_bytes`` bytes, in parts."""
+        missing_bytes = file.num_bytes
+        while missing_bytes:
+            if not self._rest and not await self._refill():
+                raise InvalidInput(
+                    f"the push ended {missing_bytes} bytes short in {file.name}, expected "
+                    f"{file.num_bytes}; push again"
+                )
+            part, self._rest = self._rest[:missing_bytes], self._rest[missing_bytes:]
+            missing_bytes -= len(part)
+            yield part
+
+    async def expect_end(self) -> None:
+        """Refuse bytes after the last file."""
+        if self._rest or await self._refill():
+            raise InvalidInput(
+                "the push goes on after the last byte its header promised; "
+                "send exactly the files of the header"
+            )
+
+    async def _refill(self) -> bool:
+        """Fetch the next chunk that is not empty; False at the end of the stream."""
+        while not self._rest:
+            try:
+                async with asyncio.timeout(self._idle_timeout_s):
+                    self._rest = memoryview(await anext(self._chunks))
+            except StopAsyncIteration:
+                return False
+            except TimeoutError as error:
+                raise Unreachable(
+                    f"the sender was silent for {self._idle_timeout_s} s in the middle of a push; "
+                    "push again"
+                ) from error
+        return True
+
+
+def _check_files(header: PushHeader) -> None:
+    names = [file.name for file in header.files]
+    for name in names:
+        check_file_name(name)
+    if len(set(names)) != len(names) or WEIGHTS_FILE not in names:
+        raise InvalidInput(
+            f"push of files {names}; expected {WEIGHTS_FILE} and every name exactly once"
+        )
+    weights = next(file for file in header.files if file.name == WEIGHTS_FILE)
+    manifest = header.manifest
+    if (weights.sha256, weights.num_bytes) != (manifest.sha256, manifest.num_bytes):
+        raise InvalidInput(
+            f"the header promises {weights.num_bytes} bytes of weights with sha256 "
+            f"{weights.sha256[:12]}, its manifest {manifest.num_bytes} with "
+            f"{manifest.sha256[:12]}; make the push from one snapshot"
+        )
+
+
+def _check_model_files(header: PushHeader, held: WeightManifest | None) -> None:
+    """The model files must be those of the manifest: promised here, or held already."""
+    manifest = header.manifest
+    promised = _promised_model_files(header)
+    if promised:
+        got = digest_of(promised)
+        if got != manifest.model_files_sha256:
+            raise InvalidInput(
+                f"the promised model files have digest {got[:12]}, the manifest says "
+                f"{manifest.model_files_sha256[:12]}; make the push from one snapshot"
+            )
+    elif held is None or held.model_files_sha256 != manifest.model_files_sha256:
+        got = held.model_files_sha256[:12] if held else "nothing"
+        raise Stale(
+            f"push of weights alone for model files {manifest.model_files_sha256[:12]}, but "
+            f"{got} is held; push the whole snapshot"
+        )
+
+
+def _promised_model_files(header: PushHeader) -> dict[str, str]:
+    return {file.name: file.sha256 for file in header.files if file.name != WEIGHTS_FILE}
+
+
+def _link_model_files(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        os.link(path, target / path.name)
+
+
+def _write(part: memoryview, target: BinaryIO, update: Callable[[memoryview], None]) -> None:
+    target.write(part)
+    update(part)
+
+
+async def _to_the_end(task: asyncio.Task[None]) -> None:
+    """Wait for ``task`` even when the waiter is cancelled, and only then be cancelled."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    error = task.exception()  # looked at in any case, or asyncio calls it never retrieved
+    if cancelled:
+        raise asyncio.CancelledError
+    if error is not None:
+        raise error
+
+
+def _plain(replica_id: str) -> str:
+    """A replica id is also a directory name here."""
+    if not replica_id or replica_id != Path(replica_id).name or replica_id.startswith("."):
+        raise InvalidInput(
+            f"replica id {replica_id!r} cannot name a directory; use letters, digits and dashes"
+        )
+    return replica_id

@@ -1,0 +1,1 @@
+"""The replicated processes: ``services.rollout`` samples thoughts, ``services.reward`` scores them."""

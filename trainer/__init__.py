@@ -1,0 +1,1 @@
+"""The learner and all that belongs to it: feed, batches, EMA, checkpoints and the publisher."""
