@@ -91,7 +91,8 @@ class Task:
     """One document and K positions to think at: the unit of work, of batches and of delivery.
 
     ``task_id`` grows by one per task of a run; batch k is exactly tasks kN to (k+1)N-1. Only a policy
-    of this ``epoch`` (or a later one) and of version ``min_version`` or newer may serve it.
+    of this ``epoch`` and of version ``min_version`` or newer may serve it. ``models`` are the likelihoods
+    its reward needs; without "baseline", the policy itself scores the no-think branch.
 
     Example:
         ``Task(task_id=70, epoch=1, batch=2, min_version=2, objective="rlp",``
@@ -110,6 +111,7 @@ class Task:
     sampling: Sampling
     seed: int
     max_staleness: int = 0
+    models: tuple[str, ...] = ("policy", "baseline")
     traceparent: str = ""
 
 

@@ -58,7 +58,9 @@ def score_continuations(
     lengths = [len(q.prefix_ids) + len(q.continuation_ids) for q in queries]
     results: list[Scored | None] = [None] * len(queries)
     for indices in token_budget_batches(lengths, max_batch_tokens):
-        for index, scored in zip(indices, _score_batch(model, [queries[i] for i in indices]), strict=True):
+        for index, scored in zip(
+            indices, _score_batch(model, [queries[i] for i in indices]), strict=True
+        ):
             results[index] = scored
     return [scored for scored in results if scored is not None]
 
@@ -79,7 +81,10 @@ def _score_batch(model: Any, queries: list[Continuation]) -> list[Scored]:
     return [
         Scored(tuple(row[-size:]), tuple(hits[-size:]))
         for row, hits, size in zip(
-            logprobs.tolist(), greedy.tolist(), (len(q.continuation_ids) for q in queries), strict=True
+            logprobs.tolist(),
+            greedy.tolist(),
+            (len(q.continuation_ids) for q in queries),
+            strict=True,
         )
     ]
 

@@ -47,7 +47,8 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(iter(self.model.parameters())).device
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
 
 
 def resolve_device(name: str) -> torch.device:
@@ -83,7 +84,7 @@ def load_language_model(
     """
     tokenizer = load_tokenizer(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=DTYPES[dtype], local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -57,12 +57,11 @@ def tail_logits(model: Any, rows: PaddedRows, num_tail: int, **options: Any) -> 
 
     Returns the model's output object with ``logits`` of shape [B, num_tail, V].
     """
-    keep = {"logits_to_keep": num_tail} if _accepts(type(model), "logits_to_keep") else {}
-    if _accepts(type(model), "position_ids"):
+    kind: type = type(model)
+    keep: dict[str, Any] = {"logits_to_keep": num_tail} if _accepts(kind, "logits_to_keep") else {}
+    if _accepts(kind, "position_ids"):
         keep["position_ids"] = rows.position_ids
-    output = model(
-        input_ids=rows.input_ids, attention_mask=rows.attention_mask, **keep, **options
-    )
+    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **keep, **options)
     output.logits = output.logits[:, -num_tail:].float()
     return output
 
@@ -83,5 +82,5 @@ def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[li
 
 
 @lru_cache(maxsize=64)
-def _accepts(model_type: type, name: str) -> bool:
+def _accepts(model_type: Any, name: str) -> bool:
     return name in inspect.signature(model_type.forward).parameters

@@ -60,7 +60,9 @@ class BaseSection(Section):
     steps: PositiveInt = 300
     batch_documents: PositiveInt = 16
     learning_rate: PositiveFloat = 2e-3
-    thought_share: Share = 0.5  # share of windows that carry one quoted thought, so markers are known
+    thought_share: Share = (
+        0.5  # share of windows that carry one quoted thought, so markers are known
+    )
 
 
 class SourceSection(Section):
@@ -114,7 +116,7 @@ class LearnerSection(Section):
     batch_tasks: PositiveInt = 8
     max_staleness: NonNegativeInt = 0
     learning_rate: PositiveFloat = 1e-4
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = "constant"
     warmup_steps: NonNegativeInt = 0
     beta1: Share = 0.9
     beta2: Share = 0.999
@@ -128,6 +130,7 @@ class LearnerSection(Section):
     task_timeout_s: PositiveFloat = 600.0
     num_threads: NonNegativeInt = 1  # 0: torch's choice
     tensorboard: bool = False
+    ops_port: Port = 0
 
 
 class BaselineSection(Section):

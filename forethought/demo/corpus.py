@@ -46,7 +46,7 @@ VOCABULARY = (
     *(*NOISE_WORDS, *COMPANIONS),
 )
 HELDOUT_MODULUS = 16
-"""One problem in this many belongs to the held-out half, whatever the seed."""
+"""One problem in this many belongs to the held-out split, whatever the seed."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ def load(name: str, parameters: Mapping[str, Any] | None = None) -> Objective:
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
         )
         known = ", ".join(kind.Config.model_fields)
-        raise InvalidInput(f"objective {name!r} refuses its parameters: {faults}; known: {known}") from error
+        raise InvalidInput(
+            f"objective {name!r} refuses its parameters: {faults}; known: {known}"
+        ) from error
 
 
 def _find(name: str) -> type[Objective]:

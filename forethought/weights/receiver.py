@@ -131,7 +131,7 @@ class WeightReceiver:
         stream = _ExactStream(chunks, self._idle_timeout_s)
         for file in files:
             digest = hashlib.sha256()
-            with (directory / file.name).open("xb", buffering=0) as target:
+            with (directory / file.name).open("xb") as target:
                 async for part in stream.take(file):
                     # Hashing releases the GIL; the loop keeps serving leases and health meanwhile.
                     await asyncio.to_thread(_write, part, target, digest.update)

@@ -3,7 +3,7 @@
 Design: a snapshot is a directory's worth of opaque bytes plus a manifest that fixes every one of
 them by sha256, so neither torch nor safetensors is needed to move it and no receiver ever parses
 what it has not verified. The price is that the learner holds one serialised copy of the newest
-weights of each model in memory (0.43 MB for the demonstration model, 2 bytes per parameter in bf16).
+weights of each model in memory (2 bytes per parameter in bf16).
 
 Only plain data may travel: configuration, tokenizer and safetensors. Names outside the allow-list
 (pickles, code, paths) are refused on both sides.

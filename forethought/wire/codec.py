@@ -234,6 +234,7 @@ def _task_to_proto(task: Task) -> rollout_pb2.Task:
         ),
         seed=task.seed,
         max_staleness=task.max_staleness,
+        models=task.models,
         traceparent=task.traceparent,
     )
 
@@ -264,6 +265,7 @@ def _task_from_proto(message: rollout_pb2.Task) -> Task:
         ),
         seed=message.seed,
         max_staleness=message.max_staleness,
+        models=tuple(message.models),
         traceparent=message.traceparent,
     )
 

@@ -58,6 +58,8 @@ class WeightsServicer(object):
 
     def Push(self, request_iterator, context):
         """One header, then the bytes of its files in order, in chunks. Refused whole or applied whole.
+        The sender waits for the initial metadata after its header: with `forethought-go-ahead` it sends
+        the bytes, without it the call has ended and its status says why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,97 @@
+"""The command line: ``forethought up | serve | train | status | doctor``.
+
+Design: this package starts processes and looks at runs; it computes nothing and imports neither
+``services`` nor ``trainer``, whose modules it names only to ``python -m``. Every module here loads
+in milliseconds and imports what is heavy inside its functions, so that ``--help`` answers at once.
+The price is imports in unusual places.
+
+Exit statuses: 0 done or stopped cleanly, 1 something broke, 2 the user can put it right, 3
+superseded by a newer learner, 130 killed by a second Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from forethought.cli.doctor import doctor
+from forethought.cli.launch import examples
+from forethought.cli.serve import serve
+from forethought.cli.status import status
+from forethought.cli.train import train
+from forethought.cli.up import up
+from forethought.errors import ForethoughtError
+
+app = typer.Typer(
+    name="forethought",
+    help="Reinforcement pretraining as services: train a model to think before it predicts.",
+    epilog=examples(
+        "forethought doctor",
+        "forethought up configs/text-cpu.toml corpus.path=books",
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from forethought import __version__
+
+        typer.echo(f"forethought {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Show the version and exit.",
+        callback=_print_version,
+        is_eager=True,
+    ),
+) -> None:
+    pass
+
+
+# One more command is an import above and app.command(epilog=examples("forethought demo"))(demo).
+app.command(
+    epilog=examples(
+        "forethought up corpus.path=books",
+        "forethought up configs/text-cpu.toml corpus.path=books learner.steps=200",
+    )
+)(up)
+app.add_typer(serve, name="serve")
+app.command(
+    epilog=examples(
+        "forethought train configs/text-cpu.toml corpus.path=books --dry-run",
+        "forethought train redis.url=redis://10.0.0.5:6379/0 corpus.path=books",
+    ),
+)(train)
+app.command(
+    epilog=examples(
+        "forethought status --redis-url redis://127.0.0.1:6379/0 --watch",
+        "forethought status --redis-url redis://127.0.0.1:6379/0 --run books --json",
+    )
+)(status)
+app.command(
+    epilog=examples(
+        "forethought doctor", "forethought doctor configs/text-cpu.toml corpus.path=books"
+    )
+)(doctor)
+
+
+def main() -> None:
+    """Run the command line; what a user can put right is one red message and exit status 2."""
+    try:
+        app()
+    except ForethoughtError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

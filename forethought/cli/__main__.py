@@ -1,0 +1,5 @@
+"""``python -m forethought.cli`` is ``forethought``, for where the script is not on PATH."""
+
+from forethought.cli import main
+
+main()

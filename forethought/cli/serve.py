@@ -1,0 +1,78 @@
+"""``forethought serve rollout | reward``: one replica, in this very process.
+
+Design: settings are resolved here first, which takes milliseconds, so that a typing error is told
+before torch is loaded; then the process becomes the service. The price is that they are read twice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from forethought.cli.launch import OVERRIDES_ARGUMENT, become, examples, module_command, override
+
+serve = typer.Typer(
+    help="Run one replica of a service; start as many as you like, also while a run goes on.",
+    epilog=examples("forethought serve rollout --redis-url redis://10.0.0.5:6379/0 --run books"),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+_CONFIG = typer.Option(None, "--config", metavar="FILE", help="A TOML file; defaults hold without.")
+_REDIS_URL = typer.Option(None, "--redis-url", metavar="URL", help="Short for redis.url=URL.")
+_RUN = typer.Option(None, "--run", metavar="NAME", help="Short for run.name=NAME.")
+
+
+@serve.command(
+    epilog=examples(
+        "forethought serve rollout --redis-url redis://127.0.0.1:6379/0 --run books",
+        "forethought serve rollout --config run.toml rollout.device=cuda:1",
+    )
+)
+def rollout(
+    config: Path | None = _CONFIG,
+    redis_url: str | None = _REDIS_URL,
+    run: str | None = _RUN,
+    overrides: list[str] | None = OVERRIDES_ARGUMENT,
+) -> None:
+    """Sample thoughts: takes tasks from Redis, needs no model (weights come with the run).
+
+    SIGTERM drains: work in hand is finished or handed back, then it exits 0.
+    """
+    _serve("services.rollout", config, redis_url, run, overrides)
+
+
+@serve.command(
+    epilog=examples(
+        "forethought serve reward --redis-url redis://127.0.0.1:6379/0 --run books",
+        "forethought serve reward model.path=models/base reward.http_port=8080",
+    )
+)
+def reward(
+    config: Path | None = _CONFIG,
+    redis_url: str | None = _REDIS_URL,
+    run: str | None = _RUN,
+    overrides: list[str] | None = OVERRIDES_ARGUMENT,
+) -> None:
+    """Score thoughts: from Redis for a run, and over HTTP (POST /v1/score, see /docs).
+
+    SIGTERM drains: work in hand is finished or handed back, then it exits 0.
+    """
+    _serve("services.reward", config, redis_url, run, overrides)
+
+
+def _serve(
+    module: str,
+    config: Path | None,
+    redis_url: str | None,
+    run: str | None,
+    overrides: list[str] | None,
+) -> None:
+    from forethought.config import load_settings
+
+    options = (("redis.url", redis_url), ("run.name", run))
+    short = [override(key, text) for key, text in options if text is not None]
+    words = (*(overrides or ()), *short)
+    load_settings(config, words)
+    become(module_command(module, config, words))

@@ -1,0 +1,188 @@
+"""``forethought status``: what Redis knows about a run.
+
+Design: read from Redis alone, so that it works from any machine that reaches it and never asks a
+busy process. The price: the newest version is the newest that some replica serves (or the run's
+manifest names), which is older than the learner's own while a push is on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from forethought.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+    from forethought.queue import Broker
+    from forethought.types import Replica
+
+_WATCH_INTERVAL_S = 1.0
+_ANSWER_TIMEOUT_S = 15.0
+
+Report = dict[str, Any]
+
+
+def status(
+    redis_url: str = typer.Option(
+        "", "--redis-url", metavar="URL", envvar="FORETHOUGHT_REDIS_URL", help="The run's Redis."
+    ),
+    run: str = typer.Option(
+        "default", "--run", metavar="NAME", envvar="FORETHOUGHT_RUN_NAME", help="The run's name."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object, for scripts."),
+    watch: bool = typer.Option(False, "--watch", help="Show it again every second until Ctrl-C."),
+) -> None:
+    """Show a run: epoch and version, replicas and how far behind they are, queues, dead letters."""
+    if not redis_url:
+        raise InvalidInput(
+            "no Redis URL; expected --redis-url redis://HOST:PORT/0 or FORETHOUGHT_REDIS_URL "
+            "(forethought up prints it when it starts)"
+        )
+    if as_json and watch:
+        raise InvalidInput("--json and --watch together; expected one of them")
+    with suppress(KeyboardInterrupt):  # how one leaves --watch
+        asyncio.run(_status(redis_url, run, as_json, watch))
+
+
+async def _status(redis_url: str, run: str, as_json: bool, watch: bool) -> None:
+    from rich.console import Console
+
+    from forethought.queue import connect
+
+    broker = connect(redis_url, run)
+    try:
+        if watch:
+            await _watch(broker, run, Console())
+            return
+        report = await gather_report(broker, run)
+    finally:
+        await broker.close()
+    if as_json:
+        print(json.dumps(report))
+        return
+    if not (report["epoch"] or report["replicas"] or report["manifest"]):
+        raise InvalidInput(
+            f"this Redis knows no run {run!r}; expected the name that the run was started with "
+            "(run.name), or the run has not begun"
+        )
+    Console().print(render(report))
+
+
+async def _watch(broker: Broker, run: str, console: Console) -> None:
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        while True:
+            live.update(render(await gather_report(broker, run)), refresh=True)
+            await asyncio.sleep(_WATCH_INTERVAL_S)  # a clock: Redis has nothing to wait for here
+
+
+async def gather_report(broker: Broker, run: str) -> Report:
+    """Everything that ``--json`` prints.
+
+    Raises:
+        Unreachable: Redis does not answer.
+    """
+    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        manifest = await broker.run()
+        replicas = await broker.replicas()
+        epoch = await broker.current_epoch()
+        depths = await broker.depths()
+        letters = await broker.dead_letters()
+    newest = newest_version(replicas, manifest, epoch)
+    return {
+        "run": run,
+        "epoch": epoch,
+        "version": newest,
+        "manifest": manifest,
+        "replicas": [_replica(replica, epoch, newest) for replica in replicas],
+        "streams": {
+            stage.value: {"waiting": depth.waiting, "pending": depth.pending}
+            for stage, depth in depths.items()
+        },
+        "dead_letters": [
+            {"stage": x.stage.value, "task_id": x.message.task_id, "reason": x.reason}
+            for x in letters
+        ],
+    }
+
+
+def newest_version(
+    replicas: list[Replica], manifest: dict[str, Any] | None, epoch: int
+) -> int | None:
+    """The newest policy version of this epoch that anyone tells of; None before the first."""
+    served = [replica.serving["policy"] for replica in replicas if "policy" in replica.serving]
+    versions = [version for of_epoch, version in served if of_epoch == epoch]
+    manifest = manifest or {}
+    if manifest.get("epoch") == epoch and isinstance(manifest.get("version"), int):
+        versions.append(manifest["version"])
+    return max(versions, default=None)
+
+
+def _replica(replica: Replica, epoch: int, newest: int | None) -> Report:
+    of_epoch, version = replica.serving.get("policy", (0, None))
+    lag = None
+    if version is not None and newest is not None and of_epoch == epoch:
+        lag = newest - version
+    return {
+        "id": replica.replica_id,
+        "kind": replica.kind,
+        "address": replica.address,
+        "serving": {
+            model: {"epoch": pair[0], "version": pair[1]} for model, pair in replica.serving.items()
+        },
+        "lag": lag,
+        "tasks_done": replica.num_tasks_done,
+        "draining": replica.draining,
+    }
+
+
+def render(report: Report) -> Group:
+    """The report as tables."""
+    from rich.console import Group
+    from rich.text import Text
+
+    version = "none yet" if report["version"] is None else report["version"]
+    head = Text(f"run {report['run']}   epoch {report['epoch']}   policy version {version}")
+    parts: list[Any] = [head, _replica_table(report), _stream_table(report)]
+    for key, value in (report["manifest"] or {}).items():
+        shown = value if isinstance(value, str) else json.dumps(value)
+        parts.append(Text(f"{key}: {shown}", overflow="ellipsis", no_wrap=True, style="dim"))
+    parts.append(Text(f"dead letters: {len(report['dead_letters'])}"))
+    parts += [
+        Text(f"  {letter['stage']} task {letter['task_id']}: {letter['reason']}", style="red")
+        for letter in report["dead_letters"][-5:]
+    ]
+    return Group(*parts)
+
+
+def _replica_table(report: Report) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("replica", "kind", "address", "serving", "lag", "done", "", title_justify="left")
+    for replica in report["replicas"]:
+        serving = ", ".join(
+            f"{model} {pair['epoch']}.{pair['version']}"
+            for model, pair in replica["serving"].items()
+        )
+        lag = "-" if replica["lag"] is None else str(replica["lag"])
+        state = "draining" if replica["draining"] else ""
+        words = (replica["id"], replica["kind"], replica["address"], serving or "nothing yet")
+        table.add_row(*map(escape, words), lag, str(replica["tasks_done"]), state)
+    return table if report["replicas"] else "no replicas"
+
+
+def _stream_table(report: Report) -> Any:
+    from rich.table import Table
+
+    table = Table("stream", "waiting", "being worked on")
+    for stage, depth in report["streams"].items():
+        table.add_row(stage, str(depth["waiting"]), str(depth["pending"]))
+    return table

@@ -1,0 +1,237 @@
+"""Child processes that are kept alive, logged, stopped in order, and never left behind.
+
+Design: each child runs in a session of its own, so Ctrl-C reaches only the supervisor, which stops
+children in the order it wants. The kernel is asked (``PR_SET_PDEATHSIG``) to kill a child when its
+parent dies, because a parent that was killed with SIGKILL can ask for nothing; SIGKILL for the
+child too, since one waiting for a Redis that died with the parent would never go, and a run
+resumes from its checkpoint anyway. The price: macOS has no such request, and there ``kill -9``
+leaves children behind.
+
+    child.run    consumes: the program   produces: a log, an exit status
+                 waits for: its end, the back-off   unblocked by: the process ending; stop, kill
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+DONE, REFUSED, SUPERSEDED = 0, 2, 3
+"""Exit statuses that a restart cannot better."""
+
+_FINAL = frozenset({DONE, REFUSED, SUPERSEDED})
+_PR_SET_PDEATHSIG = 1
+_TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a child runs. ``name`` is also its log's.
+
+    Example:
+        ``Program("rollout-1", ("python", "-m", "services.rollout"), {"PATH": "/bin"})``
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """How often in a row, and how soon. A child that lived ``healthy_s`` starts a new row.
+
+    Example:
+        ``RestartPolicy(max_in_row=5, first_delay_s=0.5)`` waits 0.5, 1, 2, 4 and 8 seconds
+    """
+
+    max_in_row: int = 5
+    first_delay_s: float = 0.5
+    max_delay_s: float = 10.0
+    healthy_s: float = 30.0
+
+    def delay_s(self, num_in_row: int) -> float:
+        """How long to wait before the restart that follows the ``num_in_row``-th death."""
+        return min(self.max_delay_s, self.first_delay_s * 2.0 ** (num_in_row - 1))
+
+
+class Child:
+    """One program under supervision; made by :meth:`Supervisor.start`."""
+
+    def __init__(
+        self, program: Program, log: Path, say: Callable[[str], None], policy: RestartPolicy
+    ) -> None:
+        self.program = program
+        self.log = log
+        self._say = say
+        self._policy = policy
+        self._stopping = asyncio.Event()
+        self._wanted: signal.Signals | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._log_start = 0
+        self.ended: asyncio.Task[int] = asyncio.create_task(self._run(), name=program.name)
+
+    @property
+    def name(self) -> str:
+        """The program's name."""
+        return self.program.name
+
+    async def stop(self, grace_s: float) -> None:
+        """SIGTERM, then wait for the end; after ``grace_s`` seconds, SIGKILL."""
+        self._signal(signal.SIGTERM)
+        _, still_running = await asyncio.wait([self.ended], timeout=grace_s)
+        if still_running:
+            self._say(f"{self.name} did not stop within {grace_s:.0f} s of SIGTERM: killed")
+            self.kill()
+            await asyncio.wait([self.ended])
+
+    def kill(self) -> None:
+        """SIGKILL to the child and whatever it started; no restart."""
+        self._signal(signal.SIGKILL)
+
+    def last_lines(self, num_lines: int = 15) -> str:
+        """The end of what the child wrote since its last start."""
+        with self.log.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, size - _TAIL_BYTES))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+        return "\n".join(lines[-num_lines:])
+
+    async def _run(self) -> int:
+        num_in_row = 0
+        while True:
+            started_s = time.monotonic()
+            status = await self._run_once()
+            if self._stopping.is_set() or status in _FINAL:
+                return status
+            lived_s = time.monotonic() - started_s
+            num_in_row = 1 if lived_s >= self._policy.healthy_s else num_in_row + 1
+            if num_in_row > self._policy.max_in_row:
+                self._say(f"{self.name} {describe_exit(status)}; given up ({self.log})")
+                return status
+            delay_s = self._policy.delay_s(num_in_row)
+            self._say(
+                f"{self.name} {describe_exit(status)}; restart {num_in_row} of "
+                f"{self._policy.max_in_row} in {delay_s:g} s ({self.log})"
+            )
+            if await self._told_to_stop_within(delay_s):
+                return status
+
+    async def _run_once(self) -> int:
+        with self.log.open("ab") as log:
+            self._write_header(log.fileno())
+            self._log_start = self.log.stat().st_size
+            self._process = await asyncio.create_subprocess_exec(
+                *self.program.command,
+                env=dict(self.program.environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_death_with_parent(),
+            )
+        if self._wanted is not None:  # stopped while it was being started
+            self._signal(self._wanted)
+        return await self._process.wait()
+
+    def _write_header(self, descriptor: int) -> None:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.write(descriptor, f"--- {now} {shlex.join(self.program.command)}\n".encode())
+
+    async def _told_to_stop_within(self, delay_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), delay_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _signal(self, wanted: signal.Signals) -> None:
+        self._wanted = wanted
+        self._stopping.set()
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        if wanted is signal.SIGKILL:
+            os.killpg(process.pid, wanted)
+        else:
+            process.send_signal(wanted)
+
+
+class Supervisor:
+    """The children of one run; leaving the context kills those that are still alive.
+
+    Enter it in the main thread: the kernel ends a child when the *thread* that started it ends.
+    """
+
+    def __init__(
+        self, logs: Path, say: Callable[[str], None], policy: RestartPolicy | None = None
+    ) -> None:
+        self._logs = logs
+        self._say = say
+        self._policy = policy or RestartPolicy()
+        self._children: list[Child] = []
+
+    async def __aenter__(self) -> Supervisor:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+        await asyncio.gather(*(child.ended for child in self._children), return_exceptions=True)
+
+    def start(self, program: Program, *, restart: bool = True) -> Child:
+        """Start a program and keep it alive; with ``restart=False`` its first end is final."""
+        policy = self._policy if restart else RestartPolicy(max_in_row=0)
+        child = Child(program, self._logs / f"{program.name}.log", self._say, policy)
+        self._children.append(child)
+        return child
+
+    async def stop(self, children: Sequence[Child], grace_s: float) -> None:
+        """Stop these together; see :meth:`Child.stop`."""
+        await asyncio.gather(*(child.stop(grace_s) for child in children))
+
+    def kill(self) -> None:
+        """SIGKILL to every child."""
+        for child in self._children:
+            child.kill()
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words.
+
+    Example:
+        ``describe_exit(-9)`` is ``"was killed by SIGKILL (often: out of memory)"``
+    """
+    if status >= 0:
+        return f"exited with status {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    return f"was killed by {name}{' (often: out of memory)' if name == 'SIGKILL' else ''}"
+
+
+def _death_with_parent() -> Callable[[], None] | None:
+    """What a child does between fork and exec; libc is loaded before, while that is safe."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    parent = os.getpid()
+
+    def ask_kernel() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before we could ask
+            os._exit(1)
+
+    return ask_kernel

@@ -1,0 +1,267 @@
+"""``forethought up``: a whole run on one machine, from an empty folder to a checkpoint.
+
+Design: one asyncio loop in one thread waits for whatever comes first: a child's end, a signal, or
+the next look at the metrics. Nothing else decides when the run is over. The price is that a slow
+Redis delays one look by up to a second.
+
+    loop     consumes               produces                waits for             unblocked by
+    _follow  child ends, metrics,   progress, the verdict   the first child end   a child; Ctrl-C;
+             registry                                       or Ctrl-C             ``_REFRESH_S``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_words
+from forethought.errors import Unreachable
+
+if TYPE_CHECKING:
+    from forethought.cli.plan import Plan
+    from forethought.cli.progress import Display, Reading
+    from forethought.cli.supervisor import Child, Supervisor
+    from forethought.queue import Broker
+    from forethought.run_directory import RunDirectory
+
+_REFRESH_S = 0.25
+_REGISTRY_INTERVAL_S = 2.0
+_REGISTRY_TIMEOUT_S = 1.0
+_LEARNER_GRACE_S = 120.0  # it finishes its step and writes a checkpoint
+_DRAIN_MARGIN_S = 5.0
+_KILLED = 130
+
+
+def up(
+    config: str | None = CONFIG_ARGUMENT,
+    overrides: list[str] | None = OVERRIDES_ARGUMENT,
+) -> None:
+    """Run everything on this machine: Redis, rollout and reward replicas, the learner.
+
+    Without model.path, a small base model is trained on the corpus first. Ctrl-C stops in order and
+    leaves a checkpoint; the same command goes on from it. A second Ctrl-C kills.
+    """
+    from forethought.cli.plan import prepare
+
+    sys.exit(run_here(prepare(*split_words(config, overrides))))
+
+
+def run_here(plan: Plan) -> int:
+    """Carry out a plan; returns the exit status."""
+    from rich.console import Console
+
+    from forethought.cli.progress import PlainDisplay, TerminalDisplay
+    from forethought.config import write_resolved
+    from forethought.queue.embedded import EmbeddedRedis
+
+    console = Console()
+    display: Display = (
+        TerminalDisplay(console) if console.is_terminal else PlainDisplay(_print_line)
+    )
+    write_resolved(plan.settings, plan.children_config)
+    plan.logs.mkdir(parents=True, exist_ok=True)
+    data_dir = plan.logs.absolute()  # it becomes the directory that Redis works in
+    with EmbeddedRedis(url=plan.settings.redis.url or None, data_dir=data_dir) as redis:
+        return asyncio.run(_Run(plan, redis.url, display).run())
+
+
+def _print_line(text: str) -> None:
+    print(text, flush=True)  # a pipe is read while the run goes on
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a stage ended: exit status, what to say, and the child whose log tells more.
+
+    Example:
+        ``Verdict(2, "trainer refused to start", child)``
+    """
+
+    exit_status: int
+    reason: str = ""
+    culprit: Child | None = None
+    stopped: bool = False
+
+
+class _Run:
+    """One carrying out of a plan."""
+
+    def __init__(self, plan: Plan, redis_url: str, display: Display) -> None:
+        self._plan = plan
+        self._redis_url = redis_url
+        self._display = display
+        self._asked_to_stop = asyncio.Event()
+        self._killed = False
+        self._started_unix_s = time.time()
+
+    async def run(self) -> int:
+        """From the first process to the last; returns the exit status."""
+        from forethought.cli.supervisor import Supervisor
+        from forethought.queue import connect
+
+        broker = connect(self._redis_url, self._plan.settings.run.name)
+        try:
+            await broker.ping()  # a configured Redis may be away: say so before anything starts
+            self._announce()
+            async with Supervisor(self._plan.logs, self._display.say) as supervisor:
+                self._listen(supervisor)
+                verdict = await self._stages(supervisor, broker)
+        finally:
+            await broker.close()
+        self._conclude(verdict)
+        return _KILLED if self._killed else verdict.exit_status
+
+    async def _stages(self, supervisor: Supervisor, broker: Broker) -> Verdict:
+        if self._plan.needs_base:
+            verdict = await self._train_base(supervisor)
+            if verdict.exit_status or verdict.stopped:
+                return verdict
+        services = [supervisor.start(program) for program in self._plan.services(self._redis_url)]
+        trainer = supervisor.start(self._plan.trainer(self._redis_url))
+        settings, directory = self._plan.settings, self._plan.directory
+        reading = _reading(settings.objective.name, settings.learner.steps, directory)
+        verdict = await self._follow(trainer, services, reading, directory, broker)
+        await self._stop(supervisor, trainer, services)
+        return verdict
+
+    async def _train_base(self, supervisor: Supervisor) -> Verdict:
+        self._display.say(
+            f"no model.path: training a small base into {self._plan.base_model} first"
+        )
+        child = supervisor.start(self._plan.base_program(self._redis_url), restart=False)
+        directory = self._plan.base_run
+        reading = _reading("base", self._plan.settings.base.steps, directory)
+        verdict = await self._follow(child, [], reading, directory, None)
+        await child.stop(_LEARNER_GRACE_S)
+        if not verdict.stopped and not verdict.exit_status and not self._plan.base_model.exists():
+            return Verdict(1, f"base ended without leaving {self._plan.base_model}", child)
+        return verdict
+
+    async def _follow(
+        self,
+        main: Child,
+        others: Sequence[Child],
+        reading: Reading,
+        directory: RunDirectory,
+        broker: Broker | None,
+    ) -> Verdict:
+        """Show progress until ``main`` is done, a child cannot go on, or we are asked to stop."""
+        from forethought.cli.progress import MetricsTail
+
+        tail = MetricsTail(directory.metrics)
+        asked = asyncio.create_task(self._asked_to_stop.wait())
+        children = {child.ended: child for child in (main, *others)}
+        next_look_s = 0.0
+        try:
+            while True:
+                waited_for: set[asyncio.Task[Any]] = {asked, *children}
+                ended, _ = await asyncio.wait(
+                    waited_for, timeout=_REFRESH_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                reading.add(tail.read())
+                if broker is not None and time.monotonic() >= next_look_s:
+                    reading.replicas = await _count_replicas(broker)
+                    next_look_s = time.monotonic() + _REGISTRY_INTERVAL_S
+                self._display.show(reading)
+                if asked in ended:
+                    return Verdict(0, "stopped", stopped=True)
+                for child in [children.pop(task) for task in ended]:
+                    verdict = judge(child, is_main=child is main)
+                    if verdict is not None:
+                        return verdict
+                    self._display.say(f"{child.name} drained and left; it is not started again")
+        finally:
+            asked.cancel()
+            self._display.clear()
+
+    async def _stop(
+        self, supervisor: Supervisor, trainer: Child, services: Sequence[Child]
+    ) -> None:
+        """The learner before the services it needs; Redis goes last, when its context ends."""
+        settings = self._plan.settings
+        await supervisor.stop([trainer], _LEARNER_GRACE_S)
+        drain_s = max(settings.rollout.drain_s, settings.reward.drain_s)
+        await supervisor.stop(services, drain_s + _DRAIN_MARGIN_S)
+
+    def _listen(self, supervisor: Supervisor) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal, supervisor)
+
+    def _on_signal(self, supervisor: Supervisor) -> None:
+        if self._asked_to_stop.is_set():
+            self._killed = True
+            self._display.say("killing what is left")
+            supervisor.kill()
+            return
+        self._asked_to_stop.set()
+        self._display.clear()
+        self._display.say(
+            "stopping: the learner writes a checkpoint, then the services drain "
+            "(Ctrl-C again kills)"
+        )
+
+    def _announce(self) -> None:
+        from forethought.cli.report import opening_lines
+
+        for line in opening_lines(self._plan, self._redis_url):
+            self._display.say(line)
+
+    def _conclude(self, verdict: Verdict) -> None:
+        from forethought.cli.report import closing_lines
+
+        if verdict.culprit is not None:
+            error = f"error: {verdict.reason}; the end of {verdict.culprit.log}:"
+            typer.secho(error, fg=typer.colors.RED, err=True)
+            typer.echo(verdict.culprit.last_lines(), err=True)
+        for line in closing_lines(self._plan.directory, self._fresh_summary(), verdict.stopped):
+            self._display.say(line)
+
+    def _fresh_summary(self) -> dict[str, object] | None:
+        """The summary, if the learner wrote it in this run and not in an earlier one."""
+        summary = self._plan.directory.summary
+        if not summary.exists() or summary.stat().st_mtime < self._started_unix_s - 1:
+            return None
+        return dict(json.loads(summary.read_text(encoding="utf-8")))
+
+
+def _reading(stage: str, num_steps: int, directory: RunDirectory) -> Reading:
+    """A stage as it stands before its process runs; a resumed one does not begin at 0."""
+    from forethought.cli.progress import Reading
+
+    latest = directory.latest_checkpoint()
+    return Reading(stage, num_steps, int(latest.name.removeprefix("step-")) if latest else 0)
+
+
+def judge(child: Child, *, is_main: bool) -> Verdict | None:
+    """What the end of a child means for the run; None: it goes on without it."""
+    from forethought.cli.supervisor import DONE, REFUSED, SUPERSEDED, describe_exit
+
+    status = child.ended.result()
+    if status == DONE:
+        return Verdict(0) if is_main else None
+    if status == REFUSED:
+        return Verdict(REFUSED, f"{child.name} cannot run like this", child)
+    if status == SUPERSEDED:
+        return Verdict(SUPERSEDED, "a newer learner has taken over this run", child)
+    return Verdict(1, f"{child.name} {describe_exit(status)}", child)
+
+
+async def _count_replicas(broker: Broker) -> str:
+    """``"2 rollout + 1 reward"``, or why that is not known."""
+    try:
+        async with asyncio.timeout(_REGISTRY_TIMEOUT_S):
+            kinds = Counter(replica.kind for replica in await broker.replicas())
+    except (Unreachable, TimeoutError):
+        return "unknown, Redis does not answer"
+    order = sorted(kinds, reverse=True)
+    return " + ".join(f"{kinds[kind]} {kind}" for kind in order) or "none yet"

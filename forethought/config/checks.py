@@ -1,0 +1,66 @@
+"""What can only be checked with the objective at hand, before anything is started and without torch."""
+
+from __future__ import annotations
+
+from forethought import estimators, objectives
+from forethought.config.sections import Settings
+from forethought.errors import InvalidInput
+from forethought.objectives import Objective
+
+MAX_VALUE_BYTES = 1 << 20
+_OVERHEAD_BYTES = 4096
+
+
+def check_run(settings: Settings) -> Objective:
+    """Load the configured objective and check the settings against it.
+
+    Raises:
+        InvalidInput: a group too small for the estimator, or a result that could pass 1 MiB in Redis.
+    """
+    objective = objectives.load(settings.objective.name, settings.objective.parameters)
+    if objective.thinks:
+        _check_group_size(settings, objective)
+        _check_value_size(settings, objective)
+    return objective
+
+
+def check_corpus(settings: Settings) -> None:
+    """Refuse a run without a corpus.
+
+    Raises:
+        InvalidInput: no source is configured.
+    """
+    if not settings.corpus.resolved_sources():
+        raise InvalidInput(
+            "no corpus is configured; expected corpus.path=FILE_OR_FOLDER (text, .jsonl, .parquet or a "
+            "saved Hugging Face dataset) or [[corpus.sources]]"
+        )
+
+
+def largest_value_bytes(settings: Settings, objective: Objective) -> int:
+    """An upper bound of a scored rollout on the wire: the trunk's arrays and K x G thoughts."""
+    num_positions = getattr(objective.config, "num_positions", 1)
+    target_tokens = getattr(objective.config, "target_tokens", 1)
+    per_thought = 8 * settings.sampling.max_thought_tokens + 64
+    per_position = settings.sampling.group_size * per_thought + 4 * target_tokens + 64
+    return 16 * settings.corpus.window_tokens + num_positions * per_position + _OVERHEAD_BYTES
+
+
+def _check_group_size(settings: Settings, objective: Objective) -> None:
+    least = estimators.load(objective.estimator).min_group_size
+    if settings.sampling.group_size < least:
+        raise InvalidInput(
+            f"sampling.group_size is {settings.sampling.group_size}; expected at least {least} for the "
+            f"{objective.estimator} advantage of objective {settings.objective.name!r}, which compares "
+            "the thoughts of a group with each other"
+        )
+
+
+def _check_value_size(settings: Settings, objective: Objective) -> None:
+    size = largest_value_bytes(settings, objective)
+    if size > MAX_VALUE_BYTES:
+        raise InvalidInput(
+            f"one task's result could take {size} bytes in Redis; expected at most {MAX_VALUE_BYTES}: "
+            "lower the objective's num_positions (more tasks do the same work), sampling.group_size, "
+            "sampling.max_thought_tokens or corpus.window_tokens"
+        )

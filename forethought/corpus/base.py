@@ -1,0 +1,122 @@
+"""What ``forethought up`` needs to make a small base model of a folder of text.
+
+Design: a byte-level BPE tokenizer trained on the corpus itself, and windows of which a share
+carry a *quoted thought*: ``<think>``, a short span copied from the text before it, ``</think>``.
+A base that never saw the markers would neither close its thoughts nor gain anything from them, so
+reinforcement would have nothing to start from. Quotes teach it that a thought is short, is about
+the context, and is followed by the text going on; they need no labels. The price: the marker gets
+some probability everywhere (the no-think scorer removes it), and a little text at the end of
+those windows is not trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, TypeVar
+
+from forethought.errors import InvalidInput
+from forethought.types import Document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Value = TypeVar("Value")
+
+_END, _PAD = "<|end|>", "<|pad|>"
+_NUM_BYTES = 256
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, think_open: str, think_close: str
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer; any text survives encoding and decoding.
+
+    The vocabulary is the special tokens (end, pad, both think markers), all 256 bytes and as many
+    merges as fit and as ``texts`` give: a small corpus gives fewer, no text at all gives none. The
+    same texts give the same tokenizer.
+
+    Raises:
+        InvalidInput: markers that are empty or equal to one another or to the end and pad tokens,
+            or a vocabulary too small for the special tokens and the bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special_tokens = [_END, _PAD, think_open, think_close]
+    _check_tokens(special_tokens, vocab_size)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        eos_token=_END,
+        pad_token=_PAD,
+        additional_special_tokens=[think_open, think_close],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def quote_thoughts(
+    document: Document,
+    rng: Random,
+    open_id: int,
+    close_id: int,
+    share: float,
+    max_quote_tokens: int,
+) -> Document:
+    """With probability ``share``, insert one thought that quotes the text before it.
+
+    The thought stands at a uniformly random place with at least one token before and one after
+    it; the quote is a random span, of 0 to ``max_quote_tokens`` tokens, of what precedes it. The
+    window keeps its length N: the text's end makes room. Marks move along or fall off; the
+    thought's tokens are 0 bytes of corpus and weigh 1 in the next-token loss, like all others;
+    entropies are dropped, as they were those of another context.
+
+    A window that has a thought already, or has fewer than 4 tokens, comes back as it was. The same
+    state of ``rng`` gives the same document.
+    """
+    N = len(document.token_ids_N)
+    if rng.random() >= share or N < 4 or open_id in document.token_ids_N:
+        return document
+    index = rng.randint(1, N - 3)
+    quote_tokens = rng.randint(0, min(max_quote_tokens, index, N - 3 - index))
+    start = rng.randint(0, index - quote_tokens)
+    thought = (open_id, *document.token_ids_N[start : start + quote_tokens], close_id)
+    moved = (mark + len(thought) if mark >= index else mark for mark in document.marks)
+    return replace(
+        document,
+        token_ids_N=_splice(document.token_ids_N, index, thought),
+        token_bytes_N=_splice(document.token_bytes_N, index, (0,) * len(thought)),
+        marks=tuple(mark for mark in moved if mark < N),
+        entropies_N=(),
+        nll_weights_N=_splice(document.nll_weights_N, index, (1.0,) * len(thought)),
+    )
+
+
+def _splice(
+    values_N: tuple[Value, ...], index: int, inserted: Sequence[Value]
+) -> tuple[Value, ...]:
+    """``inserted`` before ``index``, cut to the length there was; what is empty stays empty."""
+    return (*values_N[:index], *inserted, *values_N[index:])[: len(values_N)]
+
+
+def _check_tokens(special_tokens: list[str], vocab_size: int) -> None:
+    if not all(special_tokens) or len(set(special_tokens)) < len(special_tokens):
+        raise InvalidInput(
+            f"got the special tokens {special_tokens} (end, pad, think open, think close), "
+            "expected four that differ and are not empty; change model.think_open or think_close"
+        )
+    if vocab_size < _NUM_BYTES + len(special_tokens):
+        raise InvalidInput(
+            f"base.vocab_size={vocab_size}: expected at least {_NUM_BYTES + len(special_tokens)}, "
+            "for 256 bytes and the special tokens; raise it"
+        )

@@ -1,0 +1,173 @@
+"""One source of the configuration as a random-access table of documents.
+
+Design: whatever the format, a source is streamed once through the same checks into one Arrow file
+under ``cache_dir`` (columns ``id``, ``text``, ``token_ids``, ``marks``; of ``text`` and
+``token_ids`` exactly one is set), found again by path, size and modification time of its files.
+Everything after that is indifferent to formats and costs no memory. The price is a second copy of
+the text on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forethought.config.sections import CorpusSection, SourceSection
+from forethought.corpus.readers import TOKEN_IDS_FIELD, Fields, list_files, read_records
+from forethought.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_FORMAT_VERSION = 1  # of the cached table: raise it when reading changes
+_MAX_TOKEN_ID = 2**31 - 1
+_LOG = logging.getLogger(__name__)
+
+
+def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
+    """Read ``source`` (or find what was read before) as a ``datasets.Dataset``.
+
+    Columns: ``id`` (file name # row), ``text`` or, for a source that is tokenised already,
+    ``token_ids``, and ``marks``: places worth predicting, as character offsets into ``text`` or
+    indices into ``token_ids``; empty where the source has none. Where a record has both contents
+    the text is read, since the ids may be another tokenizer's. Empty documents are skipped and
+    counted.
+
+    Raises:
+        InvalidInput: a missing path, no documents, a wrong field name or type, invalid UTF-8.
+    """
+    from datasets import Dataset, Features, List, Value
+    from datasets.exceptions import DatasetGenerationError
+
+    path = Path(source.path).expanduser()
+    files = list_files(path, cache_dir)
+    reading = _Reading(path, files, Fields(source.text_field, source.marks_field))
+    features = Features(
+        {
+            "id": Value("string"),
+            "text": Value("large_string"),
+            "token_ids": List(Value("int32")),
+            "marks": List(Value("int64")),
+        }
+    )
+    try:
+        return Dataset.from_generator(
+            _documents,
+            features=features,
+            cache_dir=str(cache_dir),
+            gen_kwargs={"reading": reading},
+            fingerprint=reading.fingerprint(),
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, InvalidInput):
+            raise error.__cause__ from None
+        raise
+
+
+def iterate_texts(section: CorpusSection, cache_dir: Path) -> Iterator[str]:
+    """Every text of every source, once and in order, for ``train_tokenizer``.
+
+    Raises:
+        InvalidInput: as :func:`open_source`; also a source without text, tokenised already.
+    """
+    for source in section.resolved_sources():
+        for row in open_source(source, cache_dir).select_columns(["id", "text"]):
+            if row["text"] is None:
+                raise InvalidInput(
+                    f"{row['id']} of corpus source {source.name!r} holds token ids, expected text "
+                    "to train a tokenizer on; give model.path, whose tokenizer made those ids"
+                )
+            yield row["text"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What is read: passed as one value, since ``datasets`` takes a list for shards."""
+
+    path: Path
+    files: tuple[Path, ...]
+    fields: Fields
+
+    def fingerprint(self) -> str:
+        """Changes when any file's path, size or modification time does."""
+        stats = [(str(file.resolve()), file.stat()) for file in self.files]
+        parts = [
+            (name.encode("utf-8", "replace").hex(), s.st_size, s.st_mtime_ns) for name, s in stats
+        ]
+        described = json.dumps([_FORMAT_VERSION, self.fields.text, self.fields.marks, parts])
+        return hashlib.sha256(described.encode()).hexdigest()[:32]
+
+
+def _documents(reading: _Reading) -> Iterator[dict[str, Any]]:
+    """The checked documents of a source; raising here keeps an unusable source out of the cache."""
+    num_read = num_empty = 0
+    for document_id, record in read_records(reading.path, reading.files, reading.fields):
+        num_read += 1
+        document = _checked(document_id, record, reading.fields)
+        if document is None:
+            num_empty += 1
+        else:
+            yield document
+    if num_empty == num_read:
+        raise InvalidInput(
+            f"corpus source {str(reading.path)!r}: got {num_read} documents, all of them empty; "
+            "expected at least one with text; check the path and the source's text_field"
+        )
+    if num_empty:
+        _LOG.warning("%s: skipped %d of %d documents: empty", reading.path, num_empty, num_read)
+
+
+def _checked(document_id: str, record: dict[str, Any], fields: Fields) -> dict[str, Any] | None:
+    """One row of the table, or None for an empty document."""
+    tokenised = fields.text not in record
+    content = record[TOKEN_IDS_FIELD if tokenised else fields.text]
+    if content is None:
+        return None
+    if tokenised:
+        _check_integers(content, _MAX_TOKEN_ID, f"{document_id}: {TOKEN_IDS_FIELD}")
+    else:
+        _check_text(content, document_id, fields.text)
+    if not (content if tokenised else content.strip()):
+        return None
+    marks = record.get(fields.marks)
+    marks = [] if marks is None else marks
+    _check_integers(marks, len(content) - 1, f"{document_id}: {fields.marks}")
+    return {
+        "id": document_id,
+        "text": None if tokenised else content,
+        "token_ids": content if tokenised else None,
+        "marks": marks,
+    }
+
+
+def _check_text(text: object, document_id: str, field: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidInput(
+            f"{document_id}: got {field}={text!r:.80} ({type(text).__name__}), expected a string; "
+            "name another text_field or repair the record"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"{document_id}: {field} holds the lone surrogate U+{ord(text[error.start]):04X} at "
+            f"character {error.start}, expected Unicode text; write the character whole"
+        ) from error
+
+
+def _check_integers(values: object, largest: int, what: str) -> None:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise InvalidInput(
+            f"{what}: got {values!r:.80}, expected a list of integers; repair the record"
+        )
+    for value in values:
+        if type(value) is not int or not 0 <= value <= largest:
+            raise InvalidInput(
+                f"{what}: got {value!r:.80}, expected integers from 0 to {largest}; "
+                "repair the record"
+            )

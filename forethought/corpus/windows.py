@@ -1,0 +1,234 @@
+"""Documents as consecutive windows of tokens.
+
+Design: every document is tokenised whole, without the tokens a tokenizer would add around it, and
+cut from its start into windows of ``window_tokens`` that do not overlap and never cross
+documents. The last, shorter window is kept if it has ``min_window_tokens``, else dropped; a
+document shorter than that has no window at all and is counted in a warning. The result is one
+Arrow file, found again by a fingerprint of documents, tokenizer and sizes. The price of not
+packing documents together: short ones make short windows, and the tokens in front of a cut are
+never seen by those behind it.
+
+A special token written out in the text (``<think>``) becomes that token. This is meant: worked
+examples are written so. Text from strangers can therefore hold markers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forethought.corpus.token_bytes import bytes_of_offsets, bytes_of_vocabulary
+from forethought.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_FORMAT_VERSION = 1  # of the cached table: raise it when cutting changes
+_BATCH_BYTES = 2 << 20  # a tokenizer at work takes some fifty times that in memory
+_MAX_BATCH_ROWS = 4096
+_LOG = logging.getLogger(__name__)
+
+
+def cut_windows(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    window_tokens: int,
+    min_window_tokens: int,
+    cache_dir: Path,
+) -> Dataset:
+    """Tokenise and cut ``documents`` (of :func:`forethought.corpus.sources.open_source`).
+
+    Columns: ``document_id`` (``notes.txt#0:3`` is window 3 of document ``notes.txt#0``),
+    ``token_ids`` (N), ``token_bytes`` (N, or none where it cannot be said) and ``marks``, indices
+    into the window's tokens: of the token that contains the marked character or, where none does
+    (whitespace), of the next. A character of several tokens marks its first.
+
+    Raises:
+        InvalidInput: sizes that contradict each other, no window at all, token ids outside the
+            vocabulary, marks with a tokenizer that gives no offsets.
+    """
+    from datasets import Features, List, Value
+
+    if min_window_tokens > window_tokens:
+        raise InvalidInput(
+            f"corpus.min_window_tokens={min_window_tokens}: expected at most "
+            f"corpus.window_tokens={window_tokens}; lower it"
+        )
+    features = Features(
+        {
+            "document_id": Value("string"),
+            "token_ids": List(Value("int32")),
+            "token_bytes": List(Value("int32")),
+            "marks": List(Value("int32")),
+        }
+    )
+    fingerprint = _fingerprint(documents, tokenizer, window_tokens, min_window_tokens)
+    cutter = _Cutter(tokenizer, window_tokens, min_window_tokens)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    windows = documents.map(
+        cutter,
+        batched=True,
+        batch_size=_batch_rows(documents),
+        remove_columns=documents.column_names,
+        features=features,
+        new_fingerprint=fingerprint,
+        cache_file_name=str(cache_dir / f"windows-{fingerprint}.arrow"),
+        desc="tokenise",
+    )
+    cutter.report()
+    if not len(windows):
+        raise InvalidInput(
+            f"got {len(documents)} documents from {documents[0]['id']} on, all shorter "
+            f"than corpus.min_window_tokens={min_window_tokens} tokens; "
+            "expected at least one window; lower it or add text"
+        )
+    return windows
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokenised:
+    """A whole document in tokens; ``sizes_N`` are bytes, empty where they cannot be said."""
+
+    document_id: str
+    token_ids_N: Sequence[int]
+    sizes_N: Sequence[int]
+    marks: Sequence[int]
+
+
+@dataclass(slots=True)
+class _Cutter:
+    """A batch of documents in, their windows out, for ``Dataset.map``; counts what it skips."""
+
+    tokenizer: PreTrainedTokenizerBase
+    window_tokens: int
+    min_window_tokens: int
+    num_documents: int = 0
+    num_skipped: int = 0
+    vocabulary_bytes: tuple[int, ...] | None = None
+    vocabulary_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look through the vocabulary once."""
+        self.vocabulary_bytes = bytes_of_vocabulary(self.tokenizer)
+        self.vocabulary_size = max(self.tokenizer.get_vocab().values()) + 1
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The windows of a batch, in the order of its documents."""
+        windows: list[tuple[Any, ...]] = []
+        for document in self._tokenise(batch):
+            before = len(windows)
+            windows.extend(self._cut(document))
+            self.num_documents += 1
+            self.num_skipped += before == len(windows)
+        columns = ("document_id", "token_ids", "token_bytes", "marks")
+        return {name: [window[i] for window in windows] for i, name in enumerate(columns)}
+
+    def report(self) -> None:
+        """Warn of documents without a window; silent where the windows came from the cache."""
+        if self.num_skipped:
+            _LOG.warning(
+                "skipped %d of %d documents: shorter than %d tokens",
+                self.num_skipped,
+                self.num_documents,
+                self.min_window_tokens,
+            )
+
+    def _cut(self, document: _Tokenised) -> Iterator[tuple[Any, ...]]:
+        starts = range(0, len(document.token_ids_N), self.window_tokens)
+        for number, start in enumerate(starts):
+            end = start + self.window_tokens
+            token_ids_N = document.token_ids_N[start:end]
+            if len(token_ids_N) >= self.min_window_tokens:
+                marks = [mark - start for mark in document.marks if start <= mark < end]
+                window_id = f"{document.document_id}:{number}"
+                yield window_id, token_ids_N, document.sizes_N[start:end], marks
+
+    def _tokenise(self, batch: dict[str, list[Any]]) -> Iterator[_Tokenised]:
+        texts = [text for text in batch["text"] if text is not None]
+        encoded = iter(self._encode(texts, with_marks=any(batch["marks"])))
+        for i, document_id in enumerate(batch["id"]):
+            if batch["text"][i] is None:
+                yield self._given(document_id, batch["token_ids"][i], batch["marks"][i])
+            else:
+                token_ids_N, offsets_N = next(encoded)
+                yield _Tokenised(
+                    document_id,
+                    token_ids_N,
+                    self._sizes(token_ids_N, batch["text"][i], offsets_N),
+                    _marked_tokens(batch["marks"][i], offsets_N),
+                )
+
+    def _encode(self, texts: list[str], with_marks: bool) -> Iterator[tuple[list[int], Any]]:
+        """(token ids, offsets) of each text; offsets cost time and are None where nobody asks."""
+        if not texts:
+            return
+        if with_marks and not self.tokenizer.is_fast:
+            raise InvalidInput(
+                f"got marks and the slow tokenizer {type(self.tokenizer).__name__}, expected a "
+                "fast one, whose offsets say which token holds a character; convert it"
+            )
+        with_offsets = with_marks or (self.tokenizer.is_fast and self.vocabulary_bytes is None)
+        encoding = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=with_offsets,
+            verbose=False,
+        )
+        offsets = encoding["offset_mapping"] if with_offsets else [None] * len(texts)
+        yield from zip(encoding["input_ids"], offsets, strict=True)
+
+    def _sizes(self, token_ids_N: list[int], text: str, offsets_N: Any) -> list[int]:
+        if self.vocabulary_bytes is not None:
+            return [self.vocabulary_bytes[token_id] for token_id in token_ids_N]
+        return [] if offsets_N is None else bytes_of_offsets(text, offsets_N)
+
+    def _given(self, document_id: str, token_ids_N: list[int], marks: list[int]) -> _Tokenised:
+        """A document that came in tokens."""
+        if max(token_ids_N) >= self.vocabulary_size:
+            raise InvalidInput(
+                f"{document_id}: got token id {max(token_ids_N)}, expected ids below the "
+                f"vocabulary's {self.vocabulary_size}; it was made for another model: give the text"
+            )
+        sizes = self.vocabulary_bytes and [self.vocabulary_bytes[i] for i in token_ids_N]
+        return _Tokenised(document_id, token_ids_N, sizes or (), sorted(set(marks)))
+
+
+def _marked_tokens(marks: list[int], offsets_N: Any) -> list[int]:
+    """Indices of the tokens that hold the marked characters, ascending."""
+    if not marks:
+        return []
+    ends_N = [end for _, end in offsets_N]
+    indices = {bisect_right(ends_N, mark) for mark in marks}
+    return sorted(index for index in indices if index < len(ends_N))
+
+
+def _batch_rows(documents: Dataset) -> int:
+    """Rows that make up some 2 MiB, so that memory follows the text and not the number of rows."""
+    bytes_per_row: int = max(1, documents.data.nbytes // max(1, len(documents)))
+    return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // bytes_per_row))
+
+
+def _fingerprint(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    window_tokens: int,
+    min_window_tokens: int,
+) -> str:
+    """Equal exactly when the windows are, whatever was done with the tokenizer object before."""
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Both are set by earlier calls and switched off in ours.
+        state.update(truncation=None, padding=None)
+    else:
+        state = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    parts = [_FORMAT_VERSION, documents._fingerprint, window_tokens, min_window_tokens, state]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

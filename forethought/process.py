@@ -1,0 +1,74 @@
+"""What every Forethought process does first and last: settings, logs, and an honest exit status.
+
+0  done, or drained after SIGTERM        2  the user has to change something (one line, no traceback)
+3  a newer learner owns the run          1  anything else (traceback)
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from forethought.config import Settings, load_settings
+from forethought.errors import InvalidInput, Superseded, Unreachable
+from forethought.telemetry.log import configure_logging
+
+log = logging.getLogger(__name__)
+
+USER_ERROR, SUPERSEDED = 2, 3
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """The arguments that all processes share: a configuration file and ``section.key=value`` words."""
+    arguments = argparse.ArgumentParser(prog=program, description=description)
+    arguments.add_argument("--config", type=Path, help="a TOML configuration file")
+    arguments.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return arguments
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that parsed arguments ask for.
+
+    Raises:
+        InvalidInput: the file or a word is wrong.
+    """
+    return load_settings(arguments.config, arguments.overrides)
+
+
+def exit_status(process: str, main: Callable[[], int]) -> int:
+    """Run ``main`` with logging set up and turn what it raises into an exit status."""
+    configure_logging(process)
+    try:
+        return main()
+    except (InvalidInput, Unreachable) as error:
+        print(f"{process}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except Superseded as error:
+        print(f"{process}: {error}", file=sys.stderr)
+        return SUPERSEDED
+
+
+def run_until_signalled(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
+    """Run an async main; SIGTERM and SIGINT set the event it is given, the second one cancels it."""
+
+    async def supervised() -> int:
+        stop, task = asyncio.Event(), asyncio.current_task()
+        assert task is not None
+
+        def on_signal(name: str) -> None:
+            if stop.is_set():
+                task.cancel()
+            log.info("got %s, stopping", name)
+            stop.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number.name)
+        return await main(stop)
+
+    return asyncio.run(supervised())

@@ -1,0 +1,66 @@
+"""The queues between the services, behind one narrow interface.
+
+Design: three streams with leases on them, the epoch, the run manifest and the replica registry
+are one ``Broker``, because the learner must see them vanish and come back together. There are
+two: Redis for every real run, memory for tests and single-process runs, held to the same contract
+by one test suite. The price is that the interface offers only what both can do atomically.
+
+``RedisBroker`` and ``EmbeddedRedis`` are imported by name from their modules, or made by
+:func:`connect`, so that this package loads no redis.
+"""
+
+from __future__ import annotations
+
+from forethought.errors import InvalidInput
+from forethought.queue.interface import (
+    JSON,
+    MAX_VALUE_BYTES,
+    Broker,
+    Consumer,
+    DeadLetter,
+    Delivery,
+    ErrorResult,
+    Message,
+    Stage,
+    StageDepth,
+)
+
+__all__ = [
+    "JSON",
+    "MAX_VALUE_BYTES",
+    "Broker",
+    "Consumer",
+    "DeadLetter",
+    "Delivery",
+    "ErrorResult",
+    "Message",
+    "Stage",
+    "StageDepth",
+    "connect",
+]
+
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def connect(url: str, run: str) -> Broker:
+    """The broker of a run; no I/O happens before its first use.
+
+    ``redis://``, ``rediss://`` and ``unix://`` reach a Redis. ``memory://`` makes a new in-memory
+    broker at every call: share the object between the parts of the process.
+
+    Raises:
+        InvalidInput: another scheme, or a run name that cannot be part of a key.
+    """
+    if url == "memory://":
+        from forethought.queue.memory_broker import MemoryBroker
+
+        return MemoryBroker()
+    if url.startswith(_REDIS_SCHEMES):
+        from forethought.queue.redis_broker import RedisBroker
+
+        return RedisBroker(url, run)
+    scheme = url.partition("://")[0] if "://" in url else "no scheme"
+    raise InvalidInput(
+        f"queue URL has {scheme!r}; expected redis://, rediss://, unix:// or memory://; "
+        "set FORETHOUGHT_REDIS_URL to something like redis://127.0.0.1:6379/0"
+    )

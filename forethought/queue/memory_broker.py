@@ -1,0 +1,316 @@
+"""The broker in memory: the same contract for one process and one event loop.
+
+Design: no locks, because nothing here awaits between looking and changing; that is what Redis needs
+scripts for. Leases and registrations are judged by an injected clock, so tests pass time instead of
+spending it. The price: a process that dies takes the work with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from forethought.queue.interface import (
+    JSON,
+    Consumer,
+    ConsumerOptions,
+    DeadLetter,
+    Delivery,
+    ErrorResult,
+    Message,
+    Stage,
+    StageDepth,
+    check_size,
+)
+from forethought.queue.keys import MAX_DEAD_LETTERS
+from forethought.types import Replica
+
+_SLICE_S = 1.0  # a waiting consumer looks for leases that ran out this often, at least
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A message in a stage. Nobody's while ``owner`` is empty."""
+
+    message: Message
+    owner: str = ""
+    leased_at_s: float = 0.0
+    num_attempts: int = 0
+    begun_by_owner: bool = False
+
+
+@dataclass(slots=True)
+class _StageState:
+    """The entries of a stage by id, in order of arrival, and who waits for more."""
+
+    entries: dict[str, _Entry] = field(default_factory=dict)
+    arrival: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class MemoryBroker:
+    """A run's broker inside this process. See ``Broker``.
+
+    ``clock`` counts seconds and must not go backwards; leases and registrations expire by it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._life = secrets.token_hex(8)
+        self._epoch = 0
+        self._stages = {stage: _StageState() for stage in Stage}
+        self._dead: deque[DeadLetter] = deque(maxlen=MAX_DEAD_LETTERS)
+        self._manifest: dict[str, JSON] | None = None
+        self._replicas: dict[str, tuple[Replica, float]] = {}
+
+    def lose_everything(self) -> None:
+        """What a restart does to a Redis that persists nothing; for tests."""
+        stages = self._stages
+        self._forget()
+        for state in stages.values():
+            state.arrival.set()  # whoever waited there looks again, and finds the new state
+
+    async def put(self, stage: Stage, messages: Iterable[Message]) -> None:
+        """See ``Broker.put``."""
+        messages = list(messages)
+        for message in messages:
+            check_size(message)
+        for message in messages:
+            self.append(stage, _Entry(message))
+
+    def consumer(
+        self,
+        *,
+        stage: Stage,
+        result_stage: Stage | None,
+        name: str,
+        lease_s: float,
+        max_attempts: int,
+        error_result: ErrorResult | None = None,
+    ) -> Consumer:
+        """See ``Broker.consumer``."""
+        options = ConsumerOptions(stage, result_stage, name, lease_s, max_attempts, error_result)
+        return MemoryConsumer(self, options)
+
+    async def new_epoch(self, at_least: int) -> int:
+        """See ``Broker.new_epoch``."""
+        self._epoch = max(self._epoch + 1, at_least)
+        return self._epoch
+
+    async def restore_epoch(self, epoch: int) -> int:
+        """See ``Broker.restore_epoch``."""
+        self._epoch = max(self._epoch, epoch)
+        return self._epoch
+
+    async def current_epoch(self) -> int:
+        """See ``Broker.current_epoch``."""
+        return self._epoch
+
+    async def life(self) -> str:
+        """See ``Broker.life``."""
+        return self._life
+
+    async def clear_work(self) -> None:
+        """See ``Broker.clear_work``."""
+        for state in self._stages.values():
+            state.entries.clear()
+
+    async def announce(self, replica: Replica, ttl_s: float) -> None:
+        """See ``Broker.announce``."""
+        self._replicas[replica.replica_id] = (replica, self._clock() + ttl_s)
+
+    async def withdraw(self, replica_id: str) -> None:
+        """See ``Broker.withdraw``."""
+        self._replicas.pop(replica_id, None)
+
+    async def replicas(self) -> list[Replica]:
+        """See ``Broker.replicas``."""
+        now_s = self._clock()
+        self._replicas = {i: entry for i, entry in self._replicas.items() if entry[1] > now_s}
+        return [self._replicas[replica_id][0] for replica_id in sorted(self._replicas)]
+
+    async def set_run(self, manifest: dict[str, JSON]) -> None:
+        """See ``Broker.set_run``."""
+        self._manifest = dict(manifest)
+
+    async def run(self) -> dict[str, JSON] | None:
+        """See ``Broker.run``."""
+        return self._manifest
+
+    async def depths(self) -> dict[Stage, StageDepth]:
+        """See ``Broker.depths``."""
+        depths = {}
+        for stage, state in self._stages.items():
+            pending = sum(bool(entry.owner) for entry in state.entries.values())
+            depths[stage] = StageDepth(len(state.entries) - pending, pending)
+        return depths
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """See ``Broker.dead_letters``."""
+        return list(self._dead)
+
+    async def ping(self) -> None:
+        """See ``Broker.ping``."""
+
+    async def close(self) -> None:
+        """See ``Broker.close``; the work stays for other holders of this object."""
+
+    # What consumers do to the shared state; no part of ``Broker``.
+
+    def append(self, stage: Stage, entry: _Entry) -> None:
+        """Add an entry at the end of the line and wake whoever waits for one."""
+        state = self._stages[stage]
+        state.entries[f"{next(self._ids)}-0"] = entry
+        state.arrival.set()
+        state.arrival = asyncio.Event()
+
+    def entry(self, delivery: Delivery) -> _Entry | None:
+        """The entry of a delivery, or None once it was retired or put back in line."""
+        return self._stages[delivery.stage].entries.get(delivery.entry_id)
+
+    def retire(self, delivery: Delivery) -> bool:
+        """Remove an entry; True exactly once."""
+        return self._stages[delivery.stage].entries.pop(delivery.entry_id, None) is not None
+
+    def take(
+        self, options: ConsumerOptions, max_items: int, wanted: Callable[[_Entry], bool]
+    ) -> list[Delivery]:
+        """Lease up to ``max_items`` wanted entries to a consumer."""
+        entries = self._stages[options.stage].entries
+        taken = list(itertools.islice((i for i, e in entries.items() if wanted(e)), max_items))
+        for entry_id in taken:
+            entry = entries[entry_id]
+            entry.owner, entry.leased_at_s = options.name, self._clock()
+            entry.begun_by_owner = False
+        return [
+            Delivery(options.stage, i, entries[i].message, entries[i].num_attempts) for i in taken
+        ]
+
+    def is_expired(self, entry: _Entry, lease_s: float) -> bool:
+        """Whether an entry's lease ran out."""
+        return bool(entry.owner) and self._clock() - entry.leased_at_s >= lease_s
+
+    def restart_lease(self, entry: _Entry) -> None:
+        """Start a lease anew."""
+        entry.leased_at_s = self._clock()
+
+    def add_dead_letter(self, letter: DeadLetter) -> None:
+        """Keep a dead letter, at the expense of the oldest."""
+        self._dead.append(letter)
+
+    async def arrival(self, stage: Stage, wait_s: float) -> None:
+        """Wait until something was appended to a stage, or ``wait_s`` seconds."""
+        arrival = self._stages[stage].arrival
+        try:
+            async with asyncio.timeout(wait_s):
+                await arrival.wait()
+        except TimeoutError:
+            return
+
+
+class MemoryConsumer:
+    """See ``Consumer``; made by ``MemoryBroker.consumer``."""
+
+    def __init__(self, broker: MemoryBroker, options: ConsumerOptions) -> None:
+        self._broker = broker
+        self._options = options
+
+    @property
+    def lease_s(self) -> float:
+        """See ``Consumer.lease_s``."""
+        return self._options.lease_s
+
+    def error_result(self, message: Message, reason: str) -> Message:
+        """See ``Consumer.error_result``."""
+        return self._options.answer(message, reason)
+
+    async def receive(self, max_items: int, wait_s: float) -> list[Delivery]:
+        """See ``Consumer.receive``."""
+        until_s = time.monotonic() + wait_s
+        while True:
+            taken = await self._claim(max_items) or self._broker.take(
+                self._options, max_items, lambda entry: not entry.owner
+            )
+            left_s = until_s - time.monotonic()
+            if taken or left_s <= 0:
+                return taken
+            slice_s = min(left_s, _SLICE_S, self.lease_s / 3)
+            await self._broker.arrival(self._options.stage, slice_s)
+
+    async def begin(self, delivery: Delivery) -> int:
+        """See ``Consumer.begin``."""
+        entry = self._ours(delivery)
+        if entry is None:
+            return 0
+        entry.num_attempts += 1
+        entry.begun_by_owner = True
+        return entry.num_attempts
+
+    async def renew(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """See ``Consumer.renew``."""
+        ours = []
+        for delivery in deliveries:
+            entry = self._ours(delivery)
+            if entry is not None:
+                self._broker.restart_lease(entry)
+                ours.append(delivery)
+        return ours
+
+    async def finish(self, delivery: Delivery, result: Message | None) -> bool:
+        """See ``Consumer.finish``."""
+        self._options.check_result(result)
+        retired = self._broker.retire(delivery)
+        if retired:
+            self._publish(result)
+        return retired
+
+    async def discard(self, delivery: Delivery) -> None:
+        """See ``Consumer.discard``."""
+        await self.finish(delivery, None)
+
+    async def release(self, delivery: Delivery) -> None:
+        """See ``Consumer.release``."""
+        entry = self._ours(delivery)
+        if entry is None:
+            return
+        self._broker.retire(delivery)
+        num_attempts = entry.num_attempts - int(entry.begun_by_owner)
+        fresh = replace(entry, owner="", num_attempts=num_attempts, begun_by_owner=False)
+        self._broker.append(delivery.stage, fresh)
+
+    async def bury(self, delivery: Delivery, reason: str) -> bool:
+        """See ``Consumer.bury``."""
+        retired = self._broker.retire(delivery)
+        if retired:
+            self._broker.add_dead_letter(DeadLetter(delivery.stage, delivery.message, reason))
+            self._publish(self._options.last_word(delivery.message, reason))
+        return retired
+
+    def _ours(self, delivery: Delivery) -> _Entry | None:
+        entry = self._broker.entry(delivery)
+        return entry if entry is not None and entry.owner == self._options.name else None
+
+    def _publish(self, result: Message | None) -> None:
+        if result is not None and self._options.result_stage is not None:
+            self._broker.append(self._options.result_stage, _Entry(result))
+
+    async def _claim(self, max_items: int) -> list[Delivery]:
+        """Take over what ran out; bury what has used up its attempts, return the rest."""
+        expired = self._broker.take(
+            self._options, max_items, lambda entry: self._broker.is_expired(entry, self.lease_s)
+        )
+        alive = []
+        for delivery in expired:
+            if delivery.num_earlier_attempts < self._options.max_attempts:
+                alive.append(delivery)
+            else:
+                await self.bury(delivery, self._options.cap_reason())
+        return alive

@@ -1,0 +1,107 @@
+"""One connection pool to one Redis, whose failures are told as ``Unreachable``.
+
+Design: short outages (a dropped connection, a failover of a second or two) are ridden out here,
+with back-off; longer ones become ``Unreachable`` and are the caller's to wait for, because only
+the caller knows whether it is stopping. The price of retrying is that a command can run twice
+when its answer was lost; every command of this package may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis.asyncio
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+
+from forethought.errors import InvalidInput, Unreachable
+
+MAX_BLOCK_S = 1.0
+"""The longest that one command may block in Redis; far below the socket timeout."""
+
+_SOCKET_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 5.0
+_HEALTH_CHECK_S = 30
+_NUM_RETRIES = 4
+_BACKOFF_S = 0.05
+_MAX_BACKOFF_S = 1.0
+
+_OUTAGES = (
+    exceptions.ConnectionError,  # includes a refused password and a Redis that is still loading
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,  # connected to a former primary during a failover
+    exceptions.ClusterDownError,
+    exceptions.OutOfMemoryError,
+)
+
+
+class RedisLink:
+    """The client, the scripts it has registered, and what to say when Redis does not answer.
+
+    Raises:
+        InvalidInput: the URL cannot be parsed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._shown_url = hide_password(url)
+        try:
+            self.client = redis.asyncio.Redis.from_url(
+                url,
+                protocol=2,  # answers of one shape, whatever this client's default is
+                socket_timeout=_SOCKET_TIMEOUT_S,
+                socket_connect_timeout=_CONNECT_TIMEOUT_S,
+                health_check_interval=_HEALTH_CHECK_S,
+                retry=Retry(
+                    ExponentialWithJitterBackoff(base=_BACKOFF_S, cap=_MAX_BACKOFF_S), _NUM_RETRIES
+                ),
+            )
+        except ValueError as error:
+            raise InvalidInput(
+                f"Redis URL {self._shown_url} cannot be parsed ({error}); "
+                "expected something like redis://:password@host:6379/0"
+            ) from error
+        self._scripts: dict[str, Any] = {}
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Tell an outage inside the block as ``Unreachable``."""
+        try:
+            yield
+        except _OUTAGES as error:
+            raise Unreachable(
+                f"Redis at {self._shown_url} cannot be used: {type(error).__name__}: {error}; "
+                "check that it runs, that its password is right and that FORETHOUGHT_REDIS_URL "
+                "names it; clients reconnect by themselves"
+            ) from error
+
+    async def script(self, lua: str, keys: Iterable[str], args: Iterable[object] = ()) -> Any:
+        """Run one of :mod:`forethought.queue.scripts`.
+
+        Raises:
+            Unreachable: Redis does not answer.
+        """
+        if lua not in self._scripts:
+            self._scripts[lua] = self.client.register_script(lua)
+        with self.reaching():
+            return await self._scripts[lua](keys=list(keys), args=list(args))
+
+
+def is_missing_group(error: exceptions.ResponseError) -> bool:
+    """Whether Redis says that a stream or its group is gone (a script's error wraps the code)."""
+    return "NOGROUP" in str(error) or "UNBLOCKED" in str(error)
+
+
+def hide_password(url: str) -> str:
+    """The URL as it may be logged."""
+    try:
+        parts = urlsplit(url)
+        if parts.password is None:
+            return url
+        user_host = f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"
+    except ValueError:
+        return "(not a URL)"
+    return urlunsplit(parts._replace(netloc=user_host))

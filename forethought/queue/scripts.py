@@ -1,0 +1,133 @@
+"""The Lua scripts: every step of the queue that must not be seen half done.
+
+Design: plain EVAL scripts, which run the same on Redis 6.2 and 7 and need no deployment step (a
+Redis that restarted is sent them again by the client). Each returns plain integers, strings and
+lists. The price is that Redis does nothing else while one runs, so each touches a handful of
+entries at most.
+
+A *retired* entry is one that was acknowledged and deleted: XACK answers 1 exactly once per
+delivery, which is what makes finishing happen once. Where a script needs the group and Redis has
+lost it, the NOGROUP error goes to the caller, who knows what that means there.
+"""
+
+from __future__ import annotations
+
+NEW_EPOCH = """
+-- KEYS: epoch   ARGV: at_least
+local epoch = redis.call('INCR', KEYS[1])
+local at_least = tonumber(ARGV[1])
+if epoch < at_least then
+  epoch = at_least
+  redis.call('SET', KEYS[1], epoch)
+end
+return epoch
+"""
+
+RESTORE_EPOCH = """
+-- KEYS: epoch   ARGV: epoch
+local newest = tonumber(redis.call('GET', KEYS[1]) or 0)
+local mine = tonumber(ARGV[1])
+if newest < mine then
+  newest = mine
+  redis.call('SET', KEYS[1], newest)
+end
+return newest
+"""
+
+LIFE = """
+-- KEYS: life   ARGV: a word to use if there is none
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
+"""
+
+CLEAR_WORK = """
+-- KEYS: stream, attempts of each stage in turn   ARGV: group
+-- Groups are made again at once: an autoscaler that finds none gives up on the stream.
+for i = 1, #KEYS, 2 do
+  redis.call('DEL', KEYS[i], KEYS[i + 1])
+  redis.call('XGROUP', 'CREATE', KEYS[i], ARGV[1], '0', 'MKSTREAM')
+end
+return #KEYS / 2
+"""
+
+ANNOUNCE = """
+-- KEYS: replicas, expiry   ARGV: id, registration, ttl_ms
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], now_ms + ARGV[3], ARGV[1])
+return 1
+"""
+
+REPLICAS = """
+-- KEYS: replicas, expiry
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms)) do
+  redis.call('ZREM', KEYS[2], id)
+  redis.call('HDEL', KEYS[1], id)
+end
+return redis.call('HVALS', KEYS[1])
+"""
+
+BEGIN = """
+-- KEYS: stream, attempts   ARGV: group, consumer, entry
+local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
+if not held or held[2] ~= ARGV[2] then return 0 end
+return redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
+"""
+
+RENEW = """
+-- KEYS: stream   ARGV: group, consumer, entries...
+local ours = {}
+for i = 3, #ARGV do
+  local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
+  if held and held[2] == ARGV[2] then
+    -- XCLAIM to ourselves starts the idle time anew; JUSTID leaves the delivery counter alone.
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+    ours[#ours + 1] = ARGV[i]
+  end
+end
+return ours
+"""
+
+FINISH = """
+-- KEYS: stream, attempts[, result stream]   ARGV: group, entry[, task_id, epoch, body]
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+if KEYS[3] then
+  redis.call('XADD', KEYS[3], '*', 'task_id', ARGV[3], 'epoch', ARGV[4], 'body', ARGV[5])
+end
+redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('HDEL', KEYS[2], ARGV[2])
+return 1
+"""
+
+BURY = """
+-- KEYS: stream, attempts, dead[, result stream]
+-- ARGV: group, entry, max_dead, stage, reason, task_id, epoch, body[, the result's same three]
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XADD', KEYS[3], 'MAXLEN', ARGV[3], '*', 'stage', ARGV[4], 'reason', ARGV[5],
+  'task_id', ARGV[6], 'epoch', ARGV[7], 'body', ARGV[8])
+if KEYS[4] then
+  redis.call('XADD', KEYS[4], '*', 'task_id', ARGV[9], 'epoch', ARGV[10], 'body', ARGV[11])
+end
+redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('HDEL', KEYS[2], ARGV[2])
+return 1
+"""
+
+RELEASE = """
+-- KEYS: stream, attempts   ARGV: group, consumer, entry, attempts to un-count
+local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
+if not held or held[2] ~= ARGV[2] then return 0 end
+local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
+local attempts = (redis.call('HGET', KEYS[2], ARGV[3]) or 0) - ARGV[4]
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+redis.call('XDEL', KEYS[1], ARGV[3])
+redis.call('HDEL', KEYS[2], ARGV[3])
+if not entry then return 0 end
+-- A new entry, not a changed owner: only that wakes a consumer that is blocked in XREADGROUP.
+local id = redis.call('XADD', KEYS[1], '*', unpack(entry[2]))
+if attempts > 0 then redis.call('HSET', KEYS[2], id, attempts) end
+return 1
+"""

@@ -1,0 +1,310 @@
+"""The loop that the rollout and the reward service share.
+
+Design: one batch at a time and no prefetch, so a busy replica never sits on work that an idle one
+could do; while something waits for newer weights nothing more is received, because what comes
+later needs weights at least as new. The price is one round trip to the broker between batches.
+
+A delivery may wait here for ``patience_s`` only. Then it goes back in line, where a replica that
+has the weights gets it: a replica that is stuck in a push must not hold up the batch that it took
+work of. Neither waiting nor going back counts as an attempt.
+
+A delivery that an earlier attempt did not finish is handled alone: if it kills its workers, it
+takes no other with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from enum import Enum, auto
+from typing import Protocol, TypeVar
+
+from forethought.errors import InvalidInput, Unreachable
+from forethought.queue.interface import Consumer, Delivery, Message
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PAUSE_S = 0.1
+_MAX_PAUSE_S = 5.0
+
+
+class Verdict(Enum):
+    """What to do with a message now."""
+
+    READY = auto()
+    """It can be handled with the weights as they are."""
+
+    WAIT = auto()
+    """It needs newer weights."""
+
+    DISCARD = auto()
+    """It is of a dead epoch: nobody wants its result."""
+
+
+class Handler(Protocol):
+    """What a service does with messages; the worker does everything else."""
+
+    def verdict(self, message: Message) -> Verdict:
+        """Whether the message can be handled now. Raising gives up on the message at once."""
+
+    async def changed(self) -> None:
+        """Return after the next change that may alter a verdict.
+
+        Called again as soon as it returned; must begin to wait before it first gives up control.
+        """
+
+    async def handle(self, messages: list[Message]) -> list[Message]:
+        """The results, in order. What it raises becomes the error result of each message."""
+
+
+# Three tasks run inside ``Worker.run``:
+#
+#   task     consumes             produces           waits for              unblocked by
+#   ------   ------------------   ----------------   --------------------   ----------------------
+#   _serve   deliveries of the    results; error     a delivery             the broker, <= wait_s
+#            consumer's stage     results;           newer weights          _wake, <= patience_s
+#                                 released tasks     the handler            the handler
+#   _watch   handler.changed()    _wake              a change of weights    the handler
+#   _renew   what is held         longer leases;     a third of a lease     the clock
+#                                 _wake, on a loss
+#   stop()                        _wake                                     whoever calls it
+
+
+class Worker:
+    """Serves one consumer with one handler until told to stop.
+
+    ``max_batch_tasks`` bounds what is received and handled at once; ``wait_s`` how long one
+    receive waits, and so how long an idle worker takes to stop; ``patience_s`` (default: one
+    lease) how long a delivery may wait here for newer weights.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        consumer: Consumer,
+        max_batch_tasks: int,
+        wait_s: float = 1.0,
+        patience_s: float | None = None,
+    ) -> None:
+        self._handler = handler
+        self._consumer = consumer
+        self._max_batch_tasks = max_batch_tasks
+        self._wait_s = wait_s
+        self._patience_s = consumer.lease_s if patience_s is None else patience_s
+        self._held: dict[str, Delivery] = {}  # by entry id; waiting or being worked on
+        self._release_at_s = 0.0  # when what is waiting goes back in line
+        self._leased_at_s = 0.0  # when the broker last confirmed our leases
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._num_done = 0
+
+    @property
+    def num_done(self) -> int:
+        """Results published by this worker, error results included."""
+        return self._num_done
+
+    def stop(self) -> None:
+        """Drain: receive no more, finish the batch in hand, release the rest; then ``run`` ends."""
+        self._stopping.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until :meth:`stop`; outlives outages of the broker.
+
+        Cancelling it instead leaves what was held to the expiry of its leases. Anything else that
+        goes wrong is a defect (``changed`` raised, Redis refused a command) and ends the loop with
+        an ``ExceptionGroup``.
+        """
+        async with asyncio.TaskGroup() as group:
+            helpers = [group.create_task(self._watch()), group.create_task(self._renew())]
+            try:
+                await self._serve()
+            finally:
+                for helper in helpers:
+                    helper.cancel()
+
+    async def _serve(self) -> None:
+        pauses_s = _pauses()
+        while not self._stopping.is_set():
+            try:
+                await self._turn()
+                pauses_s = _pauses()
+            except Unreachable as error:
+                log.warning("%s; trying again", error)
+                await _comes(self._stopping, next(pauses_s))
+        await self._release_all()
+
+    async def _turn(self) -> None:
+        """One round: have deliveries, sort them, then work on some or wait."""
+        if not self._held:
+            await self._receive()
+        self._wake.clear()  # before asking for verdicts: a change while asking is not missed
+        ready = await self._sort()
+        if ready:
+            await self._work([d for d in ready if not d.num_earlier_attempts] or ready[:1])
+        elif self._held and not self._stopping.is_set():
+            await self._wait_for_weights()
+
+    async def _receive(self) -> None:
+        deliveries = await self._consumer.receive(self._max_batch_tasks, self._wait_s)
+        self._leased_at_s = _now_s()
+        self._release_at_s = _now_s() + self._patience_s
+        self._held = {delivery.entry_id: delivery for delivery in deliveries}
+
+    async def _sort(self) -> list[Delivery]:
+        """The held deliveries that are ready; those nobody wants, or can read, are retired."""
+        ready = []
+        for delivery in list(self._held.values()):
+            try:
+                verdict = self._handler.verdict(delivery.message)
+            except Exception as error:
+                log.exception("no verdict on task %d", delivery.message.task_id)
+                await self._bury(delivery, _reason(error))
+                continue
+            if verdict is Verdict.READY:
+                ready.append(delivery)
+            elif verdict is Verdict.DISCARD:
+                await self._consumer.discard(delivery)
+                self._held.pop(delivery.entry_id, None)
+        return ready
+
+    async def _wait_for_weights(self) -> None:
+        if await _comes(self._wake, self._release_at_s - _now_s()):
+            return
+        await self._release_all()
+        # Stand back, or we would take the same work again before a replica that can do it.
+        await _comes(self._wake, self._wait_s)
+
+    async def _work(self, deliveries: list[Delivery]) -> None:
+        """Begin, handle and finish one batch; what fails is answered with an error result."""
+        begun = await asyncio.gather(*map(self._begin, deliveries))
+        mine = [delivery for delivery, is_mine in zip(deliveries, begun, strict=True) if is_mine]
+        if not mine:
+            return
+        results = await self._handle(mine)
+        await asyncio.gather(*map(self._finish, mine, results))
+
+    async def _begin(self, delivery: Delivery) -> bool:
+        is_mine = await self._insist(delivery, lambda: self._consumer.begin(delivery))
+        if not is_mine:
+            self._held.pop(delivery.entry_id, None)
+        return bool(is_mine)
+
+    async def _handle(self, deliveries: list[Delivery]) -> list[Message | str]:
+        """The results in order, or in the place of each the reason why there is none."""
+        messages = [delivery.message for delivery in deliveries]
+        try:
+            results = await self._handler.handle(messages)
+            if len(results) != len(messages):
+                raise RuntimeError(f"{len(results)} results for {len(messages)} messages")
+        except Exception as error:
+            log.exception("a batch of %d tasks failed", len(messages))
+            return [_reason(error)] * len(messages)
+        return list(results)
+
+    async def _finish(self, delivery: Delivery, result: Message | str) -> None:
+        if isinstance(result, str):
+            await self._fail(delivery, result)
+            return
+        try:
+            done = await self._insist(delivery, lambda: self._consumer.finish(delivery, result))
+        except InvalidInput as error:  # the result is too large to publish
+            await self._bury(delivery, _reason(error))
+        else:
+            self._retired(delivery, bool(done))
+
+    async def _fail(self, delivery: Delivery, reason: str) -> None:
+        """Finish with an error result; where none can be made, the dead letter says why."""
+        try:
+            result = self._consumer.error_result(delivery.message, reason)
+        except Exception:
+            await self._bury(delivery, reason)
+        else:
+            await self._finish(delivery, result)
+
+    async def _bury(self, delivery: Delivery, reason: str) -> None:
+        done = await self._insist(delivery, lambda: self._consumer.bury(delivery, reason))
+        self._retired(delivery, bool(done))
+
+    def _retired(self, delivery: Delivery, done: bool) -> None:
+        self._held.pop(delivery.entry_id, None)
+        self._num_done += done
+        if not done:
+            log.info("task %d was not ours to finish any more", delivery.message.task_id)
+
+    async def _insist(self, delivery: Delivery, act: Callable[[], Awaitable[T]]) -> T | None:
+        """Repeat ``act`` until the broker answers; None once the lease is known to be lost."""
+        pauses_s = _pauses()
+        while True:
+            try:
+                return await act()
+            except Unreachable as error:
+                if not self._may_still_hold(delivery):
+                    return None
+                log.warning("%s; task %d tries again", error, delivery.message.task_id)
+            await asyncio.sleep(next(pauses_s))  # there is nothing to wait for but time
+
+    def _may_still_hold(self, delivery: Delivery) -> bool:
+        """Whether insisting makes sense: while running, until told otherwise; when stopping, until
+        the lease must have run out, or a dead Redis would keep this process from ever stopping."""
+        if self._stopping.is_set() and _now_s() > self._leased_at_s + self._consumer.lease_s:
+            return False
+        return delivery.entry_id in self._held
+
+    async def _release_all(self) -> None:
+        held = list(self._held.values())
+        try:
+            for delivery in held:
+                await self._consumer.release(delivery)
+        except Unreachable as error:
+            log.warning("%s; up to %d tasks return by their leases", error, len(held))
+        self._held.clear()
+
+    async def _watch(self) -> None:
+        while True:
+            await self._handler.changed()
+            self._wake.set()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._consumer.lease_s / 3)
+            held = list(self._held.values())
+            try:
+                ours = await self._consumer.renew(held)
+            except Unreachable as error:
+                log.warning("%s; leases are not renewed", error)
+                continue
+            self._leased_at_s = _now_s()
+            for entry_id in {d.entry_id for d in held} - {d.entry_id for d in ours}:
+                if self._held.pop(entry_id, None) is not None:
+                    log.warning("the lease on entry %s was lost", entry_id)
+                    self._wake.set()
+
+
+async def _comes(event: asyncio.Event, within_s: float) -> bool:
+    """Whether an event comes within some seconds."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds to wait between attempts to reach the broker: doubling, bounded, without end."""
+    pause_s = _PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,195 @@
+"""What every replica does besides its work: register, receive weights, be probed, drain.
+
+Design: a replica is told a Redis URL and a run, and nothing else; it registers before it has weights,
+because being registered is what makes the learner bring them. Its registration lives for a few
+heartbeats, so one that is killed is forgotten by itself.
+
+    loop         consumes             produces              waits for          unblocked by
+    _heartbeat   receiver.holding     the registration      heartbeat_s        new weights, the clock
+    worker.run   its stage            the next stage        see Worker         see Worker
+    run          stop                 draining, withdrawal  stop or a failure  SIGTERM
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import secrets
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from forethought.config.sections import ReplicaSection
+from forethought.errors import InvalidInput, Unreachable
+from forethought.queue.interface import Broker
+from forethought.queue.worker import Worker
+from forethought.telemetry.ops import OpsServer
+from forethought.types import Replica, WeightManifest
+from forethought.weights.grpc_weights import WeightsServicer, start_grpc_server
+from forethought.weights.receiver import WeightReceiver
+
+log = logging.getLogger(__name__)
+
+_TTL_HEARTBEATS = 5
+
+
+class Servicer(Protocol):
+    """A gRPC service that can add itself to a server."""
+
+    def add_to(self, server: Any) -> None:
+        """Register the service's handlers."""
+        ...
+
+
+def new_replica_id(kind: str) -> str:
+    """A name that no other live replica has: kind, host and six random digits."""
+    return f"{kind}-{socket.gethostname().split('.')[0]}-{secrets.token_hex(3)}"
+
+
+class ReplicaHost:
+    """Hosts one worker for as long as the process lives."""
+
+    def __init__(
+        self,
+        kind: str,
+        replica_id: str,
+        section: ReplicaSection,
+        redis_url: str,
+        broker: Broker,
+        models: frozenset[str],
+        apply: Callable[[WeightManifest, Path], Awaitable[None]],
+    ) -> None:
+        self.replica_id = replica_id
+        self._kind, self._section, self._broker, self._models = kind, section, broker, models
+        self._advertised = section.advertise_host or address_towards(redis_url)
+        self._host = section.host or listening_host(self._advertised)
+        self.receiver = WeightReceiver(replica_id, models, _staging(), apply)
+        self._address = ""
+        self._is_draining = False
+
+    @property
+    def is_ready(self) -> bool:
+        """True while some verified version of every model that the work needs is served."""
+        return "policy" in self.receiver.holding and not self._is_draining
+
+    async def run(self, worker: Worker, stop: asyncio.Event) -> None:
+        """Serve until ``stop``, then drain: finish what is in hand, hand back the rest, withdraw."""
+        grpc_server = await start_grpc_server(
+            [WeightsServicer(self.receiver)], self._host, self._section.grpc_port
+        )
+        self._address = f"{self._advertised}:{grpc_server.port}"
+        ops = self._ops_server(worker)
+        await ops.start()
+        log.info("%s: gRPC on %s, ops port %d", self.replica_id, self._address, ops.port)
+        heartbeat = asyncio.create_task(self._heartbeat(worker, grpc_server.set_ready))
+        working = asyncio.create_task(worker.run())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((heartbeat, working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await self._drain(worker, working)
+        finally:
+            for task in (heartbeat, working, stopping):
+                task.cancel()
+            await self._withdraw()
+            await grpc_server.stop()
+            await ops.stop()
+        for task in (heartbeat, working):
+            if task.done() and not task.cancelled() and task.exception():
+                await task  # a loop that failed is why we are here
+
+    def describe(self) -> dict[str, object]:
+        """What is served, for the ops port."""
+        serving = {model: m.order for model, m in self.receiver.holding.items()}
+        return {"replica": self.replica_id, "serving": serving, "draining": self._is_draining}
+
+    async def _drain(self, worker: Worker, working: asyncio.Task[None]) -> None:
+        self._is_draining = True
+        worker.stop()
+        log.info("draining, for at most %.0f s", self._section.drain_s)
+        await asyncio.wait((working,), timeout=self._section.drain_s)
+
+    async def _heartbeat(
+        self, worker: Worker, set_ready: Callable[[bool], Awaitable[None]]
+    ) -> None:
+        while True:
+            await set_ready(self.is_ready)
+            try:
+                await self._announce(worker.num_done)
+            except Unreachable as error:
+                log.warning("%s; the registration will be renewed", error)
+            try:
+                async with asyncio.timeout(self._section.heartbeat_s):
+                    await self.receiver.wait_for_change()
+            except TimeoutError:
+                continue  # nothing changed: an ordinary heartbeat
+
+    async def _announce(self, num_tasks_done: int) -> None:
+        replica = Replica(
+            self.replica_id,
+            self._kind,
+            self._address,
+            tuple(sorted(self._models)),
+            {model: m.order for model, m in self.receiver.holding.items()},
+            num_tasks_done,
+            self._is_draining,
+        )
+        await self._broker.announce(replica, ttl_s=_TTL_HEARTBEATS * self._section.heartbeat_s)
+
+    async def _withdraw(self) -> None:
+        try:
+            await self._broker.withdraw(self.replica_id)
+        except Unreachable as error:
+            log.warning("could not withdraw: %s; the registration expires by itself", error)
+
+    def _ops_server(self, worker: Worker) -> OpsServer:
+        registry = CollectorRegistry()
+        done = Gauge("forethought_tasks_done", "Results published", registry=registry)
+        done.set_function(lambda: worker.num_done)
+        version = Gauge("forethought_version", "Version served", ["model"], registry=registry)
+        for model in self._models:
+            version.labels(model).set_function(lambda model=model: self._version(model))
+        return OpsServer(
+            self._host, self._section.ops_port, lambda: self.is_ready, self.describe, registry
+        )
+
+    def _version(self, model: str) -> int:
+        manifest = self.receiver.holding.get(model)
+        return manifest.version if manifest else -1
+
+
+def address_towards(redis_url: str) -> str:
+    """The address of this machine from which Redis is reached, and so where the learner finds us.
+
+    Raises:
+        InvalidInput: the URL has no host that resolves.
+    """
+    parts = urlsplit(redis_url)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((parts.hostname or "127.0.0.1", parts.port or 6379))
+            return str(probe.getsockname()[0])  # a datagram socket sends nothing by connecting
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot tell this machine's address: host {parts.hostname!r} of redis.url does not "
+            f"resolve ({error}); correct it or set advertise_host"
+        ) from error
+
+
+def listening_host(advertised: str) -> str:
+    """Loopback when that is where we are found, else every interface."""
+    try:
+        return "127.0.0.1" if ipaddress.ip_address(advertised).is_loopback else "0.0.0.0"
+    except ValueError:
+        return "127.0.0.1" if advertised == "localhost" else "0.0.0.0"
+
+
+def _staging() -> Path:
+    """Memory if there is any to stage in, else the temporary folder."""
+    shared = Path("/dev/shm")
+    return shared if shared.is_dir() else Path(tempfile.gettempdir())

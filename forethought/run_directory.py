@@ -1,0 +1,121 @@
+"""The run directory, defined once: everything that writes, shows, resumes or audits a run asks here.
+
+    DIR/config.toml                 the resolved configuration
+    DIR/metrics.jsonl               one JSON object per optimizer step
+    DIR/summary.json                what the run came to, written when it ends
+    DIR/checkpoints/step-000040/    model/ loads with transformers; the rest resumes the learner
+    DIR/journal/                    every consumed batch
+    DIR/cache/                      the tokenised corpus; safe to delete
+    DIR/lock                        held by the one learner that owns the run
+
+A checkpoint directory appears under its final name only once it is whole, so whatever is there under
+such a name can be trusted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forethought.errors import InvalidInput
+
+_CHECKPOINT = re.compile(r"^step-(\d{6,})$")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths of a run.
+
+    Example:
+        ``RunDirectory(Path("runs/demo/rlp")).latest_checkpoint()``
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line and optimizer step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What the run came to."""
+        return self.root / "summary.json"
+
+    @property
+    def journal(self) -> Path:
+        """The folder of consumed batches."""
+        return self.root / "journal"
+
+    @property
+    def cache(self) -> Path:
+        """The tokenised corpus."""
+        return self.root / "cache"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` stands."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Every whole checkpoint, oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = [entry for entry in self.checkpoints.iterdir() if _CHECKPOINT.match(entry.name)]
+        return sorted(found, key=lambda entry: int(entry.name.removeprefix("step-")))
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, or None."""
+        found = self.complete_checkpoints()
+        return found[-1] if found else None
+
+    def model(self) -> Path:
+        """The transformers directory of the newest checkpoint.
+
+        Raises:
+            InvalidInput: there is no checkpoint yet.
+        """
+        latest = self.latest_checkpoint()
+        if latest is None:
+            raise InvalidInput(f"{self.root} holds no checkpoint yet; let the run reach one")
+        return latest / "model"
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole metrics lines; a line still being written is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the run for as long as the context lasts; the lock dies with the process.
+
+        Raises:
+            InvalidInput: another learner owns it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InvalidInput(
+                    f"run directory {self.root} is owned by another learner that is still alive; "
+                    "stop it, or give this one another run.directory"
+                ) from error
+            yield

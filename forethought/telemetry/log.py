@@ -1,0 +1,46 @@
+"""Logs for people: one line per record on stderr, with the process that wrote it.
+
+Design: plain text of one line, so that the interleaved output of a laptop run reads in order and
+``grep`` works; line breaks inside a message are escaped. The price is no structured fields: what is
+to be computed with belongs in metrics. Tracebacks alone keep their lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from forethought.errors import InvalidInput
+
+_CHATTY = ("asyncio", "grpc", "httpcore", "httpx", "urllib3", "uvicorn.access")
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def configure_logging(process: str, level: str = "info") -> None:
+    """Send every log record of this process to stderr under the name ``process``.
+
+    ``level`` is debug, info, warning or error; libraries that talk about every call speak from
+    warning on. May be called again, and then replaces what it set before.
+
+    Raises:
+        InvalidInput: no such level.
+    """
+    if level.lower() not in _LEVELS:
+        raise InvalidInput(f"log level {level!r}; expected one of {', '.join(_LEVELS)}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine(process))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _OneLine(logging.Formatter):
+    """``14:03:59.120 rollout-a1 WARNING trainer.publisher: …``"""
+
+    def __init__(self, process: str) -> None:
+        prefix = f"%(asctime)s.%(msecs)03d {process.replace('%', '%%')}"
+        super().__init__(f"{prefix} %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Escape the line breaks of the message; the traceback is appended later and keeps its."""
+        return super().formatMessage(record).replace("\n", "\\n")

@@ -1,0 +1,154 @@
+"""One group as the scorer sees it: question, branches, what may be wrong, answer.
+
+Design: a group is checked whole before any forward pass, in words, against the very models that
+will score it, because an id or a length that does not fit would otherwise fail the batch it came
+in. The price is one more walk over the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from forethought.compute.logprob import Continuation
+from forethought.compute.model import LanguageModel
+from forethought.compute.served_model import Serving
+from forethought.errors import ForethoughtError
+from forethought.types import Prompting, Thought
+
+
+@dataclass(frozen=True, slots=True)
+class GroupQuery:
+    """One position's question: how likely is the target after each thought, and without any?
+
+    Of a thought only ``token_ids_L`` and ``closed`` matter here; a closed one ends with the first
+    of ``prompting.close_ids``.
+
+    Example:
+        ``GroupQuery((1, 5, 9), (42,), prompting, (Thought((4, 40), (), (), closed=True),))``
+    """
+
+    context_ids_N: tuple[int, ...]
+    target_ids_H: tuple[int, ...]
+    prompting: Prompting
+    thoughts_G: tuple[Thought, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all branches read together; a bound on the work, cheap to compute."""
+        p = self.prompting
+        shared = len(self.context_ids_N) + len(self.target_ids_H)
+        around = shared + len(p.head_ids) + len(p.bridge_ids) + len(p.close_ids)
+        thoughts = sum(around + len(thought.token_ids_L) for thought in self.thoughts_G)
+        return thoughts + shared + len(p.no_think_head_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLikelihoods:
+    """The answer: finite log-likelihoods in nats, summed over the H target tokens; and whose.
+
+    Both versions belong to ``epoch``. Without a separate baseline, ``baseline_version`` is the
+    policy's.
+
+    Example:
+        ``GroupLikelihoods((-0.1, -1.3), -1.0, epoch=1, policy_version=12, baseline_version=12)``
+    """
+
+    policy_logprobs_G: tuple[float, ...]
+    baseline_logprob: float
+    epoch: int
+    policy_version: int
+    baseline_version: int
+
+
+Outcome: TypeAlias = GroupLikelihoods | ForethoughtError
+"""A group's likelihoods, or why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldModels:
+    """The models of one batch; both the policy's where there is no separate baseline.
+
+    Example:
+        ``HeldModels(policy=serving, baseline=serving)``
+    """
+
+    policy: Serving
+    baseline: Serving
+
+
+def thinking_branch(query: GroupQuery, thought: Thought) -> Continuation:
+    """The target after context and thought (RLP eq. 3), the close scored through."""
+    prompting = query.prompting
+    # A closed thought already holds its sampled close token; a truncated one is closed by force.
+    close_ids = prompting.close_ids[1:] if thought.closed else prompting.close_ids
+    opened = prompting.head_ids + query.context_ids_N + prompting.bridge_ids
+    return Continuation(opened + thought.token_ids_L + close_ids, query.target_ids_H)
+
+
+def no_think_branch(query: GroupQuery) -> Continuation:
+    """The target right after the context (RLP eq. 4), the think-open token's mass removed."""
+    prompting = query.prompting
+    prefix_ids = prompting.no_think_head_ids + query.context_ids_N
+    return Continuation(prefix_ids, query.target_ids_H, removed_id=prompting.open_id)
+
+
+def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
+    """Why this group cannot be scored, so that its neighbours in the batch still are."""
+    prompting = query.prompting
+    if not query.target_ids_H or not query.thoughts_G or not query.context_ids_N:
+        return (
+            f"got {len(query.context_ids_N)} context tokens, {len(query.target_ids_H)} target "
+            f"tokens and {len(query.thoughts_G)} thoughts; expected at least one of each"
+        )
+    if not prompting.bridge_ids:
+        return "prompting.bridge_ids is empty; expected the think-open token as its last"
+    if prompting.open_id in query.target_ids_H:
+        return (
+            f"the target holds the think-open token {prompting.open_id}, whose mass the no-think "
+            "scorer removes; choose a position whose target is text"
+        )
+    for thought in query.thoughts_G:
+        if fault := _branch_fault(thinking_branch(query, thought), held.policy.language_model):
+            return fault
+    return _branch_fault(no_think_branch(query), held.baseline.language_model)
+
+
+def _branch_fault(branch: Continuation, language_model: LanguageModel) -> str | None:
+    token_ids = branch.prefix_ids + branch.continuation_ids
+    num_read = len(token_ids) - 1  # nothing is predicted after the last
+    if num_read > language_model.max_length_tokens:
+        return (
+            f"{num_read} tokens have to be read, the model takes "
+            f"{language_model.max_length_tokens}; shorten context, thought or target"
+        )
+    vocabulary = language_model.model.get_input_embeddings().num_embeddings
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < vocabulary:
+            return (
+                f"got token id {token_id}, expected 0 to {vocabulary - 1}; tokenise with the "
+                "model's own tokenizer"
+            )
+    return None
+
+
+def likelihoods_of(
+    policy_logprobs_G: Sequence[float], baseline_logprob: float, held: HeldModels
+) -> Outcome:
+    """The answer for one group, or an error where a number is not finite."""
+    policy, baseline = held.policy.manifest, held.baseline.manifest
+    if not all(map(math.isfinite, (*policy_logprobs_G, baseline_logprob))):
+        return ForethoughtError(
+            f"policy log-probs {list(policy_logprobs_G)}, baseline log-prob {baseline_logprob}; "
+            f"expected finite numbers: the weights (policy version {policy.version}, baseline "
+            f"version {baseline.version}) have diverged or overflow in {policy.dtype}"
+        )
+    return GroupLikelihoods(
+        policy_logprobs_G=tuple(policy_logprobs_G),
+        baseline_logprob=baseline_logprob,
+        epoch=policy.epoch,
+        policy_version=policy.version,
+        baseline_version=baseline.version,
+    )

@@ -1,0 +1,328 @@
+"""The scorer core behind every door: log-likelihoods of what follows, with and without a thought.
+
+    policy:    log p(target | head + context + bridge + thought + close)        S_pred, RLP eq. 3
+    baseline:  log p(target | no-think head + context), think-open mass removed  S_ema,  RLP eq. 4
+
+Design: all thinking branches of all groups go through the policy together, all no-think branches
+through the baseline, and both models are held for the whole batch, so that everything in it is of
+one pair of versions. The price is that a flip of either model waits for both. What is wrong with
+one group or one rollout is found before the forward pass and returned as data, so its neighbours
+are scored regardless.
+
+Without a separate baseline the policy itself scores the no-think branch ("current" baseline): the
+reward keeps its meaning, and in RLP's group-centred advantage the baseline cancels anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import ParamSpec, TypeVar
+
+from forethought import objectives
+from forethought.compute.logprob import Continuation, score_continuations
+from forethought.compute.served_model import ServedModel, Serving
+from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, status_of
+from forethought.objectives import Group, Objective
+from forethought.types import Rollout, ScoredRollout, WeightManifest
+from services.reward.groups import (
+    GroupLikelihoods,
+    GroupQuery,
+    HeldModels,
+    Outcome,
+    fault_of,
+    likelihoods_of,
+    no_think_branch,
+    thinking_branch,
+)
+
+__all__ = ["GroupLikelihoods", "GroupQuery", "Outcome", "Scorer", "rewards_of", "versions_of"]
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MAX_OBJECTIVES = 64  # configured objectives kept; a run has one
+
+
+class Scorer:
+    """Scores groups and rollouts with the policy and baseline as published.
+
+    Args:
+        policy: the served policy.
+        baseline: the served baseline, or None: the policy scores the no-think branch too.
+        max_batch_tokens: padded tokens of one forward pass.
+        deterministic: score one group (or one rollout) at a time, so that shapes never depend on
+            timing.
+        objectives: names that were loaded at start; rollouts that name others are refused.
+        replica: who signs scored rollouts.
+    """
+
+    def __init__(
+        self,
+        policy: ServedModel,
+        baseline: ServedModel | None,
+        max_batch_tokens: int,
+        deterministic: bool = False,
+        *,
+        objectives: Collection[str] = (),
+        replica: str = "",
+    ) -> None:
+        self.policy = policy
+        self._baseline = None if baseline is policy else baseline
+        self._expects_baseline = True
+        self._max_batch_tokens = max_batch_tokens
+        self._deterministic = deterministic
+        self._objective_names = frozenset(objectives)
+        self._load_objective = lru_cache(maxsize=_MAX_OBJECTIVES)(_load_objective)
+        self._replica = replica
+        self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+
+    @property
+    def baseline(self) -> ServedModel | None:
+        """The separate baseline that is waited for and scored with; None: the policy does it."""
+        return self._baseline if self._expects_baseline else None
+
+    @property
+    def models(self) -> dict[str, ServedModel]:
+        """Every model that weights may be pushed for, by name, waited for or not."""
+        held = {"policy": self.policy}
+        return held | {"baseline": self._baseline} if self._baseline else held
+
+    def expect_baseline(self, expected: bool) -> None:
+        """Say whether the run publishes a baseline (its kind is not "none"); at first it does.
+
+        A replica outlives learners, and the next one may run without: nothing must wait for it
+        then. Verdicts may change with it, so notify the queue's handler.
+        """
+        self._expects_baseline = expected
+
+    async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``function`` on the one compute thread, which all doors share."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._compute, lambda: function(*args, **kwargs))
+
+    async def close(self) -> None:
+        """Let the batch in hand finish and stop the compute thread."""
+        await asyncio.to_thread(self._compute.shutdown)
+
+    def score_groups(self, queries: Sequence[GroupQuery]) -> list[Outcome]:
+        """Likelihoods of every group, in order; a group that cannot be scored becomes its error.
+
+        Blocking: call it through :meth:`run`.
+
+        Raises:
+            NotReady: weights of one epoch have not all arrived yet.
+        """
+        with self._hold() as held:
+            if self._deterministic:
+                return [outcome for query in queries for outcome in self._score([query], held)]
+            return self._score(queries, held)
+
+    def score_rollouts(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """Reward every rollout through its task's objective, in order. Blocking, like the other.
+
+        A rollout with an error passes through. One that cannot be scored (by these versions, by
+        this model, or because its objective fails on it) becomes a ``ScoredRollout`` with that
+        error.
+
+        Raises:
+            NotReady: weights of one epoch have not all arrived yet.
+        """
+        with self._hold() as held:
+            if not self._deterministic:
+                try:
+                    return self._score_together(rollouts, held)
+                except Exception:
+                    log.exception("a batch failed; scoring its %d rollouts alone", len(rollouts))
+            return [self._score_alone(rollout, held) for rollout in rollouts]
+
+    @contextmanager
+    def _hold(self) -> Iterator[HeldModels]:
+        with ExitStack() as stack:
+            policy = stack.enter_context(self.policy.hold())
+            separate = self.baseline
+            baseline = stack.enter_context(separate.hold()) if separate else policy
+            if policy.manifest.epoch != baseline.manifest.epoch:
+                raise NotReady(
+                    f"the policy is of epoch {policy.manifest.epoch}, the baseline of epoch "
+                    f"{baseline.manifest.epoch}; expected one epoch: ask again when both arrived"
+                )
+            yield HeldModels(policy, baseline)
+
+    def _score(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[Outcome]:
+        faults = [fault_of(query, held) for query in queries]
+        sound = [query for query, fault in zip(queries, faults, strict=True) if fault is None]
+        thinking = [
+            thinking_branch(query, thought) for query in sound for thought in query.thoughts_G
+        ]
+        policy_logprobs = iter(self._totals(held.policy, thinking))
+        baseline_logprobs = self._totals(held.baseline, [no_think_branch(q) for q in sound])
+        answers = (
+            likelihoods_of(
+                [next(policy_logprobs) for _ in query.thoughts_G], baseline_logprob, held
+            )
+            for query, baseline_logprob in zip(sound, baseline_logprobs, strict=True)
+        )
+        return [next(answers) if fault is None else InvalidInput(fault) for fault in faults]
+
+    def _totals(self, serving: Serving, branches: list[Continuation]) -> list[float]:
+        model = serving.language_model.model
+        scored = score_continuations(model, branches, self._max_batch_tokens)
+        return [branch.total for branch in scored]
+
+    def _score_alone(self, rollout: Rollout, held: HeldModels) -> ScoredRollout:
+        try:
+            return self._score_together([rollout], held)[0]
+        except Exception as error:
+            log.exception("task %d cannot be scored", rollout.task.task_id)
+            return self._failed(rollout, error)
+
+    def _score_together(self, rollouts: Sequence[Rollout], held: HeldModels) -> list[ScoredRollout]:
+        plans = [self._plan(rollout, held.policy.manifest) for rollout in rollouts]
+        queries = [query for plan in plans if isinstance(plan, tuple) for query in plan]
+        outcomes = iter(self._score(queries, held))
+        return [
+            self._reward(rollout, plan, [next(outcomes) for _ in plan])
+            if isinstance(plan, tuple)
+            else plan
+            for rollout, plan in zip(rollouts, plans, strict=True)
+        ]
+
+    def _plan(
+        self, rollout: Rollout, served: WeightManifest
+    ) -> tuple[GroupQuery, ...] | ScoredRollout:
+        """The K queries of a rollout, or what it becomes without any."""
+        if rollout.error is not None:
+            return ScoredRollout(rollout, replica=self._replica)
+        try:
+            _check_versions(rollout, served)
+            self._objective_of(rollout)
+            return _queries(rollout)
+        except ForethoughtError as error:
+            return self._failed(rollout, error)
+
+    def _reward(
+        self, rollout: Rollout, queries_K: Sequence[GroupQuery], outcomes_K: Sequence[Outcome]
+    ) -> ScoredRollout:
+        for outcome in outcomes_K:
+            if isinstance(outcome, ForethoughtError):
+                return self._failed(rollout, outcome)
+        likelihoods_K = [o for o in outcomes_K if isinstance(o, GroupLikelihoods)]
+        try:
+            objective = self._objective_of(rollout)
+            rewards_KG = tuple(
+                rewards_of(objective, query, likelihoods)
+                for query, likelihoods in zip(queries_K, likelihoods_K, strict=True)
+            )
+        except ForethoughtError as error:
+            return self._failed(rollout, error)
+        return ScoredRollout(
+            rollout=rollout,
+            rewards_KG=rewards_KG,
+            policy_logprobs_KG=tuple(group.policy_logprobs_G for group in likelihoods_K),
+            baseline_logprobs_K=tuple(group.baseline_logprob for group in likelihoods_K),
+            policy_version=likelihoods_K[0].policy_version,
+            baseline_version=likelihoods_K[0].baseline_version,
+            replica=self._replica,
+        )
+
+    def _objective_of(self, rollout: Rollout) -> Objective:
+        name = rollout.task.objective
+        if name not in self._objective_names:
+            loaded = ", ".join(sorted(self._objective_names)) or "none"
+            raise InvalidInput(
+                f"task {rollout.task.task_id} asks for objective {name!r}; loaded at start: "
+                f"{loaded}; start the reward service with it"
+            )
+        return self._load_objective(name, rollout.task.objective_json)
+
+    def _failed(self, rollout: Rollout, error: Exception) -> ScoredRollout:
+        return ScoredRollout(rollout, replica=self._replica, error=status_of(error).message)
+
+
+def rewards_of(
+    objective: Objective, query: GroupQuery, likelihoods: GroupLikelihoods
+) -> tuple[float, ...]:
+    """The objective's rewards for one group. Shape [G].
+
+    Raises:
+        ForethoughtError: the objective failed, or gave other than one finite number per thought.
+    """
+    group = Group(
+        query.target_ids_H,
+        query.thoughts_G,
+        likelihoods.policy_logprobs_G,
+        likelihoods.baseline_logprob,
+    )
+    try:
+        rewards_G = tuple(objective.rewards(group))
+    except Exception as error:  # anybody's code: its fault must stay with its group
+        log.exception("objective %s failed", type(objective).__name__)
+        raise ForethoughtError(
+            f"objective {type(objective).__name__} failed ({type(error).__name__}); "
+            "see the server's log"
+        ) from error
+    if len(rewards_G) != len(query.thoughts_G) or not all(map(math.isfinite, rewards_G)):
+        raise ForethoughtError(
+            f"objective {type(objective).__name__} gave rewards {list(rewards_G)} for "
+            f"{len(query.thoughts_G)} thoughts; expected one finite number each"
+        )
+    return rewards_G
+
+
+def versions_of(rollout: Rollout) -> frozenset[int]:
+    """The policy versions that sampled the rollout's tokens; empty for a failed one."""
+    return frozenset(
+        span.version
+        for thoughts_G in rollout.thoughts_KG
+        for thought in thoughts_G
+        for span in thought.version_spans
+    )
+
+
+def _load_objective(name: str, objective_json: str) -> Objective:
+    try:
+        parameters = json.loads(objective_json or "{}")
+    except ValueError as error:
+        raise InvalidInput(f"the parameters of objective {name!r} are not JSON: {error}") from error
+    if not isinstance(parameters, dict):
+        raise InvalidInput(f"the parameters of objective {name!r} are not a JSON object")
+    return objectives.load(name, parameters)
+
+
+def _check_versions(rollout: Rollout, served: WeightManifest) -> None:
+    """All thoughts of a task are scored by one policy, at least as new as their newest token."""
+    task, versions = rollout.task, versions_of(rollout)
+    if task.epoch != served.epoch or max(versions, default=0) > served.version:
+        raise Stale(
+            f"task {task.task_id} was sampled in epoch {task.epoch} by version "
+            f"{max(versions, default=0)}; this replica serves epoch {served.epoch}, version "
+            f"{served.version}; expected the same epoch and a version at least as new"
+        )
+    if task.max_staleness == 0 and not versions <= {served.version}:
+        raise Stale(
+            f"task {task.task_id} is strictly on-policy and was sampled by versions "
+            f"{sorted(versions)}; this replica serves {served.version}; expected exactly that one"
+        )
+
+
+def _queries(rollout: Rollout) -> tuple[GroupQuery, ...]:
+    task = rollout.task
+    if not task.positions_K or len(task.positions_K) != len(rollout.thoughts_KG):
+        raise InvalidInput(
+            f"task {task.task_id} has {len(task.positions_K)} positions and "
+            f"{len(rollout.thoughts_KG)} groups of thoughts; expected one group per position"
+        )
+    trunk = task.document.token_ids_N
+    return tuple(
+        GroupQuery(trunk[: position.index], position.target_ids_H, task.prompting, thoughts_G)
+        for position, thoughts_G in zip(task.positions_K, rollout.thoughts_KG, strict=True)
+    )

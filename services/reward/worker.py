@@ -1,0 +1,98 @@
+"""The queue door: rollouts in, scored rollouts out.
+
+Design: this is only the handler; leases, retries and draining are the shared worker's
+(:mod:`forethought.queue.worker`). A message is decoded for its verdict and again needed for
+scoring, maybe after many verdicts while it waits for weights, so decoded rollouts are kept in a
+small cache by their bytes. The price is the memory of that cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+from pathlib import Path
+
+from forethought.errors import InvalidInput
+from forethought.queue import Message
+from forethought.queue.worker import Verdict
+from forethought.types import ScoredRollout, WeightManifest
+from forethought.wire import decode_rollout, encode_scored
+from services.reward.scoring import Scorer, versions_of
+
+
+class RewardHandler:
+    """What the shared queue worker asks of the reward service.
+
+    ``num_cached`` bounds the decoded rollouts kept; at least the worker's batch is sensible.
+    """
+
+    def __init__(self, scorer: Scorer, num_cached: int = 64) -> None:
+        self._scorer = scorer
+        self._decode = lru_cache(maxsize=num_cached)(decode_rollout)
+        self._changed = asyncio.Event()  # replaced at every change, so each wakes its waiters once
+
+    def verdict(self, message: Message) -> Verdict:
+        """READY once policy and baseline of the rollout's epoch are there, the policy as new.
+
+        A failed rollout has no tokens and needs the epoch alone. One that is strictly on-policy
+        and older than what is served is READY too: scoring answers it with an error, as the
+        learner expects one result per task.
+
+        Raises:
+            InvalidInput: the body is no rollout of this wire version.
+        """
+        rollout = self._decode(message.body)
+        policy, baseline = self._scorer.policy.manifest, self._scorer.baseline
+        epoch = rollout.task.epoch
+        if policy is None or policy.epoch < epoch:
+            return Verdict.WAIT
+        if policy.epoch > epoch:
+            return Verdict.DISCARD
+        if max(versions_of(rollout), default=0) > policy.version:
+            return Verdict.WAIT
+        if baseline is not None and (baseline.manifest is None or baseline.manifest.epoch != epoch):
+            return Verdict.WAIT
+        return Verdict.READY
+
+    async def changed(self) -> None:
+        """Return after the next :meth:`notify`."""
+        await self._changed.wait()
+
+    def notify(self) -> None:
+        """Tell the worker to ask for verdicts again. Call it on the event loop."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def load(self, manifest: WeightManifest, directory: Path) -> None:
+        """Flip the policy or the baseline, between two batches, to a verified snapshot.
+
+        Raises:
+            InvalidInput: it does not fit, or is of a model not served here; the old version stays.
+        """
+        served = self._scorer.models.get(manifest.model)
+        if served is None:
+            raise InvalidInput(
+                f"got weights of model {manifest.model!r}; this replica serves "
+                f"{' and '.join(self._scorer.models)}; push only those"
+            )
+        await asyncio.to_thread(served.load, directory, manifest)
+        self.notify()
+
+    async def handle(self, messages: list[Message]) -> list[Message]:
+        """Score a batch on the compute thread; one scored rollout per message, in order."""
+        rollouts = [self._decode(message.body) for message in messages]
+        scored = await self._scorer.run(self._scorer.score_rollouts, rollouts)
+        return [
+            Message(message.task_id, message.epoch, encode_scored(result))
+            for message, result in zip(messages, scored, strict=True)
+        ]
+
+
+def error_result(message: Message, reason: str) -> Message:
+    """What is published in place of a message that was given up on: its rollout with the reason.
+
+    Raises:
+        InvalidInput: the body is no rollout of this wire version, so nothing can carry the reason.
+    """
+    failed = ScoredRollout(decode_rollout(message.body), error=reason)
+    return Message(message.task_id, message.epoch, encode_scored(failed))

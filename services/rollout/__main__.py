@@ -1,0 +1,85 @@
+"""``python -m services.rollout``: one rollout replica. It needs a Redis URL and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from forethought import process, queue
+from forethought.config import Settings
+from forethought.errors import InvalidInput
+from forethought.queue.interface import Stage
+from forethought.queue.worker import Worker
+from forethought.replica import ReplicaHost, new_replica_id
+from services.rollout.engine import Engine
+from services.rollout.worker import RolloutHandler, error_result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and serve until SIGTERM; returns the exit status."""
+    arguments = process.parser("python -m services.rollout", __doc__ or "").parse_args(argv)
+
+    def run() -> int:
+        settings = process.settings_of(arguments)
+        if not settings.redis.url:
+            raise InvalidInput(
+                "redis.url is empty; expected the run's Redis, such as redis://127.0.0.1:6379"
+            )
+        return process.run_until_signalled(lambda stop: serve(settings, stop))
+
+    return process.exit_status("rollout", run)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> int:
+    """Host one engine until told to stop."""
+    section, replica_id = settings.rollout, new_replica_id("rollout")
+    engine = make_engine(settings, replica_id)
+    broker = queue.connect(settings.redis.url, settings.run.name)
+    try:
+        await broker.ping()
+        host = ReplicaHost(
+            "rollout",
+            replica_id,
+            section,
+            settings.redis.url,
+            broker,
+            frozenset({"policy"}),
+            engine.load,
+        )
+        consumer = broker.consumer(
+            stage=Stage.TASKS,
+            result_stage=Stage.ROLLOUTS,
+            name=replica_id,
+            lease_s=section.lease_s,
+            max_attempts=section.max_attempts,
+            error_result=error_result,
+        )
+        handler = RolloutHandler(engine, host.receiver)
+        worker = Worker(handler, consumer=consumer, max_batch_tasks=section.max_batch_tasks)
+        await host.run(worker, stop)
+    finally:
+        await broker.close()
+        await engine.close()
+    return 0
+
+
+def make_engine(settings: Settings, replica_id: str) -> Engine:
+    """The configured engine. Heavy imports happen here, after the settings were found sound."""
+    import torch
+
+    from services.rollout.torch_engine import TorchEngine
+
+    section = settings.rollout
+    if section.num_threads:
+        torch.set_num_threads(section.num_threads)
+    return TorchEngine(
+        replica=replica_id,
+        device=section.device,
+        max_batch_tokens=section.max_batch_tokens,
+        deterministic=section.deterministic,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,377 @@
+"""The worker loop over both brokers, and over a Redis that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from forethought.queue import MAX_VALUE_BYTES, Broker, Consumer, Message, Stage, connect
+from forethought.queue.embedded import EmbeddedRedis
+from forethought.queue.worker import Verdict, Worker
+
+LEASE_S = 0.3
+
+
+class Weights:
+    """A handler that serves message i once its version is i or newer, and dislikes some."""
+
+    def __init__(self, version: int = 100) -> None:
+        self.version = version
+        self.batches: list[list[int]] = []
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
+        self.started = asyncio.Event()
+        self._changed = asyncio.Condition()
+
+    def verdict(self, message: Message) -> Verdict:
+        if message.body == b"unreadable":
+            raise ValueError("not a task")
+        if message.epoch == 0:
+            return Verdict.DISCARD
+        return Verdict.READY if message.task_id <= self.version else Verdict.WAIT
+
+    async def changed(self) -> None:
+        async with self._changed:
+            await self._changed.wait()
+
+    async def publish(self, version: int) -> None:
+        async with self._changed:
+            self.version = version
+            self._changed.notify_all()
+
+    async def handle(self, messages: list[Message]) -> list[Message]:
+        self.batches.append([message.task_id for message in messages])
+        self.started.set()
+        await self.may_finish.wait()
+        if any(message.body == b"explode" for message in messages):
+            raise ZeroDivisionError("no tokens")
+        if any(message.body == b"short" for message in messages):
+            return []
+        return [answer(message) for message in messages]
+
+
+def answer(message: Message) -> Message:
+    if message.body == b"huge":
+        return Message(message.task_id, message.epoch, b"x" * (MAX_VALUE_BYTES + 1))
+    return Message(message.task_id, message.epoch, b"done")
+
+
+def error_result(message: Message, reason: str) -> Message:
+    return Message(message.task_id, message.epoch, f"error: {reason}".encode())
+
+
+def task(task_id: int, body: bytes = b"task", epoch: int = 1) -> Message:
+    return Message(task_id, epoch, body)
+
+
+def consumer_of(
+    broker: Broker, name: str = "a", lease_s: float = LEASE_S, max_attempts: int = 1
+) -> Consumer:
+    return broker.consumer(
+        stage=Stage.TASKS,
+        result_stage=Stage.ROLLOUTS,
+        name=name,
+        lease_s=lease_s,
+        max_attempts=max_attempts,
+        error_result=error_result,
+    )
+
+
+def worker_of(handler: Weights, consumer: Consumer, **options: float | None) -> Worker:
+    return Worker(handler, consumer=consumer, max_batch_tasks=4, wait_s=0.05, **options)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a worker for a block, then drain it; it must end by itself."""
+    task = asyncio.create_task(worker.run())
+    try:
+        yield task
+    finally:
+        worker.stop()
+        async with asyncio.timeout(5):
+            await task
+
+
+async def results(broker: Broker, num: int) -> dict[int, bytes]:
+    """The next ``num`` results by task id."""
+    learner = broker.consumer(
+        stage=Stage.ROLLOUTS, result_stage=None, name="learner", lease_s=60, max_attempts=1
+    )
+    bodies: dict[int, bytes] = {}
+    async with asyncio.timeout(10):
+        while len(bodies) < num:
+            for delivery in await learner.receive(num, 1):
+                assert delivery.message.task_id not in bodies
+                bodies[delivery.message.task_id] = delivery.message.body
+                await learner.finish(delivery, None)
+    return bodies
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again until it holds; for states that nothing announces."""
+    async with asyncio.timeout(5):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def holds(broker: Broker, num_pending: int) -> None:
+    async def is_so() -> bool:
+        return (await broker.depths())[Stage.TASKS].pending == num_pending
+
+    await until(is_so)
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else "memory://"
+    broker = connect(url, f"test-{uuid.uuid4().hex}")
+    yield broker
+    await broker.close()
+
+
+async def test_serves_batches_in_order(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(i) for i in range(6)])
+    handler = Weights()
+    worker = worker_of(handler, consumer_of(broker))
+    async with running(worker):
+        assert await results(broker, 6) == dict.fromkeys(range(6), b"done")
+    assert handler.batches == [[0, 1, 2, 3], [4, 5]]
+    assert worker.num_done == 6
+
+
+async def test_waits_for_weights_without_spending_attempts(broker: Broker) -> None:
+    """Longer than several leases, with one attempt allowed, while another consumer would claim."""
+    await broker.put(Stage.TASKS, [task(3), task(5)])
+    handler = Weights(version=2)
+    thief = consumer_of(broker, "thief")
+    async with running(worker_of(handler, consumer_of(broker), patience_s=60)):
+        await holds(broker, 2)
+        assert await thief.receive(10, 2 * LEASE_S) == []
+        assert handler.batches == []
+        await handler.publish(3)
+        assert await results(broker, 1) == {3: b"done"}
+        await handler.publish(5)
+        assert await results(broker, 1) == {5: b"done"}
+    assert handler.batches == [[3], [5]]
+    assert await broker.dead_letters() == []
+
+
+async def test_a_replica_that_lags_hands_work_on(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(3)])
+    lagging, newest = Weights(version=2), Weights(version=3)
+    async with running(worker_of(lagging, consumer_of(broker, "lagging"), patience_s=0.1)):
+        await holds(broker, 1)
+        async with running(worker_of(newest, consumer_of(broker, "newest"))):
+            assert await results(broker, 1) == {3: b"done"}
+    assert (lagging.batches, newest.batches) == ([], [[3]])
+
+
+async def test_an_error_becomes_data(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(1, b"explode"), task(2)])
+    worker = worker_of(Weights(), consumer_of(broker))
+    async with running(worker):
+        reason = b"error: ZeroDivisionError: no tokens"
+        assert await results(broker, 2) == {1: reason, 2: reason}
+        await broker.put(Stage.TASKS, [task(3)])
+        assert await results(broker, 1) == {3: b"done"}
+    assert worker.num_done == 3
+    assert await broker.dead_letters() == []
+
+
+async def test_what_a_handler_does_wrong_becomes_data_too(broker: Broker) -> None:
+    async with running(worker_of(Weights(), consumer_of(broker))):
+        await broker.put(Stage.TASKS, [task(1, b"short")])
+        assert (await results(broker, 1))[1] == b"error: RuntimeError: 0 results for 1 messages"
+        await broker.put(Stage.TASKS, [task(2, b"huge")])
+        assert b"expected at most 1048576" in (await results(broker, 1))[2]
+        await broker.put(Stage.TASKS, [task(3, b"unreadable")])
+        assert (await results(broker, 1))[3] == b"error: ValueError: not a task"
+    assert [letter.message.task_id for letter in await broker.dead_letters()] == [2, 3]
+
+
+async def test_work_of_a_dead_epoch_is_discarded(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(1, epoch=0), task(2)])
+    handler = Weights()
+    async with running(worker_of(handler, consumer_of(broker))):
+        assert await results(broker, 1) == {2: b"done"}
+        await holds(broker, 0)
+    assert handler.batches == [[2]]
+
+
+async def test_stop_drains(broker: Broker) -> None:
+    """The batch in hand is finished, what waits is handed back at once, nothing more is taken."""
+    await broker.put(Stage.TASKS, [task(1), task(9), task(2)])
+    handler = Weights(version=5)
+    handler.may_finish.clear()
+    worker = worker_of(handler, consumer_of(broker, lease_s=60))
+    async with running(worker) as run:
+        await handler.started.wait()
+        await broker.put(Stage.TASKS, [task(3)])
+        worker.stop()
+        await asyncio.sleep(0.1)
+        assert not run.done()
+        handler.may_finish.set()
+    assert handler.batches == [[1, 2]]
+    assert await results(broker, 2) == {1: b"done", 2: b"done"}
+    heir = consumer_of(broker, "heir", lease_s=60)
+    assert [d.message.task_id for d in await heir.receive(10, 0)] == [3, 9]
+
+
+async def test_stop_ends_the_wait_for_weights(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(9)])
+    async with running(worker_of(Weights(version=1), consumer_of(broker, lease_s=60))):
+        await holds(broker, 1)
+    assert len(await consumer_of(broker, "heir", lease_s=60).receive(1, 0)) == 1
+
+
+async def test_leases_are_renewed_while_working(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(1)])
+    handler = Weights()
+    handler.may_finish.clear()
+    async with running(worker_of(handler, consumer_of(broker))):
+        await handler.started.wait()
+        assert await consumer_of(broker, "thief").receive(1, 2 * LEASE_S) == []
+        handler.may_finish.set()
+        assert await results(broker, 1) == {1: b"done"}
+
+
+async def test_a_lost_lease_loses_the_work_waiting_on_it(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(5)])
+    handler = Weights(version=1)
+    async with running(worker_of(handler, consumer_of(broker), patience_s=60)):
+        await holds(broker, 1)
+        await broker.clear_work()
+        await broker.put(Stage.TASKS, [task(1)])  # received only once the loss is noticed
+        assert await results(broker, 1) == {1: b"done"}
+        await handler.publish(5)
+    assert handler.batches == [[1]]
+
+
+async def test_a_result_after_the_lease_was_lost_counts_once(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(1)])
+    handler = Weights()
+    handler.may_finish.clear()
+    slow = consumer_of(broker, "slow", lease_s=60)
+    worker = worker_of(handler, slow)
+    async with running(worker):
+        await handler.started.wait()
+        quick = consumer_of(broker, "quick", lease_s=0.001, max_attempts=2)
+        (claimed,) = await quick.receive(1, 1)
+        assert await quick.finish(claimed, Message(1, 1, b"quick"))
+        handler.may_finish.set()
+    assert worker.num_done == 0
+    assert await results(broker, 1) == {1: b"quick"}
+    assert (await broker.depths())[Stage.ROLLOUTS].waiting == 0
+
+
+async def test_what_was_not_finished_before_is_handled_alone(broker: Broker) -> None:
+    """If it kills its worker, it takes no other with it."""
+    await broker.put(Stage.TASKS, [task(1), task(2)])
+    crashed = consumer_of(broker, "crashed", lease_s=0.05)
+    for delivery in await crashed.receive(2, 0):
+        await crashed.begin(delivery)
+    handler = Weights()
+    heir = consumer_of(broker, "heir", lease_s=0.05, max_attempts=2)
+    async with running(worker_of(handler, heir)):
+        assert await results(broker, 2) == {1: b"done", 2: b"done"}
+    assert handler.batches == [[1], [2]]
+
+
+class Line:
+    """A TCP line to Redis that can be cut and mended; the Redis behind it keeps its data."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._port = urlsplit(redis_url).port
+        self._server: asyncio.Server | None = None
+        self._writers: list[asyncio.StreamWriter] = []
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        self._writers.clear()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += [writer, there_writer]
+        for source, sink in ((reader, there_writer), (there_reader, writer)):
+            pump = asyncio.create_task(self._pump(source, sink))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(1 << 16):
+                sink.write(data)
+        finally:
+            sink.close()
+
+
+async def test_finishing_is_retried_until_redis_is_back(redis_url: str) -> None:
+    line = Line(redis_url)
+    await line.mend()
+    run = f"test-{uuid.uuid4().hex}"
+    direct, broker = connect(redis_url, run), connect(f"redis://127.0.0.1:{line.port}", run)
+    await direct.put(Stage.TASKS, [task(1)])
+    handler = Weights()
+    handler.may_finish.clear()
+    worker = worker_of(handler, consumer_of(broker, lease_s=60))
+    async with running(worker):
+        await handler.started.wait()
+        await line.cut()
+        handler.may_finish.set()
+        await asyncio.sleep(1.5)  # longer than the client's own retries
+        assert worker.num_done == 0
+        await line.mend()
+        assert await results(direct, 1) == {1: b"done"}
+        await direct.put(Stage.TASKS, [task(2)])
+        assert await results(direct, 1) == {2: b"done"}
+    await broker.close()
+    await direct.close()
+    await line.cut()
+
+
+async def test_stopping_without_redis_ends_with_the_lease(redis_url: str) -> None:
+    line = Line(redis_url)
+    await line.mend()
+    broker = connect(f"redis://127.0.0.1:{line.port}", f"test-{uuid.uuid4().hex}")
+    await broker.put(Stage.TASKS, [task(1)])
+    handler = Weights()
+    handler.may_finish.clear()
+    async with running(worker_of(handler, consumer_of(broker))):
+        await handler.started.wait()
+        await line.cut()
+        handler.may_finish.set()
+    await broker.close()
+
+
+async def test_survives_a_redis_that_restarts_empty() -> None:
+    with EmbeddedRedis() as redis:
+        port = urlsplit(redis.url).port
+        broker = connect(redis.url, "run")
+        await broker.put(Stage.TASKS, [task(1)])
+        worker = worker_of(Weights(), consumer_of(broker))
+        run = asyncio.create_task(worker.run())
+        assert await results(broker, 1) == {1: b"done"}
+        life = await broker.life()
+    with EmbeddedRedis(port=port):
+        assert await broker.life() != life
+        await broker.put(Stage.TASKS, [task(2)])
+        assert await results(broker, 1) == {2: b"done"}
+        worker.stop()
+        await run
+    await broker.close()

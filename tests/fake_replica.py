@@ -1,0 +1,109 @@
+"""A replica for tests of the weights path: a real receiver behind a real gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from forethought.types import Replica, WeightManifest
+from forethought.weights.grpc_weights import (
+    GrpcServer,
+    WeightsClient,
+    WeightsServicer,
+    start_grpc_server,
+)
+from forethought.weights.receiver import WeightReceiver
+from forethought.weights.snapshot import (
+    Snapshot,
+    make_snapshot,
+)
+
+MODEL_FILES = {"config.json": b'{"vocab_size": 300}', "tokenizer.json": b"{}" * 600}
+CHUNK_BYTES = 1024
+
+
+def snapshot_of(
+    version: int,
+    *,
+    epoch: int = 1,
+    model: str = "policy",
+    model_files=MODEL_FILES,
+    content: str = "",
+) -> Snapshot:
+    weights = f"{content}{model} {epoch} {version}\n".encode() * 500
+    return make_snapshot(model, epoch, version, "float32", model_files, weights)
+
+
+@dataclass
+class FakeReplica:
+    """A real receiver behind a real server, that records what was applied."""
+
+    replica_id: str
+    staging: Path
+    models: frozenset[str] = frozenset({"policy"})
+    idle_timeout_s: float = 30.0
+    refuse: Exception | None = None
+    applied: list[tuple[WeightManifest, dict[str, bytes]]] = field(default_factory=list)
+
+    async def apply(self, manifest: WeightManifest, directory: Path) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        files = {path.name: path.read_bytes() for path in directory.iterdir()}
+        self.applied.append((manifest, files))
+
+    async def start(self, port: int = 0) -> None:
+        self.receiver = WeightReceiver(
+            self.replica_id,
+            self.models,
+            self.staging,
+            self.apply,
+            idle_timeout_s=self.idle_timeout_s,
+        )
+        servicer = WeightsServicer(self.receiver)
+        self.grpc_server: GrpcServer = await start_grpc_server([servicer.add_to], "127.0.0.1", port)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.grpc_server.port}"
+
+    @property
+    def entry(self) -> Replica:
+        """Its registration, as its heartbeat would write it."""
+        serving = {model: held.order for model, held in self.receiver.holding.items()}
+        models = tuple(sorted(self.models))
+        return Replica(self.replica_id, "rollout", self.address, models, serving)
+
+    @property
+    def orders(self) -> list[tuple[int, int]]:
+        return [manifest.order for manifest, _ in self.applied]
+
+    @property
+    def staged(self) -> list[str]:
+        return sorted(path.name for path in self.staging.rglob("*") if path.is_file())
+
+    async def push(self, snapshot: Snapshot, *, weights_only: bool = False) -> WeightManifest:
+        async with WeightsClient(self.address, CHUNK_BYTES) as client:
+            return await client.push(snapshot, weights_only=weights_only, timeout_s=5)
+
+    async def status(self) -> dict[str, WeightManifest]:
+        async with WeightsClient(self.address, CHUNK_BYTES) as client:
+            return await client.status(5)
+
+
+@asynccontextmanager
+async def serving(replica: FakeReplica) -> AsyncIterator[FakeReplica]:
+    await replica.start()
+    try:
+        yield replica
+    finally:
+        await replica.grpc_server.stop()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Poll for what no event tells a test."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)

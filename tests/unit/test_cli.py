@@ -1,0 +1,354 @@
+"""The command line: help, bad input, status and doctor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from forethought import __version__, cli
+from forethought.cli import launch
+from forethought.cli.doctor import Check, Level, configuration_checks, machine_checks, render
+from forethought.cli.plan import child_environment, prepare
+from forethought.cli.progress import MetricsTail, Reading, duration, plain_line
+from forethought.errors import InvalidInput
+from forethought.queue import connect
+from forethought.types import Replica
+
+COMMANDS = ("up", "serve rollout", "serve reward", "train", "status", "doctor")
+HEAVY = {"torch", "transformers", "vllm", "redis", "grpc", "datasets", "services", "trainer"}
+NOWHERE = "redis://127.0.0.1:1/0"
+
+Result = tuple[int, str, str]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs a command line in this process and an empty folder; (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_words(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["forethought", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return run_words
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "one.txt").write_text("a text")
+    return folder
+
+
+# Help
+
+
+def test_help_in_under_a_second_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['forethought', '--help']\n"
+        "from forethought.cli import main\n"
+        "try: main()\n"
+        "finally: print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    started_s = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    elapsed_s = time.monotonic() - started_s
+    shown, _, modules = done.stdout.rpartition("MODULES")
+    assert not HEAVY & set(modules.split())
+    assert all(word in shown for word in ("up", "serve", "train", "status", "doctor"))
+    assert elapsed_s < 1.0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(run: Run, command: str) -> None:
+    status, out, _ = run(*command.split(), "--help")
+    assert status == 0
+    assert "Example" in out
+    assert f"forethought {command} " in out
+
+
+def test_version(run: Run) -> None:
+    assert run("--version")[:2] == (0, f"forethought {__version__}\n")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("up", "no corpus"),
+        ("up corpus.path=nowhere", "'nowhere' does not exist"),
+        ("up missing.toml", "cannot read configuration missing.toml"),
+        ("up books", "corpus.path=books"),
+        ("up learner.stps=3", "did you mean 'steps'?"),
+        ("up corpus.path=books model.path=nowhere", "nothing is fetched from a hub"),
+        ("up corpus.path=books objective.name=nosuch", "no objective 'nosuch'"),
+        ("up corpus.path=books sampling.group_size=1", "group_size is 1"),
+        ("up corpus.path=books sampling.top_p=0.9", "sampling.top_p=0.9"),
+        (f"up corpus.path=books redis.url={NOWHERE}", "cannot be used"),
+        ("serve rollout rollout.engin=torch", "did you mean 'engine'?"),
+        ("serve reward --config missing.toml", "cannot read configuration missing.toml"),
+        ("train nonsense=1", "expected section.key=value"),
+        ("train learner.steps=0", "learner.steps"),
+        ("status", "no Redis URL"),
+        (f"status --redis-url {NOWHERE}", "cannot be used"),
+        ("status --redis-url nonsense", "expected redis://"),
+        ("status --redis-url redis://x --json --watch", "expected one of them"),
+    ],
+)
+def test_bad_input_is_one_message_and_status_2(
+    run: Run, books: Path, command: str, message: str
+) -> None:
+    status, out, err = run(*command.split())
+    assert status == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in out + err
+
+
+def test_a_bad_command_line_starts_nothing(run: Run, tmp_path: Path) -> None:
+    run("up", "learner.stps=3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_in_a_terminal_is_red() -> None:
+    import pty
+
+    main_end, child_end = pty.openpty()
+    command = [sys.executable, "-m", "forethought.cli", "status"]
+    with open(main_end, "rb", closefd=True) as terminal, open(child_end, "wb") as stderr:
+        done = subprocess.run(command, stderr=stderr)
+        assert terminal.read1().startswith(b"\x1b[31merror: ")  # type: ignore[attr-defined]
+    assert done.returncode == 2
+
+
+# What serve and train become
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(launch.os, "execv", lambda path, words: calls.append(words[1:]))
+    return calls
+
+
+def test_serve_becomes_the_service(run: Run, became: list[list[str]]) -> None:
+    run("serve", "rollout", "rollout.device=cpu", "--redis-url", "redis://h/0", "--run", "7")
+    words = ["rollout.device=cpu", 'redis.url="redis://h/0"', 'run.name="7"']
+    assert became == [["-P", "-m", "services.rollout", *words]]
+
+
+def test_train_becomes_the_trainer(run: Run, became: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[learner]\nsteps = 3\n")
+    run("train", "c.toml", "learner.steps=4", "--dry-run")
+    run("train", "learner.steps=4")
+    assert became == [
+        ["-P", "-m", "trainer", "--config", "c.toml", "learner.steps=4", "--dry-run"],
+        ["-P", "-m", "trainer", "learner.steps=4"],
+    ]
+
+
+# Planning a run
+
+
+def test_a_run_directory_nobody_chose_is_named_after_the_file(
+    books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text("[corpus]\npath = 'books'\n")
+    named = prepare(Path("small.toml"), ())
+    assert named.directory.root == Path("runs/small")
+    chosen = prepare(Path("small.toml"), ("run.directory=elsewhere",))
+    assert chosen.directory.root == Path("elsewhere")
+    assert prepare(None, ("corpus.path=books",)).directory.root == Path("runs/default")
+
+
+def test_fixed_ports_go_to_the_first_replica(
+    books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = prepare(None, ("corpus.path=books", "reward.replicas=2", "rollout.replicas=1"))
+    commands = {program.name: program.command for program in plan.services("redis://h")}
+    assert list(commands) == ["rollout-1", "reward-1", "reward-2"]
+    assert not any("http_port" in word for word in commands["reward-1"])
+    assert "reward.http_port=0" in commands["reward-2"]
+
+
+def test_a_taken_port_is_refused_if_chosen_and_replaced_if_not(
+    books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InvalidInput, match=f"{port} on 127.0.0.1 is taken"):
+            prepare(None, ("corpus.path=books", f"reward.http_port={port}"))
+    plan = prepare(None, ("corpus.path=books", "reward.http_port=0"))
+    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+", plan.reward_url or "")
+
+
+def test_next_token_learning_starts_no_replicas(
+    books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = prepare(None, ("corpus.path=books", "objective.name=ntp"))
+    assert plan.services("redis://h") == []
+    assert plan.reward_url is None
+    assert "no replicas are started" in plan.notes[0]
+
+
+def test_children_do_not_see_settings_that_are_in_their_file_already() -> None:
+    ours = {
+        "FORETHOUGHT_LEARNER_STEPS": "3",
+        "FORETHOUGHT_REDIS_URL": "redis://old",
+        "PATH": "/bin",
+    }
+    assert child_environment(ours, "redis://new") == {
+        "FORETHOUGHT_REDIS_URL": "redis://new",
+        "PATH": "/bin",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+# Progress
+
+
+def test_the_tail_reads_each_whole_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    tail = MetricsTail(path)
+    assert tail.read() == []  # of an earlier start
+    with path.open("a") as file:
+        file.write('{"step": 2}\n{"ste')
+        file.flush()
+        assert tail.read() == [{"step": 2}]
+        file.write('p": 3}\n')
+    assert tail.read() == [{"step": 3}]
+    path.write_text('{"step": 1}\n')  # a resumed trainer cut it
+    assert tail.read() == []
+
+
+def test_a_reading_as_one_line() -> None:
+    reading = Reading("rlp", 100, replicas="2 rollout + 1 reward")
+    lines = [
+        {"step": step, "time_unix_s": 10.0 + step, "tokens": 500 * step, "tasks_failed": 1}
+        | {"reward_mean": 0.25, "truncated_share": 0.031, "information_gain": None, "version": step}
+        for step in (4, 5, 6)
+    ]
+    reading.add(lines)
+    assert plain_line(reading) == (
+        "rlp 6/100  reward 0.250  truncated 3%  version 6  failed 3  "
+        "replicas 2 rollout + 1 reward  speed 500 tokens/s  left 1m 34s"
+    )
+
+
+def test_silence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Reading("rlp", 100, changed_s=time.monotonic() - 90)
+    assert plain_line(reading) == (
+        "rlp 0/100  (no first step for 1m 30s: see the logs, or forethought status)"
+    )
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.4, 59, 61, 3700)] == ["0s", "59s", "1m 1s", "1h 1m"]
+
+
+# Status
+
+
+def test_status_shows_epoch_replicas_and_lag(run: Run, redis_url: str) -> None:
+    asyncio.run(_a_run_to_look_at(redis_url, "looked-at"))
+    status, out, _ = run("status", "--redis-url", redis_url, "--run", "looked-at")
+    assert status == 0
+    assert "epoch 1   policy version 5" in out
+    assert re.search(r"rollout-a.*policy 1\.3.*2", out)
+    status, out, _ = run("status", "--redis-url", redis_url, "--run", "looked-at", "--json")
+    report = json.loads(out)
+    assert (report["epoch"], report["version"]) == (1, 5)
+    assert [replica["lag"] for replica in report["replicas"]] == [2]
+    assert report["streams"]["tasks"] == {"waiting": 0, "pending": 0}
+    assert report["dead_letters"] == []
+
+
+def test_status_of_an_unknown_run(run: Run, redis_url: str) -> None:
+    status, _, err = run("status", "--redis-url", redis_url, "--run", "nosuch")
+    assert status == 2
+    assert "knows no run 'nosuch'" in err
+
+
+async def _a_run_to_look_at(url: str, name: str) -> None:
+    broker = connect(url, name)
+    await broker.new_epoch(1)
+    await broker.set_run({"objective": "rlp", "epoch": 1, "version": 5})
+    await broker.announce(
+        Replica("rollout-a", "rollout", "h:1", ("policy",), {"policy": (1, 3)}), 60
+    )
+    await broker.close()
+
+
+# Doctor
+
+
+def test_doctor_is_content_with_a_machine_that_runs_these_tests(run: Run, books: Path) -> None:
+    status, out, _ = run("doctor", "corpus.path=books", "reward.http_port=0")
+    assert status == 0, out
+    for name in ("python", "torch", "transformers", "gpu", "redis", "run directory", "corpus"):
+        assert name in out
+    assert "everything needed is here" in out
+
+
+def test_doctor_tells_everything_that_is_wrong_with_a_remedy(tmp_path: Path) -> None:
+    words = (f"redis.url={NOWHERE}", "corpus.path=nowhere", "model.path=nowhere")
+    checks = list(configuration_checks(None, (*words, "run.directory=/proc/nowhere")))
+    failed = {check.name: check for check in checks if check.level is Level.FAIL}
+    assert {"redis", "corpus", "model"} <= set(failed)
+    assert all(check.remedy for check in failed.values())
+
+
+def test_doctor_exits_with_1_when_something_needed_is_missing(run: Run) -> None:
+    status, out, _ = run("doctor", "corpus.path=nowhere")
+    assert status == 1
+    assert "1 to put right" in out
+
+
+def test_doctor_stops_at_an_invalid_configuration() -> None:
+    (check,) = configuration_checks(None, ("learner.stps=1",))
+    assert check.level is Level.FAIL
+    assert "did you mean" in check.found
+
+
+def test_doctor_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    versions = {"transformers": "4.40.1"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    checks = {check.name: check for check in machine_checks()}
+    assert checks["torch"].found == "not installed"
+    assert "pip install" in checks["torch"].remedy
+    assert "needs 5.16" in checks["transformers"].found
+
+
+def test_what_was_found_is_not_taken_for_markup() -> None:
+    table = render([Check("a", Level.FAIL, "[/nonsense]", 'pip install -e ".[local]"')])
+    assert table.row_count == 1

@@ -1,0 +1,164 @@
+"""``forethought up`` from the outside, with stand-ins for the processes it starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from forethought.run_directory import RunDirectory
+
+PROCESSES = {
+    "services/rollout/__main__.py": "fake_run.service('rollout')",
+    "services/reward/__main__.py": "fake_run.service('reward')",
+    "trainer/__main__.py": "fake_run.trainer()",
+    "trainer/base.py": "fake_run.base()",
+}
+
+
+@dataclass
+class Up:
+    """A running ``up`` in its own folder."""
+
+    folder: Path
+    environment: dict[str, str]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *words: str, trainer: str = "train") -> subprocess.Popen[str]:
+        command = (sys.executable, "-m", "forethought.cli", "up", "corpus.path=books", *words)
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment | {"FAKE_TRAINER": trainer},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def output(self, process: subprocess.Popen[str]) -> str:
+        return process.communicate(timeout=30)[0]
+
+    def log(self, name: str) -> str:
+        path = self.folder / "runs/default/logs" / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    fakes = tmp_path / "fakes"
+    for name, code in PROCESSES.items():
+        path = fakes / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"import fake_run\n{code}\n")
+    for package in ("services", "services/rollout", "services/reward", "trainer"):
+        (fakes / package / "__init__.py").touch()
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books/one.txt").write_text("a text")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("FORETHOUGHT_")}
+    here = str(Path(__file__).parent)
+    running = Up(tmp_path, clean | {"PYTHONPATH": f"{fakes}{os.pathsep}{here}"})
+    yield running
+    for process in running.started:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        process.communicate()
+
+
+def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    give_up_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_s, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def moment(log: str) -> float:
+    """When a stand-in said that it ended."""
+    return float(log.split(" at ")[1])
+
+
+def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
+    process = up.start("learner.steps=60", "base.steps=7", "reward.http_port=0")
+    output = up.output(process)
+    assert process.returncode == 0, output
+    url = re.search(r"redis +(redis://\S+)", output)
+    assert url, output
+    assert f"forethought serve rollout --redis-url {url[1]} --run default" in output
+    assert re.search(r"curl -s http://127\.0\.0\.1:\d+/v1/score", output)
+    assert "/docs" in output
+    assert "logs       runs/default/logs" in output
+    assert "base 7/7" in output
+    assert "rlp 60/60  reward 0.600" in output
+    assert re.search(r"steps +60\n", output)
+    assert 'from_pretrained("runs/default/checkpoints/step-000060/model")' in output
+    assert "model runs/default/base/model redis redis://" in up.log("trainer")
+    for name in ("rollout-1", "rollout-2", "reward-1"):
+        assert moment(up.log(name)) > moment(up.log("trainer"))
+
+
+def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(up: Up) -> None:
+    process = up.start("learner.steps=500")
+    until(lambda: "drained" not in up.log("rollout-1") and "redis" in up.log("trainer"))
+    process.send_signal(signal.SIGINT)
+    output = up.output(process)
+    assert process.returncode == 0, output
+    assert "stopping: the learner writes a checkpoint" in output
+    assert "run the same command again" in output
+    steps = int(re.findall(r"steps +(\d+)\n", output)[0])
+    assert 0 < steps < 500
+    assert "stopped at" in up.log("trainer")
+
+    output = up.output(up.start(f"learner.steps={steps + 3}"))
+    assert re.search(rf"steps +{steps + 3}\n", output)
+    assert up.log("base").count("base made") == 1
+
+
+def test_a_second_ctrl_c_kills(up: Up) -> None:
+    process = up.start("learner.steps=5000", trainer="deaf")
+    until(lambda: "redis" in up.log("trainer"))
+    children = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    until(lambda: "stopping" in process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    output = up.output(process)
+    assert process.returncode == 130, output
+    assert psutil.wait_procs(children, timeout=3)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("trainer", "status", "reason"),
+    [
+        ("refuse", 2, "got a cat, expected a dog"),
+        ("superseded", 3, "a newer learner has taken over this run"),
+    ],
+)
+def test_a_trainer_that_cannot_go_on_ends_the_run_with_its_words(
+    up: Up, trainer: str, status: int, reason: str
+) -> None:
+    process = up.start(trainer=trainer)
+    output = up.output(process)
+    assert process.returncode == status, output
+    assert reason in output
+    assert "Traceback" not in output
+
+
+def test_a_run_directory_in_use_is_refused_before_anything_starts(up: Up) -> None:
+    with RunDirectory(up.folder / "runs/default").owned():
+        process = up.start()
+        output = up.output(process)
+    assert process.returncode == 2
+    assert "owned by another learner" in output
+    assert up.log("rollout-1") == ""

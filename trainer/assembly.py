@@ -1,0 +1,122 @@
+"""Putting a run together: model, markers, corpus and learner from the settings, everything checked.
+
+Design: all that can be wrong with a configuration is found here, before Redis or a replica is touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from forethought.compute.model import (
+    LanguageModel,
+    Markers,
+    add_markers,
+    find_markers,
+    load_language_model,
+    read_model_files,
+)
+from forethought.config import Settings
+from forethought.config.checks import check_corpus, check_run
+from forethought.corpus.mixture import Corpus, open_corpus
+from forethought.errors import InvalidInput
+from forethought.objectives import Objective
+from forethought.run_directory import RunDirectory
+from trainer.learner import Learner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Assembly:
+    """The parts of a run.
+
+    Example:
+        ``assemble(load_settings(Path("configs/demo.toml")))``
+    """
+
+    settings: Settings
+    directory: RunDirectory
+    objective: Objective
+    learner: Learner
+    corpus: Corpus
+    markers: Markers | None
+
+    def model_files(self) -> dict[str, bytes]:
+        """Configuration and tokenizer of the policy, as a snapshot carries them."""
+        language_model = self.learner.language_model
+        with tempfile.TemporaryDirectory() as folder:
+            language_model.model.config.save_pretrained(folder)
+            language_model.model.generation_config.save_pretrained(folder)
+            language_model.tokenizer.save_pretrained(folder)
+            return read_model_files(folder)
+
+
+def assemble(settings: Settings) -> Assembly:
+    """Build every part.
+
+    Raises:
+        InvalidInput: anything that is wrong with the configuration, the model or the corpus.
+    """
+    objective = check_run(settings)
+    check_corpus(settings)
+    if settings.learner.num_threads:
+        torch.set_num_threads(settings.learner.num_threads)
+    torch.manual_seed(settings.run.seed)
+    language_model = _model(settings)
+    markers = _markers(settings, language_model) if objective.thinks else None
+    check_length(settings, objective, language_model, markers)
+    directory = RunDirectory(settings.run.directory)
+    corpus = open_corpus(
+        settings.corpus, language_model.tokenizer, settings.run.seed, directory.cache
+    )
+    log.info("corpus: %d windows %s", corpus.num_windows, corpus.windows_per_source)
+    learner = Learner(language_model, settings.learner, settings.baseline)
+    return Assembly(settings, directory, objective, learner, corpus, markers)
+
+
+def check_length(
+    settings: Settings,
+    objective: Objective,
+    language_model: LanguageModel,
+    markers: Markers | None,
+) -> None:
+    """Refuse windows whose thoughts could not fit into the model.
+
+    Raises:
+        InvalidInput: a window with its thought is longer than the model's input.
+    """
+    needed = settings.corpus.window_tokens
+    if markers is not None:
+        prompting = objective.prompting(markers.open_id, markers.close_id)
+        around = prompting.head_ids + prompting.bridge_ids + prompting.close_ids
+        needed += len(around) + settings.sampling.max_thought_tokens
+    if needed > language_model.max_length_tokens:
+        raise InvalidInput(
+            f"windows of {settings.corpus.window_tokens} tokens with their thoughts need {needed}, the "
+            f"model takes {language_model.max_length_tokens}; lower corpus.window_tokens or "
+            "sampling.max_thought_tokens"
+        )
+
+
+def _model(settings: Settings) -> LanguageModel:
+    section = settings.model
+    if not section.path:
+        raise InvalidInput(
+            "model.path is empty; expected the directory of a transformers causal language model "
+            "(`forethought up` trains a small one from the corpus when there is none)"
+        )
+    return load_language_model(
+        Path(section.path), section.dtype, section.device, section.max_length_tokens
+    )
+
+
+def _markers(settings: Settings, language_model: LanguageModel) -> Markers:
+    section = settings.model
+    if section.add_think_tokens:
+        add_markers(language_model, section.think_open, section.think_close)
+    return find_markers(language_model.tokenizer, section.think_open, section.think_close)

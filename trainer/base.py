@@ -1,0 +1,174 @@
+"""``python -m trainer.base``: a small base model for any corpus, when none is given.
+
+    DIR/base/init/    byte-level BPE tokenizer trained on the corpus, random weights
+    DIR/base/run/     a next-token run of its own
+    DIR/base/model/   what it came to, with which the run proceeds
+
+Design: a fresh model has never seen the think markers, and would never close a thought. So a share of
+its windows carry one thought that quotes a few tokens of the text before it: enough to know how
+thoughts begin and end, and nothing about what is worth thinking. The price is a base that is a little
+worse at plain text than the same steps would have made it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from forethought import process
+from forethought.compute.model import Markers
+from forethought.compute.sampling import derive_seed
+from forethought.config import Settings
+from forethought.config.checks import check_corpus
+from forethought.config.sections import ObjectiveSection
+from forethought.corpus.base import quote_thoughts, train_tokenizer
+from forethought.corpus.mixture import Corpus
+from forethought.corpus.sources import open_source
+from forethought.run_directory import RunDirectory
+from forethought.types import Document
+from trainer.assembly import assemble
+from trainer.next_token_run import NextTokenRun
+
+log = logging.getLogger("trainer.base")
+
+_TOKENIZER_CHARACTERS = 20_000_000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and make the base; returns the exit status."""
+    arguments = process.parser("python -m trainer.base", __doc__ or "").parse_args(argv)
+    return process.exit_status("base", lambda: make_base(process.settings_of(arguments)))
+
+
+def make_base(settings: Settings) -> int:
+    """Train tokenizer and model into ``DIR/base/model``; continues where it was interrupted."""
+    check_corpus(settings)
+    root = settings.run.directory / "base"
+    if not (root / "init").is_dir():
+        _initialise(settings, root)
+    parts = assemble(_base_settings(settings, root))
+    tokenizer = parts.learner.language_model.tokenizer
+    markers = Markers(
+        tokenizer.convert_tokens_to_ids(settings.model.think_open),
+        tokenizer.convert_tokens_to_ids(settings.model.think_close),
+    )
+    run = NextTokenRun(parts, QuotingDocuments(parts.corpus, markers, settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: run.stop())
+    with parts.directory.owned():
+        summary = run.run()
+    if summary["steps"] < settings.base.steps:
+        return 0  # told to stop: the next start goes on from the checkpoint
+    _adopt(Path(summary["checkpoint"]) / "model", root / "model")
+    print(json.dumps(summary))
+    return 0
+
+
+class QuotingDocuments:
+    """The corpus, with a quoted thought in a share of its windows."""
+
+    def __init__(self, corpus: Corpus, markers: Markers, settings: Settings) -> None:
+        self._corpus, self._markers, self._settings = corpus, markers, settings
+
+    def take(self, num_documents: int) -> list[Document]:
+        """The next windows; which of them carry a thought depends on how many were drawn before."""
+        first = self._corpus.cursor.num_drawn
+        documents = self._corpus.take(num_documents)
+        return [self._quote(document, first + i) for i, document in enumerate(documents)]
+
+    def _quote(self, document: Document, number: int) -> Document:
+        return quote_thoughts(
+            document,
+            Random(derive_seed(self._settings.run.seed, number)),
+            self._markers.open_id,
+            self._markers.close_id,
+            self._settings.base.thought_share,
+            max_quote_tokens=max(1, self._settings.sampling.max_thought_tokens // 2),
+        )
+
+
+def _initialise(settings: Settings, root: Path) -> None:
+    section, model = settings.base, settings.model
+    log.info("training a tokenizer of %d tokens on the corpus", section.vocab_size)
+    cache = RunDirectory(settings.run.directory).cache
+    tokenizer = train_tokenizer(
+        _texts(settings, cache), section.vocab_size, model.think_open, model.think_close
+    )
+    longest = settings.corpus.window_tokens + settings.sampling.max_thought_tokens + 8
+    torch.manual_seed(settings.run.seed)
+    fresh = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=section.hidden_size,
+            intermediate_size=3 * section.hidden_size,
+            num_hidden_layers=section.num_layers,
+            num_attention_heads=section.num_heads,
+            num_key_value_heads=section.num_heads,
+            max_position_embeddings=longest,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    partial = root / "init.partial"
+    fresh.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(root / "init")
+
+
+def _texts(settings: Settings, cache: Path) -> Iterator[str]:
+    """Text of every source, up to a size at which a small vocabulary no longer changes."""
+    budget = _TOKENIZER_CHARACTERS
+    for source in settings.corpus.resolved_sources():
+        for row in open_source(source, cache):
+            if budget <= 0:
+                return
+            text: str = row["text"][:budget]
+            budget -= len(text)
+            yield text
+
+
+def _base_settings(settings: Settings, root: Path) -> Settings:
+    """The run's settings, turned into those of a next-token run over the same corpus."""
+    section = settings.base
+    learner: dict[str, Any] = {
+        "steps": section.steps,
+        "batch_tasks": section.batch_documents,
+        "learning_rate": section.learning_rate,
+        "schedule": "cosine",
+        "warmup_steps": max(1, section.steps // 20),
+        "beta2": 0.95,
+        "weight_decay": 0.1,
+    }
+    return settings.model_copy(
+        update={
+            "run": settings.run.model_copy(update={"directory": root / "run"}),
+            "model": settings.model.model_copy(
+                update={"path": str(root / "init"), "dtype": "float32"}
+            ),
+            "objective": ObjectiveSection(name="ntp"),
+            "learner": settings.learner.model_copy(update=learner),
+        }
+    )
+
+
+def _adopt(source: Path, target: Path) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The feed: corpus windows in, tasks (or documents for plain next-token learning) out.
+
+Design: a task is a pure function of the run's seed, its id and the document drawn for it, so its whole
+state is a counter and the corpus cursor. Documents in which the objective finds no position are passed
+over; if nothing but such documents comes, the run stops and says so rather than spin.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Protocol
+
+from forethought.compute.model import Markers
+from forethought.compute.sampling import derive_seed
+from forethought.config import Settings
+from forethought.errors import InvalidInput
+from forethought.objectives import Objective
+from forethought.types import Document, Position, Sampling, Task
+
+_MAX_PASSED_OVER = 1000
+
+
+class Documents(Protocol):
+    """An endless supply of documents."""
+
+    def take(self, num_documents: int) -> list[Document]:
+        """The next ``num_documents``."""
+        ...
+
+
+@dataclass(slots=True)
+class TaskFeed:
+    """Makes tasks in id order. ``next_task_id`` and the documents' cursor are its whole state.
+
+    Example:
+        ``TaskFeed(corpus, rlp, markers, settings, ("policy",)).take(8, epoch=1, min_version=0)``
+    """
+
+    documents: Documents
+    objective: Objective
+    markers: Markers
+    settings: Settings
+    models: tuple[str, ...]
+    next_task_id: int = 0
+
+    def take(self, num_tasks: int, *, epoch: int, min_version: int) -> list[Task]:
+        """The next tasks; ``min_version`` is the newest policy version at their admission.
+
+        Raises:
+            InvalidInput: the corpus has no position that the objective can use.
+        """
+        return [self._task(epoch, min_version) for _ in range(num_tasks)]
+
+    def adopt(self, tasks: Sequence[Task], *, epoch: int, min_version: int) -> list[Task]:
+        """The outstanding tasks of a checkpoint, admitted anew under a new epoch."""
+        return [replace(task, epoch=epoch, min_version=min_version) for task in tasks]
+
+    def _task(self, epoch: int, min_version: int) -> Task:
+        settings, task_id = self.settings, self.next_task_id
+        document, positions_K = self._document_with_positions(task_id)
+        self.next_task_id += 1
+        return Task(
+            task_id=task_id,
+            epoch=epoch,
+            batch=task_id // settings.learner.batch_tasks,
+            min_version=min_version,
+            objective=settings.objective.name,
+            objective_json=self.objective.config.model_dump_json(),
+            document=document,
+            positions_K=positions_K,
+            prompting=self.objective.prompting(self.markers.open_id, self.markers.close_id),
+            sampling=Sampling(
+                group_size=settings.sampling.group_size,
+                max_thought_tokens=settings.sampling.max_thought_tokens,
+                temperature=settings.sampling.temperature,
+                stop_ids=(self.markers.close_id,),
+            ),
+            seed=settings.run.seed,
+            max_staleness=settings.learner.max_staleness,
+            models=self.models,
+            traceparent=f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
+        )
+
+    def _document_with_positions(self, task_id: int) -> tuple[Document, tuple[Position, ...]]:
+        rng = Random(derive_seed(self.settings.run.seed, task_id))
+        for _ in range(_MAX_PASSED_OVER):
+            (document,) = self.documents.take(1)
+            positions_K = self.objective.positions(document, rng)
+            if positions_K:
+                return document, positions_K
+        raise InvalidInput(
+            f"{_MAX_PASSED_OVER} documents in a row have no position for objective "
+            f"{self.settings.objective.name!r} with {self.objective.config!r}; expected documents "
+            "longer than the target (uniform) or with marks (marked)"
+        )

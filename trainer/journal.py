@@ -1,0 +1,133 @@
+"""The journal: every consumed batch, so that a run can be audited and replayed from its directory.
+
+    DIR/journal/epoch-0001-batch-000000.zst    up to 64 batches: [length u32][zstd frame] records
+
+Design: records are appended and flushed to disk before the batch is learned from, one file per epoch
+and 64 batches. A learner that resumes from an older checkpoint consumes some batches again under a
+newer epoch; the newest epoch of a batch is the history that survived, and the audit reads just that.
+Retention deletes whole files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from forethought import wire
+from forethought.types import ScoredRollout
+
+BATCHES_PER_FILE = 64
+_NAME = re.compile(r"^epoch-(\d+)-batch-(\d+)\.zst$")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the surviving history says: ids that were consumed twice, never, with and without error.
+
+    Example:
+        ``Audit(num_admitted=3840, num_trained=3838, num_failed=2, num_lost=0, num_duplicated=0)``
+    """
+
+    num_admitted: int
+    num_trained: int
+    num_failed: int
+    num_lost: int
+    num_duplicated: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """One consumed batch.
+
+    Example:
+        ``JournalRecord(epoch=1, batch=7, version=8, results=(...))``
+    """
+
+    epoch: int
+    batch: int
+    version: int
+    results: tuple[ScoredRollout, ...]
+
+
+class Journal:
+    """Appends consumed batches of one epoch."""
+
+    def __init__(self, directory: Path, epoch: int, keep_batches: int = 0) -> None:
+        """``keep_batches`` 0 keeps everything."""
+        self._directory, self._epoch, self._keep_batches = directory, epoch, keep_batches
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def append(self, batch: int, version: int, results: Sequence[ScoredRollout]) -> None:
+        """Write one batch to disk; it is there when this returns."""
+        body = wire.encode_journal_batch(self._epoch, batch, version, results)
+        frame = zstandard.ZstdCompressor().compress(body)
+        first = batch - batch % BATCHES_PER_FILE
+        path = self._directory / f"epoch-{self._epoch:04d}-batch-{first:06d}.zst"
+        with path.open("ab") as file:
+            file.write(struct.pack("<I", len(frame)) + frame)
+            file.flush()
+            os.fsync(file.fileno())
+        if self._keep_batches:
+            self._forget(before=batch - self._keep_batches)
+
+    def _forget(self, before: int) -> None:
+        for path, _, first in _files(self._directory):
+            if first + BATCHES_PER_FILE <= before:
+                path.unlink()
+
+
+def read_journal(directory: Path) -> Iterator[JournalRecord]:
+    """The surviving history in batch order: of every batch, the record of its newest epoch."""
+    newest: dict[int, JournalRecord] = {}
+    for path, _, _ in _files(directory):
+        for record in _records(path):
+            held = newest.get(record.batch)
+            if held is None or record.epoch >= held.epoch:
+                newest[record.batch] = record
+    for batch in sorted(newest):
+        yield newest[batch]
+
+
+def audit(directory: Path, num_admitted: int, first_task_id: int = 0) -> Audit:
+    """Count every task id of the surviving history against ``first_task_id … num_admitted - 1``."""
+    seen: Counter[int] = Counter()
+    num_failed = 0
+    for record in read_journal(directory):
+        for result in record.results:
+            seen[result.rollout.task.task_id] += 1
+            num_failed += result.failure is not None
+    expected = range(first_task_id, num_admitted)
+    return Audit(
+        num_admitted=num_admitted,
+        num_trained=sum(seen.values()) - num_failed,
+        num_failed=num_failed,
+        num_lost=sum(task_id not in seen for task_id in expected),
+        num_duplicated=sum(count - 1 for count in seen.values()),
+    )
+
+
+def _files(directory: Path) -> list[tuple[Path, int, int]]:
+    """Journal files with their epoch and first batch, in that order."""
+    matches = ((path, _NAME.match(path.name)) for path in directory.iterdir())
+    found = [(path, int(match[1]), int(match[2])) for path, match in matches if match]
+    return sorted(found, key=lambda entry: entry[1:])
+
+
+def _records(path: Path) -> Iterator[JournalRecord]:
+    """Whole records; the tail that a killed learner left half written is not one."""
+    data, offset = path.read_bytes(), 0
+    while offset + 4 <= len(data):
+        (size,) = struct.unpack_from("<I", data, offset)
+        frame = data[offset + 4 : offset + 4 + size]
+        if len(frame) < size:
+            return
+        body = zstandard.ZstdDecompressor().decompress(frame)
+        yield JournalRecord(*wire.decode_journal_batch(body))
+        offset += 4 + size

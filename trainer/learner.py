@@ -1,0 +1,145 @@
+"""The learner: thought trees in, one new policy version out. It knows no objective and no queue.
+
+    for each inner epoch: forward and backward over all micro-batches -> AdamW -> baseline average
+
+Design: dropout stays off (the model is never put into training mode), because the ratio of eq. 8 is
+only 1 on fresh data when sampler and learner compute the same function. A batch whose loss or gradient
+is not finite, or that holds nothing to learn, is skipped, and the version still advances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forethought.compute.model import LanguageModel
+from forethought.compute.weights import named_weights, serialise
+from forethought.config.sections import BaselineSection, LearnerSection
+from trainer.batching import MicroBatch, micro_batches, num_row_tokens
+from trainer.ema import Baseline
+from trainer.loss import LossParts, batch_loss, policy_logprobs
+from trainer.optimizer import MasterOptimizer
+from trainer.thought_tree import ThoughtTree
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did; ``skipped`` says that the weights are those of the version before.
+
+    Example:
+        ``StepResult(loss=-0.02, nll=0.0, grad_norm=0.4, learning_rate=1e-4, num_tokens=5_000, …)``
+    """
+
+    loss: float = 0.0
+    nll: float = 0.0
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
+    num_tokens: int = 0
+    clipped_share: float = 0.0
+    ratio_max: float = 0.0
+    skipped: bool = True
+
+
+class Learner:
+    """Model, optimizer and baseline, and the count of optimizer steps and versions."""
+
+    def __init__(
+        self, language_model: LanguageModel, section: LearnerSection, baseline: BaselineSection
+    ) -> None:
+        self.language_model = language_model
+        self._section = section
+        self._optimizer = MasterOptimizer(language_model.model, section)
+        self.baseline = Baseline(baseline, self._optimizer.masters)
+        self.version = 0
+        self.num_optimizer_steps = 0
+
+    @property
+    def model(self) -> Any:
+        """The compute copy of the policy."""
+        return self.language_model.model
+
+    def step(self, trees: Sequence[ThoughtTree]) -> StepResult:
+        """Learn one batch and advance the version, also when there was nothing to learn."""
+        self.version += 1
+        device = self.language_model.device
+        batches = micro_batches(trees, self._section.micro_batch_tokens, device)
+        if not batches:
+            return StepResult()
+        proximal = self._proximal(batches)
+        results = [self._epoch(batches, proximal) for _ in range(self._section.inner_epochs)]
+        return results[-1]
+
+    def policy_payload(self) -> bytes:
+        """The policy as published: the compute copy, bit for bit."""
+        return serialise(named_weights(self.model))
+
+    def baseline_payload(self) -> bytes:
+        """The baseline in the policy's dtype."""
+        weights = named_weights(self.model)
+        averaged = {
+            name: tensor.to(weights[name].dtype) for name, tensor in self.baseline.tensors.items()
+        }
+        return serialise(weights | averaged)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that must survive, as flat named tensors."""
+        random_state = {"random/cpu": torch.get_rng_state()}
+        return self._optimizer.state() | self.baseline.state() | random_state
+
+    def restore(
+        self, tensors: dict[str, torch.Tensor], version: int, num_optimizer_steps: int
+    ) -> None:
+        """Continue where :meth:`state` was taken."""
+        self._optimizer.restore(tensors)
+        self.baseline.restore(tensors)
+        torch.set_rng_state(tensors["random/cpu"])
+        self.version, self.num_optimizer_steps = version, num_optimizer_steps
+
+    @torch.no_grad()
+    def _proximal(self, batches: list[MicroBatch]) -> list[torch.Tensor | None]:
+        """The policy's log-probs before the first update, where the importance correction needs them."""
+        if self._section.importance_cap <= 0:
+            return [None] * len(batches)
+        return [policy_logprobs(self.model, batch) for batch in batches]
+
+    def _epoch(self, batches: list[MicroBatch], proximal: list[torch.Tensor | None]) -> StepResult:
+        self._optimizer.zero_grad()
+        parts = [
+            self._backward(batch, proximal_logprobs_BH)
+            for batch, proximal_logprobs_BH in zip(batches, proximal, strict=True)
+        ]
+        loss = sum(part.surrogate + part.nll for part in parts)
+        norm, learning_rate = math.nan, 0.0
+        if math.isfinite(loss):
+            norm, learning_rate = self._optimizer.step(self.num_optimizer_steps)
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            self.num_optimizer_steps += 1
+            self.baseline.update(self._optimizer.masters)
+        num_surrogate = sum(part.num_surrogate for part in parts)
+        return StepResult(
+            loss=loss,
+            nll=sum(part.nll for part in parts),
+            grad_norm=norm,
+            learning_rate=learning_rate,
+            num_tokens=num_row_tokens(batches),
+            clipped_share=sum(part.num_clipped for part in parts) / max(1, num_surrogate),
+            ratio_max=max(part.ratio_max for part in parts),
+            skipped=skipped,
+        )
+
+    def _backward(self, batch: MicroBatch, proximal_BH: torch.Tensor | None) -> LossParts:
+        parts = batch_loss(
+            batch,
+            policy_logprobs(self.model, batch),
+            clip_low=self._section.clip_low,
+            clip_high=self._section.clip_high,
+            proximal_logprobs_BH=proximal_BH,
+            importance_cap=self._section.importance_cap,
+        )
+        parts.loss.backward()  # type: ignore[no-untyped-call]
+        return parts

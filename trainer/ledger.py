@@ -1,0 +1,88 @@
+"""The ledger: which tasks are outstanding, and which results count.
+
+Redis delivers at least once and may lose everything; this set, in the one process that checkpoints,
+decides. A result counts iff its (epoch, id) is outstanding, and then never again.
+
+Design: results wait here per batch until the batch is whole or its deadline passes; a missing result
+then *becomes* an error result, so every admitted task comes back exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from forethought.types import Rollout, ScoredRollout, Task
+
+
+class Ledger:
+    """Outstanding tasks and the results that came for them."""
+
+    def __init__(self, task_timeout_s: float) -> None:
+        self._task_timeout_s = task_timeout_s
+        self._outstanding: dict[int, Task] = {}
+        self._deadlines_s: dict[int, float] = {}
+        self._results: dict[int, ScoredRollout] = {}
+        self._arrived = asyncio.Event()
+        self.num_ignored = 0
+
+    @property
+    def outstanding(self) -> list[Task]:
+        """Every task whose result has not been consumed by :meth:`close_batch`, in id order.
+
+        A result that is here but was not learned from is as good as none after a crash.
+        """
+        pending = self._outstanding | {i: r.rollout.task for i, r in self._results.items()}
+        return [pending[task_id] for task_id in sorted(pending)]
+
+    @property
+    def unanswered(self) -> list[Task]:
+        """Every task without a result, in id order: what to admit again when Redis lost it."""
+        return [self._outstanding[task_id] for task_id in sorted(self._outstanding)]
+
+    def admit(self, tasks: Iterable[Task]) -> None:
+        """Make tasks outstanding; their deadline starts now."""
+        deadline_s = time.monotonic() + self._task_timeout_s
+        for task in tasks:
+            self._outstanding[task.task_id] = task
+            self._deadlines_s[task.task_id] = deadline_s
+
+    def accept(self, scored: ScoredRollout) -> bool:
+        """Take a result iff it is outstanding; a duplicate or one of another epoch is ignored."""
+        task = scored.rollout.task
+        mine = self._outstanding.get(task.task_id)
+        if mine is None or mine.epoch != task.epoch:
+            self.num_ignored += 1
+            return False
+        del self._outstanding[task.task_id]
+        self._results[task.task_id] = scored
+        self._arrived.set()
+        return True
+
+    async def close_batch(self, batch: int) -> list[ScoredRollout]:
+        """Wait until every task of ``batch`` has its result or passed its deadline; in id order."""
+        while missing := [t for t in self._outstanding.values() if t.batch == batch]:
+            now_s = time.monotonic()
+            remaining_s = max(self._deadlines_s[task.task_id] for task in missing) - now_s
+            if remaining_s <= 0:
+                self._expire(missing)
+                break
+            await self._arrival(remaining_s)
+        mine = sorted(i for i, r in self._results.items() if r.rollout.task.batch == batch)
+        for task_id in mine:
+            del self._deadlines_s[task_id]
+        return [self._results.pop(task_id) for task_id in mine]
+
+    async def _arrival(self, timeout_s: float) -> None:
+        self._arrived.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return  # the caller looks at the deadlines again
+
+    def _expire(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            reason = f"no result within learner.task_timeout_s = {self._task_timeout_s} s"
+            self.accept(ScoredRollout(Rollout(task, error=reason)))

@@ -1,0 +1,107 @@
+"""What a step is reported as: one JSON object per line, and TensorBoard scalars on request.
+
+Design: the journal holds the data, this holds the summary; values that are not finite become null, so
+that every line is JSON that any reader takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from forethought.types import ScoredRollout
+
+
+class MetricsLog:
+    """Appends to ``metrics.jsonl``; a resumed run drops what a dead learner wrote past its checkpoint."""
+
+    def __init__(self, path: Path, num_steps_done: int, tensorboard: bool = False) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _truncate(path, num_steps_done)
+        self._file = path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(path.parent / "tensorboard"))
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line, flushed."""
+        line = {"step": step, "time_unix_s": time.time(), **values}
+        finite = {key: _finite(value) for key, value in line.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for key, value in finite.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def rollout_metrics(results: Sequence[ScoredRollout], version: int) -> dict[str, Any]:
+    """Means over a batch's sound results: reward and gain in nats, thought length in tokens.
+
+    ``lag_mean`` is how many versions older than ``version`` the sampled tokens are. Each source of the
+    mixture gets its own reward.
+    """
+    sound = [result for result in results if result.failure is None]
+    thoughts = [t for r in sound for thoughts_G in r.rollout.thoughts_KG for t in thoughts_G]
+    values: dict[str, Any] = {"num_groups": sum(len(r.rewards_KG) for r in sound)}
+    if not thoughts:
+        return values
+    spans = [span for thought in thoughts for span in thought.version_spans]
+    num_tokens = sum(span.num_tokens for span in spans)
+    values |= {
+        "reward_mean": fmean(_rewards(sound)),
+        "reward_group_spread": fmean(max(r) - min(r) for s in sound for r in s.rewards_KG),
+        "information_gain": fmean(_gains(sound)),
+        "thought_tokens_mean": fmean(len(thought.token_ids_L) for thought in thoughts),
+        "truncated_share": fmean(not thought.closed for thought in thoughts),
+        "lag_mean": sum((version - s.version) * s.num_tokens for s in spans) / num_tokens,
+    }
+    by_source: dict[str, list[ScoredRollout]] = {}
+    for result in sound:
+        by_source.setdefault(result.rollout.task.document.source, []).append(result)
+    for source, of_source in by_source.items():
+        values[f"source/{source}/reward_mean"] = fmean(_rewards(of_source))
+    return values
+
+
+def _rewards(results: Sequence[ScoredRollout]) -> list[float]:
+    return [reward for r in results for rewards_G in r.rewards_KG for reward in rewards_G]
+
+
+def _gains(results: Sequence[ScoredRollout]) -> list[float]:
+    """log p(target | thought) - log p_baseline(target), whatever the objective rewards."""
+    return [
+        policy_logprob - baseline_logprob
+        for result in results
+        for policy_logprobs_G, baseline_logprob in zip(
+            result.policy_logprobs_KG, result.baseline_logprobs_K, strict=True
+        )
+        for policy_logprob in policy_logprobs_G
+    ]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _truncate(path: Path, num_steps_done: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [
+        line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= num_steps_done
+    ]
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,102 @@
+"""A run without thoughts: documents go from the corpus to the learner directly.
+
+    take documents -> step -> metrics -> checkpoint
+
+Base models and continued pre-training (CPT) are made here, with the learner, the corpus and the
+checkpoints of reinforcement; neither Redis nor a replica is involved.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from forethought.corpus.mixture import CorpusCursor
+from trainer.assembly import Assembly
+from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
+from trainer.feed import Documents
+from trainer.learner import StepResult
+from trainer.metrics import MetricsLog
+from trainer.thought_tree import trees_of_documents
+
+
+class NextTokenRun:
+    """Steps of next-token loss until ``learner.steps`` or until told to stop."""
+
+    def __init__(self, parts: Assembly, documents: Documents | None = None) -> None:
+        """``documents`` replaces the corpus as the source, for those who rewrite documents on the way."""
+        self._parts, self._documents = parts, documents or parts.corpus
+        self._stop = threading.Event()
+        self._num_steps = 0
+        self._num_tokens = 0
+        self._seconds_before = 0.0
+        self._started_s = time.monotonic()
+
+    def stop(self) -> None:
+        """Finish the step in hand, write a checkpoint, return from :meth:`run`. Signal safe."""
+        self._stop.set()
+
+    def run(self) -> dict[str, Any]:
+        """Train; returns the summary."""
+        self._resume()
+        settings, directory = self._parts.settings, self._parts.directory
+        metrics = MetricsLog(directory.metrics, self._num_steps, settings.learner.tensorboard)
+        while self._num_steps < settings.learner.steps and not self._stop.is_set():
+            started_s = time.monotonic()
+            documents = self._documents.take(settings.learner.batch_tasks)
+            result = self._parts.learner.step(trees_of_documents(documents))
+            self._num_steps += 1
+            self._num_tokens += result.num_tokens
+            metrics.write(self._num_steps, self._values(result, time.monotonic() - started_s))
+            if self._num_steps % settings.checkpoint.every_steps == 0:
+                self._save()
+        metrics.close()
+        return self._summary()
+
+    def _values(self, result: StepResult, step_s: float) -> dict[str, Any]:
+        return {
+            "version": self._parts.learner.version,
+            "loss": result.loss,
+            "nll": result.nll,
+            "grad_norm": result.grad_norm,
+            "learning_rate": result.learning_rate,
+            "tokens": self._num_tokens,
+            "step_s": step_s,
+        }
+
+    def _resume(self) -> None:
+        checkpoint = self._parts.directory.latest_checkpoint()
+        if checkpoint is None:
+            return
+        progress, _ = load_checkpoint(checkpoint, self._parts.learner)
+        self._parts.corpus.seek(CorpusCursor.from_json(progress.cursor))
+        self._num_steps, self._num_tokens = progress.num_steps, progress.num_tokens
+        self._seconds_before = progress.seconds
+
+    def _save(self) -> str:
+        progress = Progress(
+            epoch=0,
+            num_steps=self._num_steps,
+            batch_tasks=self._parts.settings.learner.batch_tasks,
+            version=self._parts.learner.version,
+            num_optimizer_steps=self._parts.learner.num_optimizer_steps,
+            next_task_id=0,
+            num_tokens=self._num_tokens,
+            seconds=self._seconds(),
+            cursor=self._parts.corpus.cursor.to_json(),
+        )
+        keep = self._parts.settings.checkpoint.keep
+        return str(save_checkpoint(self._parts.directory, self._parts.learner, progress, (), keep))
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started_s
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            "steps": self._num_steps,
+            "policy_version": self._parts.learner.version,
+            "tokens": self._num_tokens,
+            "seconds": self._seconds(),
+            "checkpoint": self._save(),
+        }

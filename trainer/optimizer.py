@@ -1,0 +1,121 @@
+"""AdamW on float32 master weights, whatever dtype the forward pass uses.
+
+Design: the model holds the compute copy, which is, bit for bit, what is published; masters hold the
+truth in float32. With float32 compute they are the same tensors. The price of bf16 compute is 2 bytes
+per parameter more than updating in place, for updates that bf16 alone would round away.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from forethought.config.sections import LearnerSection
+
+_DECAY_SHARE = 0.3  # of the steps, at the end of warmup_stable_decay
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class MasterOptimizer:
+    """Owns the master weights and the AdamW state of a model."""
+
+    def __init__(self, model: Any, section: LearnerSection) -> None:
+        self._section = section
+        self._parameters = dict(model.named_parameters())
+        self.masters = {
+            name: p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float())
+            for name, p in self._parameters.items()
+        }
+        # Matrices decay, vectors (norms, biases) do not: the usual AdamW practice.
+        decay = [p for p in self.masters.values() if p.ndim >= 2]
+        plain = [p for p in self.masters.values() if p.ndim < 2]
+        groups: list[dict[str, Any]] = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+        self._adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=section.learning_rate,
+            betas=(section.beta1, section.beta2),
+            weight_decay=section.weight_decay,
+        )
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def step(self, num_steps_done: int) -> tuple[float, float]:
+        """Apply the accumulated gradients; returns (gradient norm before clipping, learning rate).
+
+        A norm that is not finite skips the update: weights and moments stay as they are.
+        """
+        for name, master in self.masters.items():
+            gradient = self._parameters[name].grad
+            master.grad = None if gradient is None else gradient.float()
+        norm = self._clip()
+        learning_rate = self._section.learning_rate * schedule_factor(self._section, num_steps_done)
+        if math.isfinite(norm):
+            for group in self._adamw.param_groups:
+                group["lr"] = learning_rate
+            self._adamw.step()
+            self.copy_to_model()
+        return norm, learning_rate
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Round the masters into the model's compute copy."""
+        for name, parameter in self._parameters.items():
+            if parameter is not self.masters[name]:
+                parameter.copy_(self.masters[name])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Masters and moments as flat named tensors, for a checkpoint."""
+        tensors = {f"master/{name}": master.detach() for name, master in self.masters.items()}
+        for name, master in self.masters.items():
+            moments = self._adamw.state.get(master, {})
+            tensors |= {f"{key}/{name}": moments[key] for key in _MOMENTS if key in moments}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of :meth:`state`."""
+        for name, master in self.masters.items():
+            master.copy_(tensors[f"master/{name}"])
+            moments = {k: tensors[f"{k}/{name}"] for k in _MOMENTS if f"{k}/{name}" in tensors}
+            if moments:
+                device = master.device
+                self._adamw.state[master] = {
+                    key: value.clone() if key == "step" else value.to(device, copy=True)
+                    for key, value in moments.items()
+                }
+        self.copy_to_model()
+
+    def _clip(self) -> float:
+        gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        if not gradients:
+            return 0.0
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._section.grad_clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(
+                list(self.masters.values()), self._section.grad_clip_norm, norm
+            )
+        return float(norm)
+
+
+def schedule_factor(section: LearnerSection, num_steps_done: int) -> float:
+    """The share of the full learning rate after ``num_steps_done`` steps.
+
+    A pure function, so that a resumed run needs no scheduler state. Every schedule starts with
+    ``warmup_steps`` of linear warm-up; all but the constant one end at 0 after ``section.steps``.
+    """
+    warmup = section.warmup_steps
+    if num_steps_done < warmup:
+        return (num_steps_done + 1) / warmup
+    progress = min(1.0, (num_steps_done - warmup) / max(1, section.steps - warmup))
+    if section.schedule == "linear":
+        return 1.0 - progress
+    if section.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    if section.schedule == "warmup_stable_decay":
+        return min(1.0, (1.0 - progress) / _DECAY_SHARE)
+    return 1.0

@@ -1,0 +1,292 @@
+"""Bringing the newest weights to every replica, and waiting for none of them.
+
+Design: publishing is an assignment; everything else is reconciliation. One sender per replica and
+model asks what is held, pushes the newest when that is behind, and retries alone, so joining,
+catching up after a crash and the ordinary push are one path, and versions missed are skipped. The
+price is one more Status call (about a millisecond) per push, and that a slow replica keeps the
+snapshot it is being sent alive in memory beside the newest.
+
+    who      consumes                       produces          waits for       unblocked by
+    publish  a snapshot                     newest[model]     nothing         -
+    run      the registry                   senders           discover_s      publish
+    sender   newest[model], Status replies  pushes, progress  its wake event  publish; a registry
+                                                                              entry that is behind
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from forethought.config.sections import PublishSection
+from forethought.errors import Stale, Unreachable
+from forethought.types import Replica, WeightManifest
+from forethought.weights.grpc_weights import WeightsClient
+from forethought.weights.snapshot import Snapshot
+
+MAX_RETRY_S = 10.0
+"""The longest a failing sender waits before it tries again, unless ``retry_s`` is longer."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPush:
+    """How it stands between the publisher and one replica.
+
+    ``holding`` is (epoch, version) by model, as the replica last reported it; a model is missing
+    while it is not known, because nothing is held or the replica cannot be reached. The last push
+    took ``last_push_s`` seconds for ``last_push_bytes`` bytes (0 before the first).
+
+    Example:
+        ``ReplicaPush({"policy": (1, 12)}, last_push_s=0.02, last_push_bytes=430_000)``
+    """
+
+    holding: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    last_push_s: float = 0.0
+    last_push_bytes: int = 0
+    last_error: str | None = None
+
+
+class Publisher:
+    """Keeps every live replica at the newest published snapshot of each model it asks for.
+
+    ``broker_replicas`` lists the registry; draining replicas are left alone. All methods belong to
+    the event loop that runs :meth:`run`; from another thread use
+    ``loop.call_soon_threadsafe(publisher.publish, snapshot)``.
+    """
+
+    def __init__(
+        self,
+        broker_replicas: Callable[[], Awaitable[list[Replica]]],
+        settings: PublishSection,
+        discover_s: float,
+    ) -> None:
+        self._broker_replicas = broker_replicas
+        self._settings = settings
+        self._discover_s = discover_s
+        self._newest: dict[str, Snapshot] = {}
+        self._senders: dict[_SenderKey, _Sender] = {}
+        self._tasks: dict[_SenderKey, asyncio.Task[None]] = {}
+        self._discover_now = asyncio.Event()
+        self._num_discoveries = 0
+        self._progress = asyncio.Event()
+        self._discovery_error: str | None = None
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Make ``snapshot`` the newest of its model and return at once.
+
+        Raises:
+            Stale: the model has been published at this (epoch, version) or a newer one.
+        """
+        manifest = snapshot.manifest
+        newest = self._newest.get(manifest.model)
+        if newest is not None and manifest.order <= newest.manifest.order:
+            raise Stale(
+                f"{manifest.model} published at (epoch, version) {manifest.order} after "
+                f"{newest.manifest.order}; publish each version once, in order"
+            )
+        self._newest[manifest.model] = snapshot
+        self._discover_now.set()
+        for sender in self._senders.values():
+            sender.wake.set()
+
+    async def run(self) -> None:
+        """Follow the registry until cancelled; then every sender ends too."""
+        try:
+            while True:
+                self._discover_now.clear()
+                await self._discover()
+                self._num_discoveries += 1
+                self._note_progress()
+                await _wait(self._discover_now, self._discover_s)
+        finally:
+            await self._end(list(self._tasks))
+
+    async def wait_until_current(self, timeout_s: float) -> list[str]:
+        """Wait until all replicas serve the newest; the ids of those still behind in ``timeout_s``.
+
+        The registry is asked afresh first, so a replica that has just joined is waited for.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        num_discoveries = self._num_discoveries
+        self._discover_now.set()
+        while (remaining_s := deadline_s - time.monotonic()) > 0:
+            if self._num_discoveries > num_discoveries and not self._behind():
+                return []
+            await _wait(self._progress, remaining_s)
+        return self._behind()
+
+    def state(self) -> dict[str, ReplicaPush]:
+        """How it stands with each live replica, by replica id; for metrics."""
+        by_replica: dict[str, list[_Sender]] = {}
+        for sender in self._senders.values():
+            by_replica.setdefault(sender.key.replica_id, []).append(sender)
+        return {replica_id: _merged(senders) for replica_id, senders in by_replica.items()}
+
+    async def _discover(self) -> None:
+        """Start senders for who joined, end those of who left, wake those of who fell behind."""
+        try:
+            replicas = await self._broker_replicas()
+        except Exception as error:
+            # Boundary: without its registry the publisher goes on with the replicas it knows.
+            message = f"{type(error).__name__}: {error}"
+            if message != self._discovery_error:
+                logger.warning("cannot list replicas, keeping those known: %s", message)
+            self._discovery_error = message
+            return
+        self._discovery_error = None
+        live = {
+            _SenderKey(replica.replica_id, replica.address, model): replica
+            for replica in replicas
+            if not replica.draining
+            for model in replica.models
+        }
+        await self._end([key for key in self._tasks if key not in live])
+        for key, replica in live.items():
+            if key not in self._tasks:
+                self._begin(key)
+            elif self._lags(key.model, replica):
+                self._senders[key].wake.set()
+
+    def _lags(self, model: str, replica: Replica) -> bool:
+        """Whether the registry says it serves less than the newest: so it does after a restart."""
+        newest = self._newest.get(model)
+        return newest is not None and replica.serving.get(model, (-1, -1)) < newest.manifest.order
+
+    def _begin(self, key: _SenderKey) -> None:
+        sender = _Sender(key, self._newest, self._settings, self._note_progress)
+        self._senders[key] = sender
+        self._tasks[key] = asyncio.create_task(sender.run(), name=f"sender:{key.replica_id}")
+
+    async def _end(self, keys: list[_SenderKey]) -> None:
+        tasks = [self._tasks.pop(key) for key in keys]
+        for key in keys:
+            del self._senders[key]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _behind(self) -> list[str]:
+        return sorted({s.key.replica_id for s in self._senders.values() if s.is_behind()})
+
+    def _note_progress(self) -> None:
+        progress, self._progress = self._progress, asyncio.Event()
+        progress.set()
+
+
+class _SenderKey(NamedTuple):
+    """A replica that moves to another address is another peer."""
+
+    replica_id: str
+    address: str
+    model: str
+
+
+class _Sender:
+    """Keeps one model of one replica at the newest snapshot."""
+
+    def __init__(
+        self,
+        key: _SenderKey,
+        newest: Mapping[str, Snapshot],
+        settings: PublishSection,
+        note_progress: Callable[[], None],
+    ) -> None:
+        self.key = key
+        self.wake = asyncio.Event()
+        self.held: WeightManifest | None = None
+        self.pushed_at_s = 0.0  # monotonic
+        self.last_push_s = 0.0
+        self.last_push_bytes = 0
+        self.last_error: str | None = None
+        self._newest = newest
+        self._settings = settings
+        self._note_progress = note_progress
+
+    async def run(self) -> None:
+        """Connect and keep the replica current; after a failure retry with back-off, for ever."""
+        retry_s = self._settings.retry_s
+        while True:
+            pushed_at_s = self.pushed_at_s
+            try:
+                async with WeightsClient(self.key.address, self._settings.chunk_bytes) as client:
+                    await self._keep_current(client)
+            except Exception as error:
+                # Boundary: whatever a replica does wrong is its own sender's affair.
+                self._note_failure(error)
+            if self.pushed_at_s > pushed_at_s:
+                retry_s = self._settings.retry_s  # it worked in between: a new failure
+            await asyncio.sleep(retry_s)
+            retry_s = max(min(2 * retry_s, MAX_RETRY_S), self._settings.retry_s)
+
+    async def _keep_current(self, client: WeightsClient) -> None:
+        while True:
+            self.wake.clear()
+            if self.key.model in self._newest:
+                held = await client.status(self._settings.connect_timeout_s)
+                self.held = held.get(self.key.model)
+                if self.is_behind():
+                    await self._push(client, self._newest[self.key.model])
+                self.last_error = None
+                self._note_progress()
+            await self.wake.wait()
+
+    async def _push(self, client: WeightsClient, snapshot: Snapshot) -> None:
+        manifest = snapshot.manifest
+        weights_only = (
+            self.held is not None and self.held.model_files_sha256 == manifest.model_files_sha256
+        )
+        started_s = time.monotonic()
+        self.held = await client.push(
+            snapshot, weights_only=weights_only, timeout_s=self._settings.push_timeout_s
+        )
+        self.pushed_at_s = time.monotonic()
+        self.last_push_s = self.pushed_at_s - started_s
+        files = {} if weights_only else snapshot.model_files
+        self.last_push_bytes = manifest.num_bytes + sum(map(len, files.values()))
+
+    def is_behind(self) -> bool:
+        """Whether the newest snapshot is still to be brought here.
+
+        A replica that holds a newer epoch belongs to another learner; the same version with other
+        bytes is pushed, refused by the replica, and thereby reported.
+        """
+        snapshot = self._newest.get(self.key.model)
+        if snapshot is None or self.held == snapshot.manifest:
+            return False
+        return self.held is None or self.held.order <= snapshot.manifest.order
+
+    def _note_failure(self, error: Exception) -> None:
+        message = f"{type(error).__name__}: {error}"
+        if message != self.last_error:
+            logger.warning(
+                "%s of %s is not at the newest: %s", self.key.model, self.key.replica_id, message
+            )
+        self.last_error = message
+        if isinstance(error, Unreachable):
+            self.held = None  # it may be restarting, empty: count it as behind until it answers
+
+
+def _merged(senders: list[_Sender]) -> ReplicaPush:
+    """One replica's senders as one state; the push is the latest of any model."""
+    latest = max(senders, key=lambda sender: sender.pushed_at_s)
+    return ReplicaPush(
+        holding={s.key.model: s.held.order for s in senders if s.held is not None},
+        last_push_s=latest.last_push_s,
+        last_push_bytes=latest.last_push_bytes,
+        last_error=next((s.last_error for s in senders if s.last_error is not None), None),
+    )
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for ``event``, ``timeout_s`` at most."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
