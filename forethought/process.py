@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -41,8 +42,12 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def exit_status(process: str, main: Callable[[], int]) -> int:
-    """Run ``main`` with logging set up and turn what it raises into an exit status."""
+    """Run ``main`` with logging set up and turn what it raises into an exit status.
+
+    ``main`` has to import what is heavy: the libraries are told first to keep their bars to themselves.
+    """
     configure_logging(process)
+    quiet_libraries()
     try:
         return main()
     except (InvalidInput, Unreachable) as error:
@@ -51,6 +56,14 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
     except Superseded as error:
         print(f"{process}: {error}", file=sys.stderr)
         return SUPERSEDED
+
+
+def quiet_libraries() -> None:
+    """Tell the model libraries, before they are imported, to draw no bars and to stay offline."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched from a hub at run time
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def run_until_signalled(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:

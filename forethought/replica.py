@@ -19,12 +19,13 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from forethought.background import end, first_failure
 from forethought.config.sections import ReplicaSection
 from forethought.errors import InvalidInput, Unreachable
 from forethought.queue.interface import Broker
@@ -37,14 +38,6 @@ from forethought.weights.receiver import WeightReceiver
 log = logging.getLogger(__name__)
 
 _TTL_HEARTBEATS = 5
-
-
-class Servicer(Protocol):
-    """A gRPC service that can add itself to a server."""
-
-    def add_to(self, server: Any) -> None:
-        """Register the service's handlers."""
-        ...
 
 
 def new_replica_id(kind: str) -> str:
@@ -89,19 +82,16 @@ class ReplicaHost:
         log.info("%s: gRPC on %s, ops port %d", self.replica_id, self._address, ops.port)
         heartbeat = asyncio.create_task(self._heartbeat(worker, grpc_server.set_ready))
         working = asyncio.create_task(worker.run())
-        stopping = asyncio.create_task(stop.wait())
+        stopping = asyncio.create_task(_until(stop))
         try:
-            await asyncio.wait((heartbeat, working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await first_failure((heartbeat, working), main=stopping)
             await self._drain(worker, working)
         finally:
-            for task in (heartbeat, working, stopping):
-                task.cancel()
+            await end((heartbeat, working, stopping))
             await self._withdraw()
             await grpc_server.stop()
             await ops.stop()
-        for task in (heartbeat, working):
-            if task.done() and not task.cancelled() and task.exception():
-                await task  # a loop that failed is why we are here
+            self.receiver.close()
 
     def describe(self) -> dict[str, object]:
         """What is served, for the ops port."""
@@ -153,7 +143,7 @@ class ReplicaHost:
         done.set_function(lambda: worker.num_done)
         version = Gauge("forethought_version", "Version served", ["model"], registry=registry)
         for model in self._models:
-            version.labels(model).set_function(lambda model=model: self._version(model))
+            version.labels(model).set_function(partial(self._version, model))
         return OpsServer(
             self._host, self._section.ops_port, lambda: self.is_ready, self.describe, registry
         )
@@ -187,6 +177,10 @@ def listening_host(advertised: str) -> str:
         return "127.0.0.1" if ipaddress.ip_address(advertised).is_loopback else "0.0.0.0"
     except ValueError:
         return "127.0.0.1" if advertised == "localhost" else "0.0.0.0"
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _staging() -> Path:

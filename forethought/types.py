@@ -96,7 +96,8 @@ class Task:
 
     Example:
         ``Task(task_id=70, epoch=1, batch=2, min_version=2, objective="rlp",``
-        ``objective_json="{}", document=doc, positions_K=(Position(10, (42,)),), prompting=p, sampling=s, seed=17)``
+        ``objective_json="{}", document=doc, positions_K=(Position(10, (42,)),), prompting=p,``
+        ``sampling=s, seed=17)``
     """
 
     task_id: int

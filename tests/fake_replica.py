@@ -63,7 +63,7 @@ class FakeReplica:
             idle_timeout_s=self.idle_timeout_s,
         )
         servicer = WeightsServicer(self.receiver)
-        self.grpc_server: GrpcServer = await start_grpc_server([servicer.add_to], "127.0.0.1", port)
+        self.grpc_server: GrpcServer = await start_grpc_server([servicer], "127.0.0.1", port)
 
     @property
     def address(self) -> str:

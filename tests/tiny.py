@@ -25,6 +25,8 @@ MAX_LENGTH_TOKENS = 96
 
 Kind = Literal["llama", "gpt2"]
 
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits for the first
+
 
 def build_tokenizer() -> Any:
     """One token per byte, then ``<eos>``, ``<think>`` and ``</think>``."""

@@ -1,4 +1,7 @@
-"""``python -m trainer``: the learner process."""
+"""``python -m trainer``: the learner process.
+
+What is heavy is imported only once the settings were found sound, so that a mistake is told at once.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry
-
-from forethought import process, queue
+from forethought import process
 from forethought.config import Settings, write_resolved
-from forethought.config.checks import check_corpus, check_run
-from forethought.errors import InvalidInput
+from forethought.config.checks import check_corpus, check_redis, check_run
 from forethought.run_directory import RunDirectory
-from forethought.telemetry.ops import OpsServer
-from trainer.assembly import Assembly, assemble
-from trainer.next_token_run import NextTokenRun
-from trainer.thinking_run import ThinkingRun
+
+if TYPE_CHECKING:
+    from trainer.assembly import Assembly
 
 log = logging.getLogger("trainer")
 
@@ -43,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(settings: Settings) -> int:
     """Own the run directory and train until done or told to stop."""
-    check_run(settings)
+    check_redis(settings, check_run(settings))
     check_corpus(settings)
+    from trainer.assembly import assemble
+
     directory = RunDirectory(settings.run.directory)
     with directory.owned():
         write_resolved(settings, directory.config)
@@ -57,6 +58,9 @@ def train(settings: Settings) -> int:
 
 def dry_run(settings: Settings) -> int:
     """Build everything that can be built without Redis, and print what it would take."""
+    check_run(settings)
+    check_corpus(settings)
+    from trainer.assembly import assemble
     from trainer.memory import estimate_memory
 
     assemble(settings)
@@ -78,12 +82,13 @@ def dry_run(settings: Settings) -> int:
 
 
 def _think(parts: Assembly) -> dict[str, Any]:
+    from prometheus_client import CollectorRegistry
+
+    from forethought import queue
+    from forethought.telemetry.ops import OpsServer
+    from trainer.thinking_run import ThinkingRun
+
     settings = parts.settings
-    if not settings.redis.url:
-        raise InvalidInput(
-            f"objective {settings.objective.name!r} needs Redis and replicas; expected redis.url, such "
-            "as redis.url=redis://127.0.0.1:6379 (`forethought up` starts everything itself)"
-        )
     summary: dict[str, Any] = {}
 
     async def supervised(stop: asyncio.Event) -> int:
@@ -106,6 +111,8 @@ def _think(parts: Assembly) -> dict[str, Any]:
 
 
 def _predict(parts: Assembly) -> dict[str, Any]:
+    from trainer.next_token_run import NextTokenRun
+
     run = NextTokenRun(parts)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: run.stop())

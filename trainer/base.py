@@ -33,7 +33,7 @@ from forethought.config.checks import check_corpus
 from forethought.config.sections import ObjectiveSection
 from forethought.corpus.base import quote_thoughts, train_tokenizer
 from forethought.corpus.mixture import Corpus
-from forethought.corpus.sources import open_source
+from forethought.corpus.sources import iterate_texts
 from forethought.run_directory import RunDirectory
 from forethought.types import Document
 from trainer.assembly import assemble
@@ -128,15 +128,13 @@ def _initialise(settings: Settings, root: Path) -> None:
 
 
 def _texts(settings: Settings, cache: Path) -> Iterator[str]:
-    """Text of every source, up to a size at which a small vocabulary no longer changes."""
+    """The corpus's text, up to a size at which a small vocabulary no longer changes."""
     budget = _TOKENIZER_CHARACTERS
-    for source in settings.corpus.resolved_sources():
-        for row in open_source(source, cache):
-            if budget <= 0:
-                return
-            text: str = row["text"][:budget]
-            budget -= len(text)
-            yield text
+    for text in iterate_texts(settings.corpus, cache):
+        if budget <= 0:
+            return
+        yield text[:budget]
+        budget -= len(text)
 
 
 def _base_settings(settings: Settings, root: Path) -> Settings:

@@ -88,11 +88,15 @@ class TaskFeed:
         rng = Random(derive_seed(self.settings.run.seed, task_id))
         for _ in range(_MAX_PASSED_OVER):
             (document,) = self.documents.take(1)
-            positions_K = self.objective.positions(document, rng)
-            if positions_K:
+            chosen = self.objective.positions(document, rng)
+            if positions_K := tuple(p for p in chosen if self._can_be_predicted(p)):
                 return document, positions_K
         raise InvalidInput(
             f"{_MAX_PASSED_OVER} documents in a row have no position for objective "
             f"{self.settings.objective.name!r} with {self.objective.config!r}; expected documents "
             "longer than the target (uniform) or with marks (marked)"
         )
+
+    def _can_be_predicted(self, position: Position) -> bool:
+        """Not a think marker: the no-think scorer gives the open token no probability at all."""
+        return not {self.markers.open_id, self.markers.close_id} & set(position.target_ids_H)

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from forethought.background import end
 from forethought.config.sections import PublishSection
 from forethought.errors import Stale, Unreachable
 from forethought.types import Replica, WeightManifest
@@ -167,9 +168,7 @@ class Publisher:
         tasks = [self._tasks.pop(key) for key in keys]
         for key in keys:
             del self._senders[key]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     def _behind(self) -> list[str]:
         return sorted({s.key.replica_id for s in self._senders.values() if s.is_behind()})

@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from forethought import estimators, wire
+from forethought.background import end, first_failure
 from forethought.corpus.mixture import CorpusCursor
 from forethought.errors import InvalidInput, Superseded, Unreachable
 from forethought.queue.interface import Broker, Message, Stage
@@ -76,18 +77,14 @@ class ThinkingRun:
             Superseded: a newer learner took the run.
         """
         await self._start()
+        learning = asyncio.create_task(self._learn_and_bring_up())
+        loops = (self._publisher.run(), self._intake(), self._guard())
+        background = [asyncio.create_task(loop) for loop in loops]
         try:
-            async with asyncio.TaskGroup() as group:
-                loops = (self._publisher.run(), self._intake(), self._guard())
-                background = [group.create_task(loop) for loop in loops]
-                await self._learn()
-                await self._bring_replicas_up()
-                summary = await self._summary()
-                for task in background:
-                    task.cancel()
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors  # one loop failed and took the others along
-        return summary
+            await first_failure(background, main=learning)
+            return await self._summary()
+        finally:
+            await end((learning, *background))
 
     def describe(self) -> dict[str, object]:
         """Where the run stands, for the ops port."""
@@ -135,8 +132,9 @@ class ThinkingRun:
             if self._num_steps % self._parts.settings.checkpoint.every_steps == 0:
                 await self._save()
 
-    async def _bring_replicas_up(self) -> None:
-        """At the end every replica is to serve the learner's version."""
+    async def _learn_and_bring_up(self) -> None:
+        """Learn to the end; then every replica is to serve the learner's version."""
+        await self._learn()
         timeout_s = self._parts.settings.publish.push_timeout_s
         if late := await self._publisher.wait_until_current(timeout_s):
             log.warning("replicas still behind at the end: %s", ", ".join(late))

@@ -15,6 +15,7 @@ import sys
 
 import typer
 
+from forethought.cli.demo import demo
 from forethought.cli.doctor import doctor
 from forethought.cli.launch import examples
 from forethought.cli.serve import serve
@@ -59,7 +60,7 @@ def _root(
     pass
 
 
-# One more command is an import above and app.command(epilog=examples("forethought demo"))(demo).
+app.command(epilog=examples("forethought demo", "forethought demo --dir /tmp/demo --seed 1"))(demo)
 app.command(
     epilog=examples(
         "forethought up corpus.path=books",

@@ -108,7 +108,9 @@ def render(checks: Sequence[Check]) -> Table:
     from rich.table import Table
 
     styles = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
-    table = Table("", "check", "found", "what to do")
+    table = Table("", "check")
+    for heading in ("found", "what to do"):
+        table.add_column(heading, overflow="fold")  # a path or command is of use only whole
     for check in checks:
         words = (check.name, check.found, check.remedy)
         table.add_row(f"[{styles[check.level]}]{check.level}[/]", *map(escape, words))

@@ -142,9 +142,7 @@ def prepare(config: Path | None, words: Sequence[str]) -> Plan:
     _check_corpus(settings)
     _check_model(settings)
     settings, notes = _with_http_port(settings)
-    if not objective.thinks:
-        notes = (f"objective {settings.objective.name} does not think: no replicas are started",)
-    plan = Plan(settings, objective.thinks, notes)
+    plan = Plan(settings, objective.thinks, (*notes, *_replica_notes(settings, objective.thinks)))
     _check_directory(plan.directory)
     return plan
 
@@ -187,6 +185,15 @@ def _check_directory(directory: RunDirectory) -> None:
             f"run.directory {directory.root} cannot be written: {error.strerror}; give another, "
             "such as run.directory=/tmp/run"
         ) from error
+
+
+def _replica_notes(settings: Settings, thinks: bool) -> Iterator[str]:
+    if not thinks:
+        yield f"objective {settings.objective.name} does not think: no replicas are started"
+        return
+    for kind, section in (("rollout", settings.rollout), ("reward", settings.reward)):
+        if section.replicas == 0:
+            yield f"{kind}.replicas is 0: the run waits for one that is started by hand"
 
 
 def _with_http_port(settings: Settings) -> tuple[Settings, tuple[str, ...]]:

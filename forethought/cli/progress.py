@@ -160,15 +160,20 @@ class TerminalDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live: Live | None = None
+        self._shown = ""
 
     def say(self, text: str) -> None:
         """One line above the live block, not wrapped, so that commands can be copied."""
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def show(self, reading: Reading) -> None:
-        """Redraw."""
+        """Redraw, if anything changed."""
         from rich.live import Live
 
+        line = plain_line(reading)
+        if self._live is not None and line == self._shown:
+            return
+        self._shown = line
         if self._live is None:
             # Redrawn by us alone: no thread, as children are forked from this process.
             self._live = Live(console=self._console, auto_refresh=False)

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,6 @@ def run_here(plan: Plan) -> int:
 
     from forethought.cli.progress import PlainDisplay, TerminalDisplay
     from forethought.config import write_resolved
-    from forethought.queue.embedded import EmbeddedRedis
 
     console = Console()
     display: Display = (
@@ -69,9 +68,7 @@ def run_here(plan: Plan) -> int:
     )
     write_resolved(plan.settings, plan.children_config)
     plan.logs.mkdir(parents=True, exist_ok=True)
-    data_dir = plan.logs.absolute()  # it becomes the directory that Redis works in
-    with EmbeddedRedis(url=plan.settings.redis.url or None, data_dir=data_dir) as redis:
-        return asyncio.run(_Run(plan, redis.url, display).run())
+    return asyncio.run(_Run(plan, display).run())
 
 
 def _print_line(text: str) -> None:
@@ -95,9 +92,9 @@ class Verdict:
 class _Run:
     """One carrying out of a plan."""
 
-    def __init__(self, plan: Plan, redis_url: str, display: Display) -> None:
+    def __init__(self, plan: Plan, display: Display) -> None:
         self._plan = plan
-        self._redis_url = redis_url
+        self._redis_url = plan.settings.redis.url
         self._display = display
         self._asked_to_stop = asyncio.Event()
         self._killed = False
@@ -106,19 +103,28 @@ class _Run:
     async def run(self) -> int:
         """From the first process to the last; returns the exit status."""
         from forethought.cli.supervisor import Supervisor
+        from forethought.queue.embedded import EmbeddedRedis
+
+        supervisor = Supervisor(self._plan.logs, self._display.say)
+        self._listen(supervisor)  # before there is anything that a signal could leave behind
+        data_dir = self._plan.logs.absolute()  # it becomes the directory that Redis works in
+        with EmbeddedRedis(url=self._redis_url or None, data_dir=data_dir) as redis:
+            self._redis_url = redis.url
+            async with supervisor:
+                verdict = await self._with_redis(supervisor)
+        self._conclude(verdict)
+        return _KILLED if self._killed else verdict.exit_status
+
+    async def _with_redis(self, supervisor: Supervisor) -> Verdict:
         from forethought.queue import connect
 
         broker = connect(self._redis_url, self._plan.settings.run.name)
         try:
             await broker.ping()  # a configured Redis may be away: say so before anything starts
             self._announce()
-            async with Supervisor(self._plan.logs, self._display.say) as supervisor:
-                self._listen(supervisor)
-                verdict = await self._stages(supervisor, broker)
+            return await self._stages(supervisor, broker)
         finally:
             await broker.close()
-        self._conclude(verdict)
-        return _KILLED if self._killed else verdict.exit_status
 
     async def _stages(self, supervisor: Supervisor, broker: Broker) -> Verdict:
         if self._plan.needs_base:
@@ -167,18 +173,18 @@ class _Run:
                 ended, _ = await asyncio.wait(
                     waited_for, timeout=_REFRESH_S, return_when=asyncio.FIRST_COMPLETED
                 )
+                if asked in ended:
+                    return Verdict(0, "stopped", stopped=True)
                 reading.add(tail.read())
                 if broker is not None and time.monotonic() >= next_look_s:
                     reading.replicas = await _count_replicas(broker)
                     next_look_s = time.monotonic() + _REGISTRY_INTERVAL_S
                 self._display.show(reading)
-                if asked in ended:
-                    return Verdict(0, "stopped", stopped=True)
                 for child in [children.pop(task) for task in ended]:
-                    verdict = judge(child, is_main=child is main)
+                    verdict = judge(child, needed=child is main, running=children.values())
                     if verdict is not None:
                         return verdict
-                    self._display.say(f"{child.name} drained and left; it is not started again")
+                    self._display.say(f"{child.name} has left; the run goes on without it")
         finally:
             asked.cancel()
             self._display.clear()
@@ -195,6 +201,8 @@ class _Run:
     def _listen(self, supervisor: Supervisor) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN:  # nohup, or a shell's background job
+                continue
             loop.add_signal_handler(number, self._on_signal, supervisor)
 
     def _on_signal(self, supervisor: Supervisor) -> None:
@@ -242,18 +250,28 @@ def _reading(stage: str, num_steps: int, directory: RunDirectory) -> Reading:
     return Reading(stage, num_steps, int(latest.name.removeprefix("step-")) if latest else 0)
 
 
-def judge(child: Child, *, is_main: bool) -> Verdict | None:
-    """What the end of a child means for the run; None: it goes on without it."""
+def judge(child: Child, *, needed: bool, running: Iterable[Child]) -> Verdict | None:
+    """What the end of a child means for the run; None: the run goes on without it.
+
+    A replica that was told to drain has done so; one that keeps dying is missed only if it was the
+    last of its kind.
+    """
     from forethought.cli.supervisor import DONE, REFUSED, SUPERSEDED, describe_exit
 
     status = child.ended.result()
     if status == DONE:
-        return Verdict(0) if is_main else None
+        return Verdict(0) if needed else None
     if status == REFUSED:
         return Verdict(REFUSED, f"{child.name} cannot run like this", child)
     if status == SUPERSEDED:
         return Verdict(SUPERSEDED, "a newer learner has taken over this run", child)
+    if not needed and any(_kind(other) == _kind(child) for other in running):
+        return None
     return Verdict(1, f"{child.name} {describe_exit(status)}", child)
+
+
+def _kind(child: Child) -> str:
+    return child.name.rpartition("-")[0]
 
 
 async def _count_replicas(broker: Broker) -> str:

@@ -14,6 +14,8 @@ import torch
 
 from forethought.compute.rows import pad_left, tail_logits, token_budget_batches
 
+_LOGITS_PER_TOKEN = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
@@ -53,11 +55,14 @@ def score_continuations(
 ) -> list[Scored]:
     """Score every query; results in the order asked, whatever they were batched with.
 
-    Padded batches hold at most ``max_batch_tokens`` tokens (one longer row is a batch of its own).
+    Padded batches hold at most ``max_batch_tokens`` tokens (one longer row is a batch of its own);
+    a row's logits count too, as a token for every 1,024 of them, so that a large vocabulary does not
+    fill the memory.
     """
-    lengths = [len(q.prefix_ids) + len(q.continuation_ids) for q in queries]
+    width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
+    costs = [len(q.prefix_ids) + width * len(q.continuation_ids) for q in queries]
     results: list[Scored | None] = [None] * len(queries)
-    for indices in token_budget_batches(lengths, max_batch_tokens):
+    for indices in token_budget_batches(costs, max_batch_tokens):
         for index, scored in zip(
             indices, _score_batch(model, [queries[i] for i in indices]), strict=True
         ):

@@ -46,6 +46,19 @@ def largest_value_bytes(settings: Settings, objective: Objective) -> int:
     return 16 * settings.corpus.window_tokens + num_positions * per_position + _OVERHEAD_BYTES
 
 
+def check_redis(settings: Settings, objective: Objective) -> None:
+    """Refuse a thinking run without Redis.
+
+    Raises:
+        InvalidInput: ``redis.url`` is empty and the objective thinks.
+    """
+    if objective.thinks and not settings.redis.url:
+        raise InvalidInput(
+            f"objective {settings.objective.name!r} needs Redis and replicas; expected redis.url, such "
+            "as redis.url=redis://127.0.0.1:6379 (`forethought up` starts everything itself)"
+        )
+
+
 def _check_group_size(settings: Settings, objective: Objective) -> None:
     least = estimators.load(objective.estimator).min_group_size
     if settings.sampling.group_size < least:

@@ -1,1 +1,1 @@
-"""The demonstration: a tiny base model that learns to think on a synthetic corpus."""
+"""The demo: a small base model learns to think, through the real services, in minutes on two cores."""

@@ -1,6 +1,7 @@
 """Synthetic corpus of the demo: state tracking modulo 7, one word per token.
 
-Source: shared/facts/papers.md §D1-D2 ("state tracking"). A document reads
+Reasoning pays only where the next token needs more sequential steps than the network has layers.
+A document reads
 
     <s> amber bear 3 +4 rest *5 +2 rest *3 = 6 .
 

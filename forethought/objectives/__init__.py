@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,7 +17,15 @@ from pydantic import ValidationError
 from forethought.errors import InvalidInput
 from forethought.objectives.base import Group, Objective
 
-__all__ = ["Group", "Objective", "load"]
+__all__ = ["Group", "Objective", "load", "names"]
+
+_NOT_OBJECTIVES = ("__init__", "base", "positions")
+
+
+def names() -> list[str]:
+    """The objectives of this folder."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem for file in files if file.stem not in _NOT_OBJECTIVES)
 
 
 def load(name: str, parameters: Mapping[str, Any] | None = None) -> Objective:

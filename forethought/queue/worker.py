@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum, auto
 from typing import Protocol, TypeVar
 
+from forethought.background import end
 from forethought.errors import InvalidInput, Unreachable
 from forethought.queue.interface import Consumer, Delivery, Message
 
@@ -124,8 +125,7 @@ class Worker:
             try:
                 await self._serve()
             finally:
-                for helper in helpers:
-                    helper.cancel()
+                await end(helpers)
 
     async def _serve(self) -> None:
         pauses_s = _pauses()

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -36,9 +37,6 @@ from forethought.wire.v1 import weights_pb2, weights_pb2_grpc
 
 _GO_AHEAD = "forethought-go-ahead"
 
-AddServicer = Callable[[grpc.aio.Server], None]
-"""Adds one servicer to a server, such as ``WeightsServicer(receiver).add_to``."""
-
 _MESSAGE_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -56,6 +54,13 @@ _CHANNEL_OPTIONS = (
 logger = logging.getLogger(__name__)
 
 
+class Servicer(Protocol):
+    """What :func:`start_grpc_server` can serve."""
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register this servicer with a server that has not started."""
+
+
 class WeightsServicer(weights_pb2_grpc.WeightsServicer):
     """Serves ``forethought.wire.v1.Weights`` from a receiver."""
 
@@ -63,7 +68,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServicer):
         self._receiver = receiver
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Register this servicer; give the bound method to :func:`start_grpc_server`."""
+        """Register this servicer."""
         weights_pb2_grpc.add_WeightsServicer_to_server(self, server)  # type: ignore[no-untyped-call]
 
     async def Status(
@@ -192,7 +197,7 @@ class GrpcServer:
 
 
 async def start_grpc_server(
-    servicers: Sequence[AddServicer],
+    servicers: Sequence[Servicer],
     host: str,
     port: int,
     *,
@@ -207,8 +212,8 @@ async def start_grpc_server(
         InvalidInput: the address cannot be listened on.
     """
     server = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=tuple(interceptors))
-    for add_to in servicers:
-        add_to(server)
+    for servicer in servicers:
+        servicer.add_to(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     started = GrpcServer(server, _bind(server, host, port), health_servicer)

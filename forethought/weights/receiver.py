@@ -66,7 +66,10 @@ class WeightReceiver:
         self._changed = asyncio.Event()
         self._push_numbers = itertools.count()
         shutil.rmtree(self._root, ignore_errors=True)
-        self._root.mkdir(parents=True)
+
+    def close(self) -> None:
+        """Remove the staging files for good, once no push can come any more."""
+        shutil.rmtree(self._root, ignore_errors=True)
 
     async def wait_for_change(self) -> None:
         """Wait until ``holding`` changes next.
@@ -92,7 +95,7 @@ class WeightReceiver:
             self._check(header)
             directory = self._root / f"{manifest.model}-{next(self._push_numbers)}"
             try:
-                directory.mkdir()
+                directory.mkdir(parents=True)
                 await self._stage(header.files, chunks, directory)
                 if not _promised_model_files(header):
                     _link_model_files(self._directories[manifest.model], directory)

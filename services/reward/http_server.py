@@ -11,13 +11,13 @@ start.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from forethought import estimators
 from forethought.compute.model import find_markers
@@ -38,8 +38,6 @@ from services.reward.http_messages import (
     shown,
 )
 from services.reward.scoring import GroupQuery, Outcome, Scorer, rewards_of
-
-log = logging.getLogger(__name__)
 
 _SCORE_BODY = {
     "requestBody": {
@@ -207,13 +205,16 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _read_body(request: Request, max_body_bytes: int) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_body_bytes:
-            raise TooLarge(
-                f"the body has more than {max_body_bytes} bytes; expected at most that many; "
-                "send the items in several requests"
-            )
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_body_bytes:
+                raise TooLarge(
+                    f"the body has more than {max_body_bytes} bytes; expected at most that many; "
+                    "send the items in several requests"
+                )
+    except ClientDisconnect as error:  # nobody reads the answer; it only keeps the log quiet
+        raise InvalidInput(f"the body ended after {len(body)} bytes; send all of it") from error
     return bytes(body)
 
 
@@ -221,7 +222,7 @@ def _describe(scorer: Scorer, names: list[str]) -> dict[str, Any]:
     baseline = scorer.baseline
     return {
         "policy": _model_info(scorer.policy),
-        "baseline": _model_info(baseline) if baseline else None,
+        "baseline": _model_info(baseline) if baseline and baseline.is_ready else None,
         "objectives": names,
     }
 

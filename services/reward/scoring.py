@@ -9,8 +9,9 @@ one pair of versions. The price is that a flip of either model waits for both. W
 one group or one rollout is found before the forward pass and returned as data, so its neighbours
 are scored regardless.
 
-Without a separate baseline the policy itself scores the no-think branch ("current" baseline): the
-reward keeps its meaning, and in RLP's group-centred advantage the baseline cancels anyway.
+A task says which models its reward needs. Without a baseline the policy itself scores the no-think
+branch ("current" baseline): the reward keeps its meaning, and in RLP's group-centred advantage the
+baseline cancels anyway.
 """
 
 from __future__ import annotations
@@ -76,8 +77,7 @@ class Scorer:
         replica: str = "",
     ) -> None:
         self.policy = policy
-        self._baseline = None if baseline is policy else baseline
-        self._expects_baseline = True
+        self.baseline = None if baseline is policy else baseline
         self._max_batch_tokens = max_batch_tokens
         self._deterministic = deterministic
         self._objective_names = frozenset(objectives)
@@ -86,23 +86,10 @@ class Scorer:
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
 
     @property
-    def baseline(self) -> ServedModel | None:
-        """The separate baseline that is waited for and scored with; None: the policy does it."""
-        return self._baseline if self._expects_baseline else None
-
-    @property
     def models(self) -> dict[str, ServedModel]:
-        """Every model that weights may be pushed for, by name, waited for or not."""
+        """Every model that weights may be pushed for, by name."""
         held = {"policy": self.policy}
-        return held | {"baseline": self._baseline} if self._baseline else held
-
-    def expect_baseline(self, expected: bool) -> None:
-        """Say whether the run publishes a baseline (its kind is not "none"); at first it does.
-
-        A replica outlives learners, and the next one may run without: nothing must wait for it
-        then. Verdicts may change with it, so notify the queue's handler.
-        """
-        self._expects_baseline = expected
+        return held | {"baseline": self.baseline} if self.baseline else held
 
     async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``function`` on the one compute thread, which all doors share."""
@@ -116,12 +103,13 @@ class Scorer:
     def score_groups(self, queries: Sequence[GroupQuery]) -> list[Outcome]:
         """Likelihoods of every group, in order; a group that cannot be scored becomes its error.
 
+        The baseline is the published one if there is one of the policy's epoch, else the policy.
         Blocking: call it through :meth:`run`.
 
         Raises:
-            NotReady: weights of one epoch have not all arrived yet.
+            NotReady: no policy has arrived yet.
         """
-        with self._hold() as held:
+        with self._hold(self._has_baseline()) as held:
             if self._deterministic:
                 return [outcome for query in queries for outcome in self._score([query], held)]
             return self._score(queries, held)
@@ -136,7 +124,7 @@ class Scorer:
         Raises:
             NotReady: weights of one epoch have not all arrived yet.
         """
-        with self._hold() as held:
+        with self._hold(any("baseline" in r.task.models for r in rollouts)) as held:
             if not self._deterministic:
                 try:
                     return self._score_together(rollouts, held)
@@ -144,11 +132,16 @@ class Scorer:
                     log.exception("a batch failed; scoring its %d rollouts alone", len(rollouts))
             return [self._score_alone(rollout, held) for rollout in rollouts]
 
+    def _has_baseline(self) -> bool:
+        policy = self.policy.manifest
+        baseline = self.baseline.manifest if self.baseline else None
+        return policy is not None and baseline is not None and baseline.epoch == policy.epoch
+
     @contextmanager
-    def _hold(self) -> Iterator[HeldModels]:
+    def _hold(self, with_baseline: bool) -> Iterator[HeldModels]:
         with ExitStack() as stack:
             policy = stack.enter_context(self.policy.hold())
-            separate = self.baseline
+            separate = self.baseline if with_baseline else None
             baseline = stack.enter_context(separate.hold()) if separate else policy
             if policy.manifest.epoch != baseline.manifest.epoch:
                 raise NotReady(

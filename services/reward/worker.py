@@ -50,7 +50,8 @@ class RewardHandler:
             return Verdict.DISCARD
         if max(versions_of(rollout), default=0) > policy.version:
             return Verdict.WAIT
-        if baseline is not None and (baseline.manifest is None or baseline.manifest.epoch != epoch):
+        wanted = baseline if "baseline" in rollout.task.models else None
+        if wanted is not None and not _is_of_epoch(wanted.manifest, epoch):
             return Verdict.WAIT
         return Verdict.READY
 
@@ -86,6 +87,10 @@ class RewardHandler:
             Message(message.task_id, message.epoch, encode_scored(result))
             for message, result in zip(messages, scored, strict=True)
         ]
+
+
+def _is_of_epoch(manifest: WeightManifest | None, epoch: int) -> bool:
+    return manifest is not None and manifest.epoch == epoch
 
 
 def error_result(message: Message, reason: str) -> Message:

@@ -105,9 +105,11 @@ def _thought(drawn: Sample, version: int) -> Thought:
 
 
 def _longest(task: Task) -> int:
+    """Tokens of the longest branch as the scorer will read it: close and target included."""
     prompting = task.prompting
-    around = len(prompting.head_ids) + len(prompting.bridge_ids) + task.sampling.max_thought_tokens
-    return around + max(position.index for position in task.positions_K)
+    around = len(prompting.head_ids + prompting.bridge_ids + prompting.close_ids)
+    around += task.sampling.max_thought_tokens
+    return around + max(p.index + len(p.target_ids_H) for p in task.positions_K)
 
 
 def _num_tokens(task: Task) -> int:

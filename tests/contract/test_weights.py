@@ -403,6 +403,13 @@ async def test_staging_left_by_a_killed_replica_is_removed_and_nothing_else(tmp_
             assert replica.staged == ["stranger.txt"]
 
 
+async def test_a_closed_receiver_leaves_nothing_behind(replica: FakeReplica):
+    await replica.push(snapshot_of(1))
+    await replica.grpc_server.stop()
+    replica.receiver.close()
+    assert list(replica.staging.iterdir()) == []
+
+
 async def test_a_replica_id_that_is_a_path_is_refused(tmp_path: Path):
     with pytest.raises(InvalidInput, match="cannot name a directory"):
         await FakeReplica("../escape", tmp_path).start()

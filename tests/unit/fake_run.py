@@ -1,6 +1,6 @@
 """Stand-ins for the processes that ``up`` starts: they do what ``up`` relies on, and nothing else.
 
-``FAKE_TRAINER`` says how the trainer behaves: train (the default), refuse, superseded, or deaf.
+``FAKE_TRAINER`` says how the trainer behaves: train (the default), refuse or deaf.
 """
 
 from __future__ import annotations
@@ -38,9 +38,6 @@ def trainer() -> None:
     if behaviour == "refuse":
         print(InvalidInput("trainer: got a cat, expected a dog; buy one"), file=sys.stderr)
         sys.exit(2)
-    if behaviour == "superseded":
-        print("trainer: epoch 2 owns the run", file=sys.stderr)
-        sys.exit(3)
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     settings = _settings()

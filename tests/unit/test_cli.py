@@ -65,13 +65,17 @@ def test_help_in_under_a_second_loads_nothing_heavy() -> None:
         "try: main()\n"
         "finally: print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
     )
-    started_s = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    elapsed_s = time.monotonic() - started_s
+    elapsed_s = []
+    for _ in range(3):  # the machine may be busy with other things: the best counts
+        started_s = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        elapsed_s.append(time.monotonic() - started_s)
     shown, _, modules = done.stdout.rpartition("MODULES")
     assert not HEAVY & set(modules.split())
     assert all(word in shown for word in ("up", "serve", "train", "status", "doctor"))
-    assert elapsed_s < 1.0
+    assert min(elapsed_s) < 1.0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -212,6 +216,14 @@ def test_next_token_learning_starts_no_replicas(
     assert "no replicas are started" in plan.notes[0]
 
 
+def test_a_run_that_will_wait_for_a_hand_started_replica_says_so(
+    books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = prepare(None, ("corpus.path=books", "reward.replicas=0"))
+    assert plan.notes == ("reward.replicas is 0: the run waits for one that is started by hand",)
+
+
 def test_children_do_not_see_settings_that_are_in_their_file_already() -> None:
     ours = {
         "FORETHOUGHT_LEARNER_STEPS": "3",
@@ -257,7 +269,7 @@ def test_a_reading_as_one_line() -> None:
     )
 
 
-def test_silence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_is_said() -> None:
     reading = Reading("rlp", 100, changed_s=time.monotonic() - 90)
     assert plain_line(reading) == (
         "rlp 0/100  (no first step for 1m 30s: see the logs, or forethought status)"

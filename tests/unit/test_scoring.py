@@ -194,6 +194,8 @@ def test_deterministic_mode_gives_the_same_bits_in_any_company(
     together = scorer.score_rollouts(rollouts)
 
     assert together == [scorer.score_rollouts([rollout])[0] for rollout in rollouts]
+    queries = [random_query(seed) for seed in range(5)]
+    assert scorer.score_groups(queries) == [scorer.score_groups([q])[0] for q in queries]
 
 
 class Bigram(torch.nn.Module):
@@ -246,15 +248,12 @@ def test_the_think_open_tokens_mass_earns_nothing() -> None:
 def test_without_a_baseline_the_policy_scores_the_no_think_branch(
     models: tuple[ServedModel, ServedModel],
 ) -> None:
-    policy, baseline = models
+    policy = models[0]
     query = random_query(1)
     [current] = Scorer(policy, None, 400).score_groups([query])
-    unexpected = Scorer(policy, ServedModel("baseline", "cpu"), 400)
-    with pytest.raises(NotReady, match="no baseline weights yet"):
-        unexpected.score_groups([query])
-    unexpected.expect_baseline(False)
+    waiting = Scorer(policy, ServedModel("baseline", "cpu"), 400)
 
-    assert unexpected.score_groups([query]) == [current]
+    assert waiting.score_groups([query]) == [current]
     assert Scorer(policy, policy, 400).score_groups([query]) == [current]
     assert isinstance(current, GroupLikelihoods)
     assert current.baseline_version == current.policy_version == 0
@@ -265,8 +264,12 @@ def test_without_a_baseline_the_policy_scores_the_no_think_branch(
 def test_policy_and_baseline_must_be_of_one_epoch(models: tuple[ServedModel, ServedModel]) -> None:
     other = Held(model_of(models[1]), "baseline")
     other._serving = replace(other._serving, manifest=manifest("baseline", epoch=2))  # type: ignore[type-var]
+    [answer] = Scorer(models[0], other, 400).score_groups([random_query(1)])
+    assert [answer] == Scorer(models[0], None, 400).score_groups([random_query(1)])
     with pytest.raises(NotReady, match="epoch 1, the baseline of epoch 2"):
-        Scorer(models[0], other, 400).score_groups([random_query(1)])
+        Scorer(models[0], other, 400, objectives={"rlp"}).score_rollouts(
+            [make_rollout(random_query(1))]
+        )
 
 
 THOUGHTS = random_query(0).thoughts_G

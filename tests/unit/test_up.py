@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from forethought.cli.supervisor import Program, RestartPolicy, Supervisor
+from forethought.cli.up import judge
 from forethought.run_directory import RunDirectory
 
 PROCESSES = {
@@ -90,7 +93,13 @@ def moment(log: str) -> float:
 
 
 def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
-    process = up.start("learner.steps=60", "base.steps=7", "reward.http_port=0")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        process = up.start("learner.steps=60", "base.steps=7", "reward.http_port=0")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    until(lambda: "redis" in up.log("trainer"))
+    process.send_signal(signal.SIGHUP)  # a closed terminal: the run goes on
     output = up.output(process)
     assert process.returncode == 0, output
     url = re.search(r"redis +(redis://\S+)", output)
@@ -138,20 +147,12 @@ def test_a_second_ctrl_c_kills(up: Up) -> None:
     assert psutil.wait_procs(children, timeout=3)[1] == []
 
 
-@pytest.mark.parametrize(
-    ("trainer", "status", "reason"),
-    [
-        ("refuse", 2, "got a cat, expected a dog"),
-        ("superseded", 3, "a newer learner has taken over this run"),
-    ],
-)
-def test_a_trainer_that_cannot_go_on_ends_the_run_with_its_words(
-    up: Up, trainer: str, status: int, reason: str
-) -> None:
-    process = up.start(trainer=trainer)
+def test_a_trainer_that_refuses_ends_the_run_with_its_words(up: Up) -> None:
+    process = up.start(trainer="refuse")
     output = up.output(process)
-    assert process.returncode == status, output
-    assert reason in output
+    assert process.returncode == 2, output
+    assert "error: trainer cannot run like this; the end of runs/default/logs/trainer.log" in output
+    assert "got a cat, expected a dog; buy one" in output
     assert "Traceback" not in output
 
 
@@ -162,3 +163,28 @@ def test_a_run_directory_in_use_is_refused_before_anything_starts(up: Up) -> Non
     assert process.returncode == 2
     assert "owned by another learner" in output
     assert up.log("rollout-1") == ""
+
+
+async def test_what_the_end_of_a_child_means(
+    tmp_path: Path,
+) -> None:
+    async with Supervisor(tmp_path, print, RestartPolicy(max_in_row=0)) as supervisor:
+        superseded, broken, drained, other, reward = (
+            supervisor.start(Program(name, (sys.executable, "-S", "-c", code)))
+            for name, code in (
+                ("trainer", "import sys; sys.exit(3)"),
+                ("rollout-1", "import sys; sys.exit(7)"),
+                ("rollout-2", ""),
+                ("rollout-3", "import time; time.sleep(60)"),
+                ("reward-1", "import time; time.sleep(60)"),
+            )
+        )
+        await asyncio.wait([superseded.ended, broken.ended, drained.ended])
+        assert judge(broken, needed=False, running=[other, reward]) is None
+        assert judge(drained, needed=False, running=[reward]) is None
+        last = judge(broken, needed=False, running=[reward])
+        assert last is not None
+        assert (last.exit_status, last.reason) == (1, "rollout-1 exited with status 7")
+        newer = judge(superseded, needed=True, running=[other, reward])
+        assert newer is not None
+        assert (newer.exit_status, newer.reason[:15]) == (3, "a newer learner")

@@ -1,0 +1,110 @@
+"""``forethought demo``: base, CPT and RLP side by side, through the real services, in one command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from forethought.demo.arms import DemoPlan
+
+RLP_STEPS, UNIFORM_STEPS = 120, 160
+
+
+def demo(
+    directory: Path = typer.Option(Path("runs/demo"), "--dir", help="Where the demo works."),
+    engine: str = typer.Option("torch", help="The rollout engine."),
+    replicas: int = typer.Option(2, min=1, help="Rollout replicas."),
+    seed: int = typer.Option(0, min=0, help="Of corpus, positions and thoughts."),
+    rebuild_base: bool = typer.Option(
+        False,
+        help="Train the base model that ships with the package again, into DIR/base, and stop.",
+    ),
+) -> None:
+    """Watch a small model learn to think: RLP at marked answers, RLP as published, and CPT.
+
+    Everything in DIR is written anew. Results: a table, DIR/report.json and DIR/report.png.
+    """
+    from forethought.demo.arms import DemoPlan
+
+    plan = DemoPlan(directory, engine, replicas, seed)
+    if rebuild_base:
+        _rebuild_base(plan)
+        return
+    plan.write_corpus()
+    rlp = _run(plan, "rlp", plan.rlp("rlp", "marked", RLP_STEPS))
+    _run(plan, "rlp_uniform", plan.rlp("rlp_uniform", "uniform", UNIFORM_STEPS))
+    from forethought.demo.arms import matched_tokens
+
+    _run(plan, "cpt", plan.cpt(matched_tokens(rlp)))
+    _report(plan, rlp)
+
+
+def _run(plan: DemoPlan, arm: str, words: list[str]) -> dict[str, Any]:
+    """Run one arm from scratch; a failed or interrupted one ends the demo."""
+    from forethought.cli.plan import prepare
+    from forethought.cli.up import run_here
+    from forethought.run_directory import RunDirectory
+
+    directory = plan.arm_directory(arm)
+    shutil.rmtree(directory, ignore_errors=True)
+    typer.secho(f"\n{arm}", bold=True)
+    status = run_here(prepare(None, words))
+    summary = RunDirectory(directory).summary
+    if status or not summary.exists():
+        sys.exit(status or 1)
+    read: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+    if read["steps"] < _steps_of(words):
+        sys.exit(1)  # stopped by Ctrl-C: what is there is no result
+    return read
+
+
+def _steps_of(words: list[str]) -> int:
+    return int(next(w for w in words if w.startswith("learner.steps=")).partition("=")[2])
+
+
+def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from forethought.demo import report as reports
+    from forethought.demo.arms import base_model
+    from forethought.demo.measure import measure
+    from forethought.process import quiet_libraries
+    from forethought.run_directory import RunDirectory
+
+    quiet_libraries()
+    runs = {arm: plan.arm_directory(arm) for arm in ("rlp", "rlp_uniform")}
+    models = {"base": base_model()} | {
+        arm: RunDirectory(plan.arm_directory(arm)).model() for arm in ("cpt", *runs)
+    }
+    console = Console()
+    report: reports.Report = {}
+    with console.status("measuring on held-out documents"):
+        for arm, model in models.items():
+            heldout, cache = plan.corpus / "heldout.jsonl", plan.directory / "cache"
+            report[arm] = dict(measure(model, heldout, cache))
+    report["run"] = reports.run_figures(rlp_summary)
+    reports.write_report(report, plan.directory / "report.json")
+    reports.draw(report, runs, plan.directory / "report.png")
+    console.print(reports.table(report))
+    console.print(f"report      {plan.directory / 'report.json'}, {plan.directory / 'report.png'}")
+    console.print(f"checkpoint  {models['rlp']}")
+
+
+def _rebuild_base(plan: DemoPlan) -> None:
+    from forethought.demo.base_model import prepare
+    from forethought.process import quiet_libraries
+
+    quiet_libraries()
+    root = plan.directory / "base"
+    shutil.rmtree(root, ignore_errors=True)
+    words = prepare(root, plan.seed)
+    from forethought.cli.plan import prepare as prepare_run
+    from forethought.cli.up import run_here
+
+    sys.exit(run_here(prepare_run(None, words)))
