@@ -21,7 +21,7 @@ from forethought.telemetry.log import configure_logging
 
 log = logging.getLogger(__name__)
 
-USER_ERROR, SUPERSEDED = 2, 3
+FAILED, USER_ERROR, SUPERSEDED = 1, 2, 3
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -50,9 +50,12 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
     quiet_libraries()
     try:
         return main()
-    except (InvalidInput, Unreachable) as error:
+    except InvalidInput as error:
         print(f"{process}: {error}", file=sys.stderr)
         return USER_ERROR
+    except Unreachable as error:  # may pass: a supervisor starts us again
+        print(f"{process}: {error}", file=sys.stderr)
+        return FAILED
     except Superseded as error:
         print(f"{process}: {error}", file=sys.stderr)
         return SUPERSEDED

@@ -1,6 +1,8 @@
 """The run directory, defined once: everything that writes, shows, resumes or audits a run asks here.
 
-    DIR/config.toml                 the resolved configuration
+    DIR/config.toml                 the resolved configuration (without the Redis URL)
+    DIR/up.toml  DIR/logs/          what `forethought up` gave its processes, and what they wrote
+    DIR/base/                       the small base model, where `up` had to train one
     DIR/metrics.jsonl               one JSON object per optimizer step
     DIR/summary.json                what the run came to, written when it ends
     DIR/checkpoints/step-000040/    model/ loads with transformers; the rest resumes the learner

@@ -135,6 +135,8 @@ class ThinkingRun:
     async def _learn_and_bring_up(self) -> None:
         """Learn to the end; then every replica is to serve the learner's version."""
         await self._learn()
+        if self._stop.is_set():
+            return  # somebody is waiting for us to go
         timeout_s = self._parts.settings.publish.push_timeout_s
         if late := await self._publisher.wait_until_current(timeout_s):
             log.warning("replicas still behind at the end: %s", ", ".join(late))

@@ -1,11 +1,9 @@
 """Child processes that are kept alive, logged, stopped in order, and never left behind.
 
 Design: each child runs in a session of its own, so Ctrl-C reaches only the supervisor, which stops
-children in the order it wants. The kernel is asked (``PR_SET_PDEATHSIG``) to kill a child when its
-parent dies, because a parent that was killed with SIGKILL can ask for nothing; SIGKILL for the
-child too, since one waiting for a Redis that died with the parent would never go, and a run
-resumes from its checkpoint anyway. The price: macOS has no such request, and there ``kill -9``
-leaves children behind.
+children in the order it wants. A supervisor that is killed takes its children along
+(:mod:`forethought.orphan`): one waiting for a Redis that died with it would never go, and a run
+resumes from its checkpoint anyway.
 
     child.run    consumes: the program   produces: a log, an exit status
                  waits for: its end, the back-off   unblocked by: the process ending; stop, kill
@@ -14,22 +12,21 @@ leaves children behind.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from forethought.orphan import death_with_parent
+
 DONE, REFUSED, SUPERSEDED = 0, 2, 3
 """Exit statuses that a restart cannot better."""
 
 _FINAL = frozenset({DONE, REFUSED, SUPERSEDED})
-_PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 1 << 16
 
 
@@ -137,7 +134,7 @@ class Child:
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_death_with_parent(),
+                preexec_fn=death_with_parent(),
             )
         if self._wanted is not None:  # stopped while it was being started
             self._signal(self._wanted)
@@ -220,18 +217,3 @@ def describe_exit(status: int) -> str:
         return f"exited with status {status}"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
     return f"was killed by {name}{' (often: out of memory)' if name == 'SIGKILL' else ''}"
-
-
-def _death_with_parent() -> Callable[[], None] | None:
-    """What a child does between fork and exec; libc is loaded before, while that is safe."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def ask_kernel() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before we could ask
-            os._exit(1)
-
-    return ask_kernel

@@ -107,8 +107,7 @@ class _Run:
 
         supervisor = Supervisor(self._plan.logs, self._display.say)
         self._listen(supervisor)  # before there is anything that a signal could leave behind
-        data_dir = self._plan.logs.absolute()  # it becomes the directory that Redis works in
-        with EmbeddedRedis(url=self._redis_url or None, data_dir=data_dir) as redis:
+        with EmbeddedRedis(url=self._redis_url or None, data_dir=self._plan.logs) as redis:
             self._redis_url = redis.url
             async with supervisor:
                 verdict = await self._with_redis(supervisor)

