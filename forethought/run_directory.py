@@ -8,6 +8,7 @@
     DIR/checkpoints/step-000040/    model/ loads with transformers; the rest resumes the learner
     DIR/journal/                    every consumed batch
     DIR/cache/                      the tokenised corpus; safe to delete
+    DIR/epoch                       the newest epoch that a learner took here
     DIR/lock                        held by the one learner that owns the run
 
 A checkpoint directory appears under its final name only once it is whole, so whatever is there under
@@ -69,6 +70,17 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.root / "checkpoints"
+
+    def newest_epoch(self) -> int:
+        """The newest epoch that was noted here, or 0. Redis may have forgotten it."""
+        path = self.root / "epoch"
+        return int(path.read_text()) if path.exists() else 0
+
+    def note_epoch(self, epoch: int) -> None:
+        """Remember an epoch, so that a later learner never takes it again."""
+        partial = self.root / "epoch.partial"
+        partial.write_text(f"{epoch}\n")
+        partial.replace(self.root / "epoch")
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` stands."""

@@ -1,8 +1,9 @@
 """The feed: corpus windows in, tasks (or documents for plain next-token learning) out.
 
-Design: a task is a pure function of the run's seed, its id and the document drawn for it, so its whole
-state is a counter and the corpus cursor. Documents in which the objective finds no position are passed
-over; if nothing but such documents comes, the run stops and says so rather than spin.
+Design: a task is a pure function of the run's seed, its id and the document drawn for it (its trace id
+aside), so the feed's whole state is a counter and the corpus cursor. Documents in which the objective
+finds no position are passed over; if nothing but such documents comes, the run stops and says so
+rather than spin.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     DIR/journal/epoch-0001-batch-000000.zst    up to 64 batches: [length u32][zstd frame] records
 
-Design: records are appended and flushed to disk before the batch is learned from, one file per epoch
-and 64 batches. A learner that resumes from an older checkpoint consumes some batches again under a
-newer epoch; the newest epoch of a batch is the history that survived, and the audit reads just that.
-Retention deletes whole files.
+Design: a batch is appended and flushed to disk before any checkpoint that contains it is written, one
+file per epoch and 64 batches. A learner that resumes from an older checkpoint consumes some batches
+again under a newer epoch; the newest epoch of a batch is the history that survived, and the audit
+reads just that. Retention deletes whole files.
 """
 
 from __future__ import annotations
@@ -95,15 +95,27 @@ def read_journal(directory: Path) -> Iterator[JournalRecord]:
         yield newest[batch]
 
 
+def first_kept_batch(num_batches: int, keep_batches: int) -> int:
+    """The first of ``num_batches`` consumed batches that retention has left."""
+    if not keep_batches:
+        return 0
+    before = num_batches - 1 - keep_batches  # of the last append
+    return max(0, before - before % BATCHES_PER_FILE)
+
+
 def audit(directory: Path, num_admitted: int, first_task_id: int = 0) -> Audit:
-    """Count every task id of the surviving history against ``first_task_id … num_admitted - 1``."""
+    """Count every task id of the surviving history against ``first_task_id … num_admitted - 1``.
+
+    Ids outside are left out: a learner that died may have gone further than its successor did.
+    """
+    expected = range(first_task_id, num_admitted)
     seen: Counter[int] = Counter()
     num_failed = 0
     for record in read_journal(directory):
         for result in record.results:
-            seen[result.rollout.task.task_id] += 1
-            num_failed += result.failure is not None
-    expected = range(first_task_id, num_admitted)
+            if result.rollout.task.task_id in expected:
+                seen[result.rollout.task.task_id] += 1
+                num_failed += result.failure is not None
     return Audit(
         num_admitted=num_admitted,
         num_trained=sum(seen.values()) - num_failed,

@@ -104,4 +104,6 @@ def _truncate(path: Path, num_steps_done: int) -> None:
     kept = [
         line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= num_steps_done
     ]
-    path.write_text("".join(kept), encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)

@@ -134,7 +134,8 @@ class _Run:
         trainer = supervisor.start(self._plan.trainer(self._redis_url))
         settings, directory = self._plan.settings, self._plan.directory
         reading = _reading(settings.objective.name, settings.learner.steps, directory)
-        verdict = await self._follow(trainer, services, reading, directory, broker)
+        registry = broker if self._plan.thinks else None
+        verdict = await self._follow(trainer, services, reading, directory, registry)
         await self._stop(supervisor, trainer, services)
         return verdict
 

@@ -7,16 +7,19 @@ stops at the close token; ``add_markers`` makes them so and they then travel wit
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forethought.errors import InvalidInput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}  # False: refuse, do not ask
 MODEL_FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -52,10 +55,25 @@ class LanguageModel:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first GPU, or the CPU without one."""
+    """``auto`` is the first GPU, or the CPU without one.
+
+    Raises:
+        InvalidInput: torch knows no such device, or this machine has none.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"device {name!r} is unknown to torch; expected auto, cpu, cuda or cuda:N"
+        ) from error
+    num_gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise InvalidInput(
+            f"device {name!r}: torch sees {num_gpus} GPUs here; expected auto or cpu"
+        )
+    return device
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -66,12 +84,15 @@ def load_tokenizer(path: str | Path) -> Any:
     """
     _require_directory(path)
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), **_LOCAL)
+        if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
+            raise ValueError("its vocabulary is empty")  # what some classes make of no files at all
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput(
             f"no tokenizer in {path}: {_first_line(error)}; expected the files that "
             "save_pretrained writes (tokenizer.json, tokenizer_config.json)"
         ) from error
+    return tokenizer
 
 
 def load_language_model(
@@ -80,18 +101,20 @@ def load_language_model(
     """Load and check a model directory, in evaluation mode.
 
     Raises:
-        InvalidInput: unreadable, not a causal LM, or its tokenizer has ids the model lacks.
+        InvalidInput: unreadable, not a causal LM, incomplete, or its tokenizer has ids the model lacks.
     """
     tokenizer = load_tokenizer(path)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=DTYPES[dtype], local_files_only=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=DTYPES[dtype], output_loading_info=True, **_LOCAL
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InvalidInput(
             f"no causal language model in {path}: {_first_line(error)}; expected a directory that "
             "AutoModelForCausalLM loads (config.json, model.safetensors)"
         ) from error
+    model, loading = loaded
+    _check_complete(loading["missing_keys"], path)
     _check_vocabulary(model, tokenizer, path)
     model.eval()
     model.to(resolve_device(device))
@@ -152,6 +175,15 @@ def _single_id(tokenizer: Any, text: str) -> int:
             "model.add_think_tokens=true to add them"
         )
     return int(ids[0])
+
+
+def _check_complete(missing: Collection[str], path: str | Path) -> None:
+    """Transformers would go on with random numbers in their place."""
+    if missing:
+        raise InvalidInput(
+            f"the weights in {path} lack {len(missing)} tensors of the model, such as {min(missing)}; "
+            "expected a causal language model as save_pretrained writes it"
+        )
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, path: str | Path) -> None:

@@ -38,12 +38,12 @@ def check_corpus(settings: Settings) -> None:
 
 
 def largest_value_bytes(settings: Settings, objective: Objective) -> int:
-    """An upper bound of a scored rollout on the wire: the trunk's arrays and K x G thoughts."""
+    """An upper bound of a scored rollout on the wire: five arrays of the trunk and K x G thoughts."""
     num_positions = getattr(objective.config, "num_positions", 1)
     target_tokens = getattr(objective.config, "target_tokens", 1)
     per_thought = 8 * settings.sampling.max_thought_tokens + 64
     per_position = settings.sampling.group_size * per_thought + 4 * target_tokens + 64
-    return 16 * settings.corpus.window_tokens + num_positions * per_position + _OVERHEAD_BYTES
+    return 20 * settings.corpus.window_tokens + num_positions * per_position + _OVERHEAD_BYTES
 
 
 def check_redis(settings: Settings, objective: Objective) -> None:

@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -116,6 +116,9 @@ def _explain(error: ValidationError, path: Path | None) -> str:
 def _suggestion(location: tuple[int | str, ...]) -> str:
     model: Any = Settings
     for key in location[:-1]:
+        if isinstance(key, int):  # an item of a tuple of sections
+            model = next(iter(get_args(model)), None)
+            continue
         field = model.model_fields.get(key) if _is_model(model) else None
         model = field.annotation if field else None
     known = sorted(model.model_fields) if _is_model(model) else []

@@ -21,7 +21,10 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Numbers become text where text is asked for: `run.name=7` is a fair thing to type.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class RunSection(Section):
@@ -29,40 +32,38 @@ class RunSection(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
     directory: Path = Path("runs/default")
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = 0  # of corpus order, positions and thoughts
 
 
 class RedisSection(Section):
     """Where Redis is. Without a URL, ``up`` and ``demo`` start one of their own."""
 
-    url: str = ""
+    url: str = ""  # redis://[:password@]host:port/db; empty: `up` starts its own
 
 
 class ModelSection(Section):
     """The model that is trained: a directory with a transformers causal LM and its tokenizer."""
 
-    path: str = ""
+    path: str = ""  # a local directory; empty: `up` trains a small base first
     dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, cuda:1; auto: the first GPU if there is one
     max_length_tokens: NonNegativeInt = 0  # 0: what the model says
     think_open: str = "<think>"
     think_close: str = "</think>"
-    add_think_tokens: bool = False
+    add_think_tokens: bool = False  # add missing markers to tokenizer and embeddings
 
 
 class BaseSection(Section):
     """The small base model that ``up`` trains when ``model.path`` is empty."""
 
-    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    vocab_size: Annotated[int, Field(ge=300)] = 1024
     hidden_size: PositiveInt = 128
     num_layers: PositiveInt = 4
     num_heads: PositiveInt = 4
     steps: PositiveInt = 300
     batch_documents: PositiveInt = 16
-    learning_rate: PositiveFloat = 2e-3
-    thought_share: Share = (
-        0.5  # share of windows that carry one quoted thought, so markers are known
-    )
+    learning_rate: PositiveFloat = 5e-3
+    thought_share: Share = 1.0  # of windows that carry one quoted thought, to teach the markers
 
 
 class SourceSection(Section):
@@ -81,7 +82,7 @@ class CorpusSection(Section):
     path: str = ""
     sources: tuple[SourceSection, ...] = ()
     window_tokens: PositiveInt = 256
-    min_window_tokens: PositiveInt = 4
+    min_window_tokens: PositiveInt = 4  # shorter tails and documents are dropped
 
     def resolved_sources(self) -> tuple[SourceSection, ...]:
         """The sources, ``path`` included; each named."""
@@ -102,43 +103,43 @@ class ObjectiveSection(Section):
 class SamplingSection(Section):
     """How thoughts are drawn. top-p and top-k exist to be refused with an explanation."""
 
-    group_size: PositiveInt = 8
-    max_thought_tokens: PositiveInt = 32
+    group_size: PositiveInt = 8  # G, thoughts per position
+    max_thought_tokens: PositiveInt = 32  # the budget, close token included
     temperature: PositiveFloat = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    top_p: float = 1.0  # anything else is refused
+    top_k: int = 0  # anything else is refused
 
 
 class LearnerSection(Section):
     """The optimizer step. ``batch_tasks`` is N, ``max_staleness`` is S of the design."""
 
     steps: PositiveInt = 100
-    batch_tasks: PositiveInt = 8
-    max_staleness: NonNegativeInt = 0
+    batch_tasks: PositiveInt = 8  # N; for next-token loss, documents per step
+    max_staleness: NonNegativeInt = 0  # S; 0 is strictly on-policy
     learning_rate: PositiveFloat = 1e-4
     schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = "constant"
     warmup_steps: NonNegativeInt = 0
     beta1: Share = 0.9
     beta2: Share = 0.999
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # on matrices only
     grad_clip_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: off
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.28
+    clip_low: PositiveFloat = 0.2  # epsilon of eq. 8
+    clip_high: PositiveFloat = 0.28  # epsilon of eq. 8
     importance_cap: Annotated[float, Field(ge=0)] = 0.0  # 0: off
-    inner_epochs: PositiveInt = 1
-    micro_batch_tokens: PositiveInt = 16_384
-    task_timeout_s: PositiveFloat = 600.0
+    inner_epochs: PositiveInt = 1  # optimizer steps per batch
+    micro_batch_tokens: PositiveInt = 16_384  # padded tokens of one forward and backward pass
+    task_timeout_s: PositiveFloat = 600.0  # then a task without result counts as failed
     num_threads: NonNegativeInt = 1  # 0: torch's choice
-    tensorboard: bool = False
-    ops_port: Port = 0
+    tensorboard: bool = False  # needs the tensorboard extra
+    ops_port: Port = 0  # /healthz /readyz /metrics; 0: any free one
 
 
 class BaselineSection(Section):
     """The no-think baseline: an exponential moving average, the initial model, or none."""
 
     kind: Literal["ema", "frozen", "none"] = "ema"
-    decay: Share = 0.999
-    publish_every_steps: PositiveInt = 1
+    decay: Share = 0.999  # tau
+    publish_every_steps: PositiveInt = 1  # how often replicas get it
 
 
 class CheckpointSection(Section):
@@ -154,15 +155,15 @@ class ReplicaSection(Section):
 
     host: str = ""  # listened on; empty: loopback when Redis is on loopback, else every interface
     advertise_host: str = ""  # told to the learner; empty: the address that reaches Redis
-    grpc_port: Port = 0
-    ops_port: Port = 0
+    grpc_port: Port = 0  # weights and health; 0: any free one
+    ops_port: Port = 0  # /healthz /readyz /metrics; 0: any free one
     device: str = "auto"
-    num_threads: NonNegativeInt = 1
-    lease_s: PositiveFloat = 30.0
-    heartbeat_s: PositiveFloat = 1.0
-    max_attempts: PositiveInt = 3
-    drain_s: PositiveFloat = 25.0
-    deterministic: bool = False
+    num_threads: NonNegativeInt = 1  # of torch; 0: its own choice
+    lease_s: PositiveFloat = 30.0  # then others may claim the work; the same for all of a kind
+    heartbeat_s: PositiveFloat = 1.0  # a registration lives for five
+    max_attempts: PositiveInt = 3  # begun attempts at a task before it is a dead letter
+    drain_s: PositiveFloat = 25.0  # on SIGTERM, for the batch in hand
+    deterministic: bool = False  # one task per forward pass: shapes never depend on timing
 
 
 class RolloutSection(ReplicaSection):
@@ -170,8 +171,8 @@ class RolloutSection(ReplicaSection):
 
     replicas: NonNegativeInt = 2
     engine: Literal["torch"] = "torch"
-    max_batch_tasks: PositiveInt = 8
-    max_batch_tokens: PositiveInt = 65_536
+    max_batch_tasks: PositiveInt = 8  # received and sampled together
+    max_batch_tokens: PositiveInt = 65_536  # of one decode batch, thoughts included
 
 
 class RewardSection(ReplicaSection):
@@ -179,10 +180,10 @@ class RewardSection(ReplicaSection):
 
     replicas: NonNegativeInt = 1
     http_host: str = "127.0.0.1"
-    http_port: Port = 8080
-    max_batch_tasks: PositiveInt = 16
-    max_batch_tokens: PositiveInt = 16_384
-    max_body_bytes: PositiveInt = 8 << 20
+    http_port: Port = 8080  # 0: any free one
+    max_batch_tasks: PositiveInt = 16  # received and scored together
+    max_batch_tokens: PositiveInt = 16_384  # padded tokens of one forward pass
+    max_body_bytes: PositiveInt = 8 << 20  # of an HTTP request
 
 
 class PublishSection(Section):

@@ -72,14 +72,19 @@ def quote_thoughts(
     close_id: int,
     share: float,
     max_quote_tokens: int,
+    thought_weight: float = 10.0,
 ) -> Document:
     """With probability ``share``, insert one thought that quotes the text before it.
 
     The thought stands at a uniformly random place with at least one token before and one after
     it; the quote is a random span, of 0 to ``max_quote_tokens`` tokens, of what precedes it. The
     window keeps its length N: the text's end makes room. Marks move along or fall off; the
-    thought's tokens are 0 bytes of corpus and weigh 1 in the next-token loss, like all others;
-    entropies are dropped, as they were those of another context.
+    thought's tokens are 0 bytes of corpus; entropies are dropped, as they were those of another
+    context.
+
+    In the next-token loss the quote and the close marker weigh ``thought_weight``, because thoughts
+    are a few tokens of a window and one that does not close is of no use; the open marker, whose
+    place nothing predicts, weighs 0, so that plain text does not come to expect one.
 
     A window that has a thought already, or has fewer than 4 tokens, comes back as it was. The same
     state of ``rng`` gives the same document.
@@ -91,6 +96,7 @@ def quote_thoughts(
     quote_tokens = rng.randint(0, min(max_quote_tokens, index, N - 3 - index))
     start = rng.randint(0, index - quote_tokens)
     thought = (open_id, *document.token_ids_N[start : start + quote_tokens], close_id)
+    weights = (0.0,) + (thought_weight,) * (len(thought) - 1)
     moved = (mark + len(thought) if mark >= index else mark for mark in document.marks)
     return replace(
         document,
@@ -98,7 +104,7 @@ def quote_thoughts(
         token_bytes_N=_splice(document.token_bytes_N, index, (0,) * len(thought)),
         marks=tuple(mark for mark in moved if mark < N),
         entropies_N=(),
-        nll_weights_N=_splice(document.nll_weights_N, index, (1.0,) * len(thought)),
+        nll_weights_N=_splice(document.nll_weights_N or (1.0,) * N, index, weights),
     )
 
 

@@ -31,9 +31,12 @@ def load(name: str) -> Estimator:
     Raises:
         InvalidInput: there is none of that name.
     """
+    module = f"{__name__}.{name}"
     try:
-        return cast(Estimator, importlib.import_module(f"{__name__}.{name}"))
+        return cast(Estimator, importlib.import_module(module))
     except ModuleNotFoundError as error:
+        if error.name != module:
+            raise  # the estimator exists and something it imports does not
         raise InvalidInput(
             f"no estimator {name!r}: expected a file of forethought/estimators"
         ) from error

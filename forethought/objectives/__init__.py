@@ -49,22 +49,29 @@ def load(name: str, parameters: Mapping[str, Any] | None = None) -> Objective:
 
 def _find(name: str) -> type[Objective]:
     module_name = name if "." in name else f"{__name__}.{name}"
+    if not all(module_name.split(".")):
+        raise InvalidInput(_missing(name))
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and not module_name.startswith(error.name):
+        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module exists and something it imports does not
-        raise InvalidInput(
-            f"no objective {name!r}: expected a file of forethought/objectives, or the dotted name of "
-            "an importable module"
-        ) from error
+        raise InvalidInput(_missing(name)) from error
     kinds = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, Objective)
+        and value is not Objective
         and value.__module__ == module.__name__
     ]
     if len(kinds) != 1:
         raise InvalidInput(f"{module_name} defines {len(kinds)} objectives; expected exactly one")
     return kinds[0]
+
+
+def _missing(name: str) -> str:
+    return (
+        f"no objective {name!r}: expected a file of forethought/objectives, or the dotted name of an "
+        "importable module"
+    )

@@ -119,9 +119,13 @@ def _num_tokens(task: Task) -> int:
 def _fault(task: Task, language_model: LanguageModel) -> str | None:
     """Why this task cannot be served, so that its neighbours in the batch still are."""
     vocabulary = language_model.model.get_input_embeddings().num_embeddings
-    largest_id = max(task.document.token_ids_N, default=0)
+    trunk, prompting = task.document.token_ids_N, task.prompting
+    largest_id = max(trunk + prompting.head_ids + prompting.bridge_ids, default=0)
     if not task.positions_K:
         return f"task {task.task_id} has no position to think at"
+    last = max(position.index for position in task.positions_K)
+    if last > len(trunk):
+        return f"task {task.task_id} has a position at {last}, its document {len(trunk)} tokens"
     if _longest(task) > language_model.max_length_tokens:
         return (
             f"task {task.task_id} needs {_longest(task)} tokens, the model takes "
@@ -131,6 +135,6 @@ def _fault(task: Task, language_model: LanguageModel) -> str | None:
     if largest_id >= vocabulary:
         return (
             f"task {task.task_id} has token id {largest_id}, the model {vocabulary} embeddings; "
-            "tokenise the corpus with the model's own tokenizer"
+            "tokenise corpus and prompt with the model's own tokenizer"
         )
     return None

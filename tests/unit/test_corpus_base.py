@@ -150,5 +150,6 @@ def test_annotations_move_with_their_tokens():
         for place in range(20):
             token_bytes = 0 if place in inside else after.token_ids_N[place] + 100
             assert after.token_bytes_N[place] == token_bytes
-            assert after.nll_weights_N[place] == (1.0 if place in inside else 0.5)
+            weight = 0.5 if place not in inside else 0.0 if place == start else 10.0
+            assert after.nll_weights_N[place] == weight
         assert after.entropies_N == ()

@@ -1,0 +1,310 @@
+"""The contract of every rollout engine. A new engine joins by adding its factory to ``FACTORIES``.
+
+The reference is a plain transformers forward pass over one sequence at a time, without cache, padding
+or batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from forethought.errors import InvalidInput, NotReady
+from forethought.types import Document, Position, Prompting, Rollout, Sampling, Task, Thought
+from services.rollout.engine import Engine
+from services.rollout.torch_engine import TorchEngine
+
+G, BUDGET, TEMPERATURE = 6, 8, 0.8
+PROMPTING = Prompting(head_ids=(7,), bridge_ids=(10, tiny.OPEN_ID), close_ids=(tiny.CLOSE_ID, 11))
+# Many stop tokens: a random model would otherwise hardly ever stop.
+SAMPLING = Sampling(G, BUDGET, TEMPERATURE, (tiny.CLOSE_ID, *range(0, tiny.NUM_BYTES, 9)))
+
+EngineFactory = Callable[[bool], Engine]
+
+
+def torch_engine(deterministic: bool) -> Engine:
+    return TorchEngine(
+        replica="rollout-t", device="cpu", max_batch_tokens=1 << 16, deterministic=deterministic
+    )
+
+
+FACTORIES: dict[str, EngineFactory] = {"torch": torch_engine}
+
+
+@pytest.fixture(params=sorted(FACTORIES))
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    """An engine that has seen no weights."""
+    made = FACTORIES[request.param](False)
+    yield made
+    await made.close()
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def kind(request: pytest.FixtureRequest) -> tiny.Kind:
+    kind: tiny.Kind = request.param
+    return kind
+
+
+@pytest.fixture
+def first(tmp_path: Path, kind: tiny.Kind) -> Path:
+    """The model directory of version 1."""
+    return tiny.build_model_directory(tmp_path / "first", kind, seed=1)
+
+
+@pytest.fixture
+def second(tmp_path: Path, kind: tiny.Kind) -> Path:
+    """Other weights of the same model."""
+    return tiny.build_model_directory(tmp_path / "second", kind, seed=2)
+
+
+def make_task(
+    task_id: int, seed: int = 3, indices: Sequence[int] = (4, 9), length: int = 14
+) -> Task:
+    trunk = tuple(20 + (7 * task_id + 3 * i) % 200 for i in range(length))
+    positions = tuple(Position(i, trunk[i : i + 1]) for i in indices)
+    return Task(
+        task_id, 1, 0, 0, "rlp", "{}", Document(f"d{task_id}", "s", trunk), positions,
+        PROMPTING, SAMPLING, seed,
+    )  # fmt: skip
+
+
+TASKS = [make_task(0), make_task(1, indices=(2,)), make_task(2, indices=(1, 5, 13), length=30)]
+
+
+async def serve(engine: Engine, directory: Path, version: int = 1) -> None:
+    await engine.load(tiny.manifest("policy", version=version), directory)
+
+
+def thoughts_of(rollouts: Sequence[Rollout]) -> list[Thought]:
+    assert all(rollout.error is None for rollout in rollouts)
+    return [t for rollout in rollouts for group in rollout.thoughts_KG for t in group]
+
+
+def ids_of(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
+    return [thought.token_ids_L for thought in thoughts_of(rollouts)]
+
+
+@torch.no_grad()
+def plain_logprobs(model: Any, rollout: Rollout) -> list[list[float]]:
+    """Of every thought's tokens at the sampling temperature, one plain pass per thought."""
+    task, values = rollout.task, []
+    for position, group in zip(task.positions_K, rollout.thoughts_KG, strict=True):
+        context = task.document.token_ids_N[: position.index]
+        prefix = task.prompting.head_ids + context + task.prompting.bridge_ids
+        for thought in group:
+            logits = model(torch.tensor([prefix + thought.token_ids_L])).logits[0]
+            logprobs = torch.log_softmax(logits / task.sampling.temperature, dim=-1)
+            places = enumerate(thought.token_ids_L, start=len(prefix) - 1)
+            values.append([float(logprobs[place, token_id]) for place, token_id in places])
+    return values
+
+
+def largest_error(directory: Path, rollouts: Sequence[Rollout]) -> float:
+    """Between the engine's log-probs and the plain ones of a model directory."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    differences = [
+        abs(ours - plain)
+        for rollout in rollouts
+        for thought, logprobs in zip(
+            thoughts_of([rollout]), plain_logprobs(model, rollout), strict=True
+        )
+        for ours, plain in zip(thought.behaviour_logprobs_L, logprobs, strict=True)
+    ]
+    assert len(differences) > 50
+    return max(differences)
+
+
+async def test_not_ready_before_the_first_weights(engine: Engine) -> None:
+    assert engine.serving is None
+    with pytest.raises(NotReady, match="no policy weights yet"):
+        await engine.generate(TASKS)
+
+
+async def test_logprobs_are_those_of_a_plain_computation(engine: Engine, first: Path) -> None:
+    await serve(engine, first)
+    rollouts = await engine.generate(TASKS)
+    assert largest_error(first, rollouts) < 1e-4
+    plain = replace(SAMPLING, temperature=1.0)
+    wrong = [replace(r, task=replace(r.task, sampling=plain)) for r in rollouts]
+    assert largest_error(first, wrong) > 1e-2, "the temperature shows"
+
+
+async def test_every_task_is_answered_in_order_and_in_shape(engine: Engine, first: Path) -> None:
+    await serve(engine, first)
+    rollouts = await engine.generate(TASKS)
+    assert [rollout.task for rollout in rollouts] == TASKS
+    for rollout in rollouts:
+        assert rollout.replica
+        shape = [len(group) for group in rollout.thoughts_KG]
+        assert shape == [G] * len(rollout.task.positions_K)
+    assert await engine.generate([]) == []
+
+
+async def test_the_seed_decides_and_the_company_does_not(engine: Engine, first: Path) -> None:
+    await serve(engine, first)
+    together = await engine.generate(TASKS)
+    assert ids_of(await engine.generate(TASKS)) == ids_of(together)
+    alone = [(await engine.generate([task]))[0] for task in reversed(TASKS)]
+    assert ids_of(alone[::-1]) == ids_of(together)
+    for one, other in zip(thoughts_of(alone[::-1]), thoughts_of(together), strict=True):
+        assert one.behaviour_logprobs_L == pytest.approx(other.behaviour_logprobs_L, abs=1e-4)
+    others = await engine.generate([replace(task, seed=4) for task in TASKS])
+    assert ids_of(others) != ids_of(together)
+    assert len(set(ids_of(together[:1]))) > G, "samples of a task differ among each other"
+
+
+@pytest.mark.parametrize("name", sorted(FACTORIES))
+async def test_deterministic_mode_is_bit_for_bit_whatever_the_batch(name: str, first: Path) -> None:
+    engine = FACTORIES[name](True)
+    await serve(engine, first)
+    together = await engine.generate(TASKS)
+    alone = [(await engine.generate([task]))[0] for task in TASKS]
+    await engine.close()
+    assert thoughts_of(alone) == thoughts_of(together)
+
+
+async def test_a_stop_token_ends_a_thought_and_belongs_to_it(engine: Engine, first: Path) -> None:
+    await serve(engine, first)
+    thoughts = thoughts_of(await engine.generate(TASKS))
+    stops = set(SAMPLING.stop_ids)
+    for thought in thoughts:
+        assert 1 <= len(thought.token_ids_L) == len(thought.behaviour_logprobs_L) <= BUDGET
+        assert not stops & set(thought.token_ids_L[:-1])
+        assert thought.closed == (thought.token_ids_L[-1] in stops)
+        assert thought.closed or len(thought.token_ids_L) == BUDGET
+    assert {thought.closed for thought in thoughts} == {True, False}
+
+
+async def test_each_task_keeps_its_own_limits_in_a_batch(engine: Engine, first: Path) -> None:
+    await serve(engine, first)
+    short = replace(TASKS[0], sampling=Sampling(2, 1, 1.0, SAMPLING.stop_ids))
+    endless = replace(TASKS[1], sampling=Sampling(3, 20, TEMPERATURE, ()))
+    rollouts = await engine.generate([short, endless, TASKS[2]])
+    assert [len(t.token_ids_L) for t in thoughts_of(rollouts[:1])] == [1] * 4
+    assert [len(t.token_ids_L) for t in thoughts_of(rollouts[1:2])] == [20] * 3
+    assert not any(t.closed for t in thoughts_of(rollouts[1:2]))
+    assert largest_error(first, rollouts) < 1e-4
+
+
+async def test_a_flip_changes_version_and_weights(
+    engine: Engine, first: Path, second: Path
+) -> None:
+    await serve(engine, first)
+    before = await engine.generate(TASKS)
+    await serve(engine, second, version=2)
+    assert engine.serving is not None
+    assert engine.serving.order == (1, 2)
+    after = await engine.generate(TASKS)
+    for version, rollouts in ((1, before), (2, after)):
+        for thought in thoughts_of(rollouts):
+            spans = thought.version_spans
+            assert sum(span.num_tokens for span in spans) == len(thought.token_ids_L)
+            assert {span.version for span in spans} == {thought.newest_version} == {version}
+    assert ids_of(after) != ids_of(before)
+    assert largest_error(first, before) < 1e-4
+    assert largest_error(second, after) < 1e-4
+    assert largest_error(first, after) > 1e-1
+
+
+async def test_other_model_files_replace_the_model(
+    engine: Engine, first: Path, tmp_path: Path, kind: tiny.Kind
+) -> None:
+    await serve(engine, first)
+    other = tiny.build_model_directory(tmp_path / "other", "gpt2" if kind == "llama" else "llama")
+    await engine.load(tiny.manifest("policy", version=2, files="others"), other)
+    assert largest_error(other, await engine.generate(TASKS)) < 1e-4
+
+
+async def test_weights_that_do_not_fit_are_refused_whole(
+    engine: Engine, first: Path, second: Path, tmp_path: Path
+) -> None:
+    await serve(engine, first)
+    served, before = engine.serving, await engine.generate(TASKS)
+    parameters = AutoModelForCausalLM.from_pretrained(second).named_parameters()
+    weights = {name: parameter.detach() for name, parameter in parameters}
+    last = list(weights)[-1]
+    misfits = [
+        weights | {last: torch.zeros(3)},
+        {name: tensor for name, tensor in weights.items() if name != last},
+        weights | {"unknown": torch.zeros(1)},
+        weights | {last: weights[last].bfloat16()},
+    ]
+    for version, misfit in enumerate(misfits, start=2):
+        save_file(misfit, tmp_path / "model.safetensors")
+        with pytest.raises(InvalidInput, match="do not fit"):
+            await serve(engine, tmp_path, version)
+    assert engine.serving == served
+    assert await engine.generate(TASKS) == before
+
+
+async def test_a_model_that_does_not_load_is_refused(
+    engine: Engine, first: Path, tmp_path: Path
+) -> None:
+    await serve(engine, first)
+    served = engine.serving
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    with pytest.raises(InvalidInput):
+        await engine.load(tiny.manifest("policy", version=2, files="new"), tmp_path / "broken")
+    assert engine.serving == served
+
+
+def bad_tasks() -> dict[str, Task]:
+    """Tasks that cannot be served, and what has to be said about them."""
+    task = make_task(5)
+    too_long = make_task(5, indices=(tiny.MAX_LENGTH_TOKENS - 5,), length=tiny.MAX_LENGTH_TOKENS)
+    foreign = replace(task.document, token_ids_N=(*task.document.token_ids_N[:-1], 999))
+    return {
+        "tokens": too_long,
+        "999": replace(task, document=foreign),
+        "998": replace(task, prompting=replace(PROMPTING, head_ids=(998,))),
+        "997": replace(task, prompting=replace(PROMPTING, bridge_ids=(997,))),
+        "no position": replace(task, positions_K=()),
+        "position": replace(task, positions_K=(Position(40, (5,)),)),
+    }
+
+
+@pytest.mark.parametrize("says", sorted(bad_tasks()))
+async def test_one_bad_task_fails_alone(engine: Engine, first: Path, says: str) -> None:
+    await serve(engine, first)
+    expected = ids_of(await engine.generate(TASKS))
+    rollouts = await engine.generate([TASKS[0], bad_tasks()[says], *TASKS[1:]])
+    bad = rollouts.pop(1)
+    assert bad.error is not None
+    assert says in bad.error
+    assert bad.thoughts_KG == ()
+    assert bad.task.task_id == 5
+    assert ids_of(rollouts) == expected
+
+
+async def test_only_bad_tasks(engine: Engine, first: Path) -> None:
+    await serve(engine, first)
+    rollouts = await engine.generate(list(bad_tasks().values()))
+    assert all(rollout.error for rollout in rollouts)
+
+
+async def test_thoughts_do_not_see_what_follows(engine: Engine, first: Path) -> None:
+    """Targets and all after them permuted: no thought changes. One context token changed: some do."""
+    await serve(engine, first)
+    task = make_task(3, indices=(6,), length=14)
+    trunk = task.document.token_ids_N
+    permuted = trunk[:6] + trunk[:5:-1]
+    assert permuted != trunk
+    changed = (*trunk[:5], 99, *trunk[6:])
+
+    async def thoughts(token_ids: tuple[int, ...]) -> list[Thought]:
+        document = replace(task.document, token_ids_N=token_ids)
+        position = Position(6, token_ids[6:7])
+        given = replace(task, document=document, positions_K=(position,))
+        return thoughts_of(await engine.generate([given]))
+
+    assert await thoughts(permuted) == await thoughts(trunk)
+    assert await thoughts(changed) != await thoughts(trunk)

@@ -1,0 +1,193 @@
+"""Real processes for end-to-end tests: started, watched, frozen, killed, and never left behind.
+
+Every wait is a bounded poll of something that the system itself shows: a log, ``metrics.jsonl``, the
+registry. A wait that fails says what it waited for and how the processes it depends on stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import pytest
+
+from forethought.demo.arms import base_model
+from forethought.demo.corpus import PLAIN, write_corpus
+from forethought.orphan import death_with_parent
+from forethought.run_directory import RunDirectory
+
+T = TypeVar("T")
+
+BATCH_TASKS = 4
+GROUP_SIZE = 4
+LEASE_S = 2.0
+HEARTBEAT_S = 0.5
+START_TIMEOUT_S = 120.0
+"""Enough for a process to import torch while three others do the same on two busy cores."""
+
+_POLL_S = 0.05
+_REPLICA_WORDS = (f"lease_s={LEASE_S}", f"heartbeat_s={HEARTBEAT_S}", "num_threads=1")
+
+
+class Process:
+    """One ``python -m MODULE`` with its log."""
+
+    def __init__(self, module: str, words: Sequence[str], log: Path) -> None:
+        self.name, self._log = log.stem, log
+        with log.open("ab") as output:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", module, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                preexec_fn=death_with_parent(),
+            )
+
+    @property
+    def log(self) -> str:
+        """Everything it has said."""
+        return self._log.read_text(encoding="utf-8")
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it lives."""
+        return self._child.poll()
+
+    def find(self, pattern: str) -> str | None:
+        """The first group of the first match in the log, or None (yet)."""
+        found = re.search(pattern, self.log)
+        return found[1] if found else None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._child.send_signal(number)
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        """The exit status, once it has ended by itself."""
+        try:
+            return self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{self.describe()} did not end within {timeout_s} s")
+
+    def end(self) -> int:
+        """SIGTERM and the exit status that it leads to."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, which also ends a frozen process."""
+        self._child.kill()
+        self._child.wait()
+
+    def describe(self) -> str:
+        """Name, state and last words."""
+        state = "alive" if self.exit_status is None else f"exit status {self.exit_status}"
+        last = "\n    ".join(self.log.splitlines()[-15:])
+        return f"{self.name} ({state}):\n    {last}"
+
+
+class Cluster:
+    """The processes of one Redis run; leaving the context ends all of them."""
+
+    def __init__(self, redis_url: str, directory: Path, run_name: str = "e2e") -> None:
+        self.redis_url, self.run_name, self._directory = redis_url, run_name, directory
+        self.processes: list[Process] = []
+        self.rollouts: list[Process] = []
+        self.corpus = write_corpus(
+            directory / "corpus", num_documents=500, seed=0, mixture=PLAIN, num_heldout=1
+        ).train
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for process in self.processes:
+            if process.exit_status is None:
+                process.kill()
+
+    def rollout(self, name: str) -> Process:
+        """Start a rollout replica; it takes two tasks at a time, so that two replicas share a batch."""
+        words = [f"rollout.{word}" for word in (*_REPLICA_WORDS, "max_batch_tasks=2")]
+        process = self._start("services.rollout", name, words)
+        self.rollouts.append(process)
+        return process
+
+    def reward(self, name: str) -> Process:
+        """Start a reward replica on a free HTTP port, which its log tells."""
+        words = [f"reward.{word}" for word in (*_REPLICA_WORDS, "http_port=0")]
+        return self._start("services.reward", name, words)
+
+    def learner(self, name: str, run: str, *words: str) -> Process:
+        """Start a learner on the run directory ``run``."""
+        common = [
+            f"run.directory={self.directory(run).root}",
+            f"model.path={base_model()}",
+            f"corpus.path={self.corpus}",
+            "corpus.window_tokens=32",
+            f"sampling.group_size={GROUP_SIZE}",
+            "sampling.max_thought_tokens=9",
+            f"learner.batch_tasks={BATCH_TASKS}",
+            "checkpoint.every_steps=3",
+        ]
+        return self._start("trainer", name, [*common, *words])
+
+    def directory(self, run: str) -> RunDirectory:
+        """The run directory ``run``."""
+        return RunDirectory(self._directory / run)
+
+    def num_steps(self, run: str) -> int:
+        """Steps that ``metrics.jsonl`` shows."""
+        metrics = self.directory(run).read_metrics()
+        return int(metrics[-1]["step"]) if metrics else 0
+
+    def summary(self, run: str) -> dict[str, Any]:
+        """What a run came to."""
+        summary: dict[str, Any] = json.loads(self.directory(run).summary.read_text())
+        return summary
+
+    async def reaches(self, run: str, step: int, *needed: Process) -> None:
+        """Wait until ``step`` steps are done; fails early when one that is needed ends."""
+        await eventually(f"step {step} of {run}", lambda: self.num_steps(run) >= step, alive=needed)
+
+    def _start(self, module: str, name: str, words: Sequence[str]) -> Process:
+        common = [f"redis.url={self.redis_url}", f"run.name={self.run_name}"]
+        process = Process(module, [*common, *words], self._directory / f"{name}.log")
+        self.processes.append(process)
+        return process
+
+
+async def eventually(
+    what: str,
+    look: Callable[[], T | Awaitable[T]],
+    timeout_s: float = START_TIMEOUT_S,
+    alive: Sequence[Process] = (),
+) -> T:
+    """Poll ``look`` until it gives something true, and return that."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        dead = [process for process in alive if process.exit_status is not None]
+        seen = look()
+        value = await seen if inspect.isawaitable(seen) else seen
+        if value:
+            return value
+        if dead or time.monotonic() > deadline_s:
+            why = "a process ended" if dead else f"not within {timeout_s} s"
+            pytest.fail("\n".join([f"{what}: {why}", *(p.describe() for p in dead or alive)]))
+        await asyncio.sleep(_POLL_S)

@@ -1,0 +1,56 @@
+"""The documentation tells the truth about what can be checked mechanically."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from forethought.config import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def documented_keys() -> dict[str, set[str]]:
+    sections: dict[str, set[str]] = {}
+    current = ""
+    for line in (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"^## `\[(\w+)\]`$", line):
+            current = heading[1]
+            sections[current] = set()
+        elif line.startswith("### "):
+            current = ""
+        elif current and (row := re.match(r"^\| `(\w+)` \|", line)):
+            sections[current].add(row[1])
+    return sections
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    expected = {
+        name: set(getattr(field.annotation, "model_fields"))  # noqa: B009
+        for name, field in Settings.model_fields.items()
+    }
+    assert documented_keys() == expected
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    learner = text.split("## `[learner]`")[1].split("## ")[0]
+    for key, default in re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", learner, re.M):
+        assert str(getattr(Settings().learner, key)).lower() == default.strip('"').lower(), key
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(
+    str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")
+)])  # fmt: skip
+def test_links_and_named_files_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    named = re.findall(
+        r"`((?:forethought|services|trainer|tests|configs|docs|proto)/[\w./-]+)`", text
+    )
+    for target in links:
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+    for target in named:
+        assert (ROOT / target).exists(), target

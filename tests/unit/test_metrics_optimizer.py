@@ -1,0 +1,268 @@
+"""The log of a run's steps, and the optimizer that takes them."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from forethought.config.sections import LearnerSection
+from forethought.types import (
+    Document,
+    Position,
+    Prompting,
+    Rollout,
+    Sampling,
+    ScoredRollout,
+    Task,
+    Thought,
+    VersionSpan,
+)
+from trainer.metrics import MetricsLog, rollout_metrics
+from trainer.optimizer import MasterOptimizer, schedule_factor
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_lines_are_json_that_any_reader_takes(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "run" / "metrics.jsonl", num_steps_done=0)
+    log.write(1, {"loss": math.nan, "up": math.inf, "down": -math.inf, "fine": 0.5, "n": 3})
+    (line,) = read(tmp_path / "run" / "metrics.jsonl")  # flushed, before it is closed
+    log.close()
+    assert [line[key] for key in ("step", "loss", "up", "down", "fine", "n")] == [
+        1, None, None, None, 0.5, 3,
+    ]  # fmt: skip
+    assert line["time_unix_s"] > 1.7e9
+
+
+def test_a_resumed_run_drops_what_lies_past_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, num_steps_done=0)
+    for step in range(1, 6):
+        log.write(step, {"loss": 0.1 * step})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"step": 2, "half')  # killed while it wrote
+    log = MetricsLog(path, num_steps_done=3)
+    log.write(4, {"loss": 9.0})
+    log.close()
+    assert [(line["step"], line["loss"]) for line in read(path)] == [
+        (1, 0.1), (2, 0.2), (3, pytest.approx(0.3)), (4, 9.0),
+    ]  # fmt: skip
+
+
+def test_a_fresh_run_starts_an_empty_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    MetricsLog(path, num_steps_done=0).close()
+    assert path.read_text() == ""
+
+
+def result(
+    source: str,
+    rewards_KG: tuple[tuple[float, ...], ...],
+    thoughts_KG: tuple[tuple[Thought, ...], ...],
+    error: str | None = None,
+) -> ScoredRollout:
+    """``information gain`` is twice the reward: policy log-prob 2r - 1 over a baseline of -1."""
+    task = Task(
+        0, 1, 0, 0, "rlp", "{}", Document("d", source, (1, 2, 3)), (Position(1, (2,)),),
+        Prompting(), Sampling(2, 9), 0,
+    )  # fmt: skip
+    policy_KG = tuple(tuple(2 * r - 1 for r in rewards_G) for rewards_G in rewards_KG)
+    return ScoredRollout(
+        Rollout(task, thoughts_KG), rewards_KG, policy_KG, (-1.0,) * len(rewards_KG), error=error
+    )
+
+
+def thought(num_tokens: int, closed: bool = True, *versions: int) -> Thought:
+    spans = tuple(VersionSpan(version, num_tokens // len(versions)) for version in versions)
+    return Thought((0,) * num_tokens, (0.0,) * num_tokens, spans, closed)
+
+
+def test_rollout_metrics_by_hand() -> None:
+    results = [
+        result(
+            "books",
+            ((1.0, 3.0), (-1.0, 0.0)),
+            (
+                (thought(2, True, 5), thought(4, False, 5)),
+                (thought(6, True, 3, 5), thought(4, True, 4)),
+            ),
+        ),
+        result("news", ((0.5, 0.0),), ((thought(1, True, 5), thought(1, False, 5)),)),
+        result("news", ((9.0, 9.0),), ((thought(9, True, 1), thought(9, True, 1)),), error="bad"),
+    ]
+    values = rollout_metrics(results, version=5)
+    assert values.pop("num_groups") == 3
+    assert values == pytest.approx(
+        {
+            "reward_mean": 3.5 / 6,
+            "reward_group_spread": (2.0 + 1.0 + 0.5) / 3,
+            "information_gain": 7.0 / 6,
+            "thought_tokens_mean": 18 / 6,
+            "truncated_share": 2 / 6,
+            # 18 tokens; 3 of them two versions behind, 4 one version behind
+            "lag_mean": (3 * 2 + 4 * 1) / 18,
+            "source/books/reward_mean": 3.0 / 4,
+            "source/news/reward_mean": 0.25,
+        }
+    )
+
+
+def test_metrics_of_a_batch_that_failed_whole() -> None:
+    failed = result("s", (), (), error="no")
+    assert rollout_metrics([failed], version=3) == {"num_groups": 0}
+    assert rollout_metrics([], version=3) == {"num_groups": 0}
+
+
+def section(**values: Any) -> LearnerSection:
+    return LearnerSection(**{"steps": 100, "learning_rate": 0.1, "grad_clip_norm": 0.0, **values})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [  # after 0, 9, 10, 55, 73, 82, 91, 100 and 500 of 100 steps, 10 of them warm-up
+        ("constant", [0.1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.1, 1, 1, 0.5, 0.3, 0.2, 0.1, 0, 0]),
+        ("cosine", [0.1, 1, 1, 0.5, 0.2061074, 0.0954915, 0.0244717, 0, 0]),
+        ("warmup_stable_decay", [0.1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0]),
+    ],
+)
+def test_schedules(schedule: str, factors: list[float]) -> None:
+    given = section(schedule=schedule, warmup_steps=10)
+    steps = [0, 9, 10, 55, 73, 82, 91, 100, 500]
+    assert [schedule_factor(given, n) for n in steps] == pytest.approx(factors, abs=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "warmup_stable_decay"])
+@pytest.mark.parametrize("warmup_steps", [0, 7, 200])
+def test_schedules_rise_then_never_rise_again(schedule: str, warmup_steps: int) -> None:
+    given = section(schedule=schedule, warmup_steps=warmup_steps)
+    factors = [schedule_factor(given, n) for n in range(300)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    assert factors[0] > 0
+    assert all(a < b for a, b in pairwise(factors[:warmup_steps]))
+    assert all(a >= b for a, b in pairwise(factors[max(0, warmup_steps - 1) :]))
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4)).to(dtype)
+
+
+def backward(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_only_matrices_decay() -> None:
+    """With zero gradients AdamW's own update is zero, so what moves is decay: w (1 - lr * decay)."""
+    model = make_model()
+    before = weights(model)
+    optimizer = MasterOptimizer(model, section(weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    norm, learning_rate = optimizer.step(0)
+    assert (norm, learning_rate) == (0.0, 0.1)
+    for name, after in weights(model).items():
+        factor = 1 - 0.1 * 0.5 if after.ndim >= 2 else 1.0
+        assert torch.allclose(after, before[name] * factor, atol=1e-7), name
+        assert (name == "0.weight") == (after.ndim >= 2)
+
+
+def test_a_step_is_adamw_with_the_schedules_rate() -> None:
+    model, plain = make_model(), make_model()
+    optimizer = MasterOptimizer(model, section(schedule="linear", beta1=0.8, beta2=0.95))
+    reference = torch.optim.AdamW(plain.parameters(), betas=(0.8, 0.95), weight_decay=0.0)
+    for step in range(3):
+        backward(model, step)
+        backward(plain, step)
+        assert optimizer.step(step)[1] == pytest.approx(0.1 * (1 - step / 100))
+        reference.param_groups[0]["lr"] = 0.1 * (1 - step / 100)
+        reference.step()
+    for name, value in weights(plain).items():
+        assert torch.allclose(weights(model)[name], value, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told() -> None:
+    model = make_model()
+    optimizer = MasterOptimizer(model, section(grad_clip_norm=0.5))
+    backward(model, 1)
+    expected = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
+    norm, _ = optimizer.step(0)
+    assert norm == pytest.approx(expected)
+    clipped = [master.grad for master in optimizer.masters.values()]
+    assert math.sqrt(sum(float((g**2).sum()) for g in clipped if g is not None)) == pytest.approx(
+        0.5
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+    model = make_model()
+    optimizer = MasterOptimizer(model, section(weight_decay=0.5, grad_clip_norm=1.0))
+    backward(model, 1)
+    optimizer.step(0)
+    before = {name: value.clone() for name, value in optimizer.state().items()}
+    backward(model, 2)
+    next(iter(model.parameters())).grad[0, 0] = bad  # type: ignore[index]
+    assert not math.isfinite(optimizer.step(1)[0])
+    assert optimizer.state().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in optimizer.state().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_restored_optimizer_goes_on_as_if_it_had_never_stopped(dtype: torch.dtype) -> None:
+    model = make_model(dtype)
+    optimizer = MasterOptimizer(model, section(weight_decay=0.1))
+    for step in range(3):
+        backward(model, step)
+        optimizer.step(step)
+    saved = {name: value.clone() for name, value in optimizer.state().items()}
+    other = make_model(dtype)
+    resumed = MasterOptimizer(other, section(weight_decay=0.1))
+    resumed.restore(saved)
+    assert resumed.state().keys() == saved.keys()
+    assert all(torch.equal(value, saved[name]) for name, value in resumed.state().items())
+    for step in range(3, 6):
+        for each, its in ((model, optimizer), (other, resumed)):
+            backward(each, step)
+            its.step(step)
+    assert all(torch.equal(v, optimizer.state()[n]) for n, v in resumed.state().items())
+    assert all(torch.equal(value, weights(model)[name]) for name, value in weights(other).items())
+
+
+def test_restored_state_is_a_copy() -> None:
+    model = make_model()
+    optimizer = MasterOptimizer(model, section())
+    backward(model, 0)
+    optimizer.step(0)
+    saved = {name: value.clone() for name, value in optimizer.state().items()}
+    kept = {name: value.clone() for name, value in saved.items()}
+    optimizer.restore(saved)
+    backward(model, 1)
+    optimizer.step(1)
+    assert all(torch.equal(value, kept[name]) for name, value in saved.items())
+
+
+def test_the_state_before_the_first_step_is_the_masters() -> None:
+    model = make_model(torch.bfloat16)
+    state = MasterOptimizer(model, section()).state()
+    assert state.keys() == {f"master/{name}" for name, _ in model.named_parameters()}
+    assert {value.dtype for value in state.values()} == {torch.float32}

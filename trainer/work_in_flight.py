@@ -1,0 +1,128 @@
+"""The work between the learner's two ends: tasks it has admitted, results it is waiting for.
+
+Batch k is exactly tasks kN … (k+1)N-1. N(1+S) tasks are admitted at start and N after every batch, S
+being ``learner.max_staleness``, so batch k is admitted once batch k-1-S is closed, and a sampled token
+is at most S versions old. Nothing is admitted beyond the last step, so a finished run owes nothing.
+
+    loop     consumes           produces          waits for     unblocked by
+    intake   stream `scored`    results (ledger)  a delivery    reward replicas
+    take     a batch's results  -                 all of them   results, their deadline, stop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+from forethought import wire
+from forethought.config.sections import LearnerSection
+from forethought.errors import InvalidInput, Superseded
+from forethought.queue.interface import Broker, Message, Stage
+from forethought.queue.patience import insist
+from forethought.types import ScoredRollout, Task
+from trainer.feed import TaskFeed
+from trainer.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+_RECEIVE_TASKS = 64
+_RECEIVE_S = 1.0
+_LEASE_S = 60.0
+
+
+class WorkInFlight:
+    """Feed, ledger and the two streams at the learner's ends."""
+
+    def __init__(self, broker: Broker, feed: TaskFeed, section: LearnerSection) -> None:
+        self._broker, self._feed, self._section = broker, feed, section
+        self._ledger = Ledger(section.task_timeout_s)
+
+    @property
+    def num_admitted(self) -> int:
+        """Tasks admitted so far, over the whole run."""
+        return self._feed.next_task_id
+
+    @property
+    def num_ignored(self) -> int:
+        """Results that came twice or of another epoch."""
+        return self._ledger.num_ignored
+
+    @property
+    def outstanding(self) -> list[Task]:
+        """What a checkpoint has to remember, in id order."""
+        return self._ledger.outstanding
+
+    async def resume(
+        self, outstanding: Sequence[Task], next_task_id: int, *, epoch: int, version: int
+    ) -> None:
+        """Admit a checkpoint's outstanding tasks again, under a new epoch."""
+        self._feed.next_task_id = next_task_id
+        await self._admit(self._feed.adopt(outstanding, epoch=epoch, min_version=version))
+
+    async def admit_after(self, num_closed: int, *, epoch: int, version: int) -> None:
+        """Admit whole batches until 1+S of them follow the ``num_closed`` closed ones."""
+        num_batches = min(num_closed + 1 + self._section.max_staleness, self._section.steps)
+        missing = max(0, num_batches * self._section.batch_tasks - self._feed.next_task_id)
+        await self._admit(self._feed.take(missing, epoch=epoch, min_version=version))
+
+    async def admit_again(self) -> None:
+        """Put everything unanswered once more, after Redis may have lost it."""
+        unanswered = self._ledger.unanswered
+        log.warning("Redis may have lost data; admitting %d tasks again", len(unanswered))
+        await self._put(unanswered)
+
+    async def take(self, batch: int, stop: asyncio.Event) -> list[ScoredRollout] | None:
+        """All results of a batch in id order, or None when ``stop`` was set first."""
+        if stop.is_set():
+            return None
+        closing = asyncio.create_task(self._ledger.close_batch(batch))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((closing, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return closing.result() if closing.done() else None
+        finally:
+            closing.cancel()
+            stopping.cancel()
+
+    async def intake(self, epoch: int) -> None:
+        """Bring results from Redis into the ledger until cancelled.
+
+        Raises:
+            Superseded: results of a newer epoch came; they go back to the learner that waits for them.
+        """
+        consumer = self._broker.consumer(
+            stage=Stage.SCORED,
+            result_stage=None,
+            name=f"learner-{epoch}",
+            lease_s=_LEASE_S,
+            max_attempts=1,
+        )
+        while True:
+            deliveries = await insist(lambda: consumer.receive(_RECEIVE_TASKS, _RECEIVE_S))
+            newest = max((delivery.message.epoch for delivery in deliveries), default=0)
+            if newest > epoch:
+                for delivery in deliveries:
+                    await insist(partial(consumer.release, delivery))
+                raise Superseded(
+                    f"epoch {newest} has taken over the run from epoch {epoch}; this learner stops"
+                )
+            for delivery in deliveries:
+                # Acknowledged at once: until its batch is in a checkpoint, the task is outstanding.
+                self._accept(delivery.message)
+                await insist(partial(consumer.discard, delivery))
+
+    def _accept(self, message: Message) -> None:
+        try:
+            self._ledger.accept(wire.decode_scored(message.body))
+        except InvalidInput as error:  # a foreign replica's; the task's deadline will answer
+            log.warning("a result of task %d cannot be read: %s", message.task_id, error)
+
+    async def _admit(self, tasks: Sequence[Task]) -> None:
+        self._ledger.admit(tasks)
+        await self._put(tasks)
+
+    async def _put(self, tasks: Sequence[Task]) -> None:
+        messages = [Message(t.task_id, t.epoch, wire.encode_task(t)) for t in tasks]
+        await insist(lambda: self._broker.put(Stage.TASKS, messages))
