@@ -290,6 +290,7 @@ async def test_hung_replicas_fail_tasks_and_staleness_is_bounded(cluster: Cluste
     assert_whole(cluster, "stale", num_steps, num_failed)
     failures = {result.failure for result in records_of(cluster, "stale")[0].results}
     assert failures == {"no result within learner.task_timeout_s = 2.0 s"}
+    assert metrics[-1]["results_ignored"] > 0, "what they answered late was not to count"
     lags = [row["lag_mean"] for row in metrics if "lag_mean" in row]
     assert all(0.0 <= lag <= 1.0 for lag in lags)
     assert max(lags) > 0.0, "sampling and learning never overlapped"

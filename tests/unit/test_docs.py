@@ -48,7 +48,7 @@ def test_links_and_named_files_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
     named = re.findall(
-        r"`((?:forethought|services|trainer|tests|configs|docs|proto)/[\w./-]+)`", text
+        r"`((?:forethought|services|trainer|tests|configs|docs|proto|benchmarks)/[\w./-]+)`", text
     )
     for target in links:
         assert (ROOT / page).parent.joinpath(target).exists(), target
