@@ -8,7 +8,10 @@ therefore run on for ever. So a task is cancelled again until it has ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _AGAIN_S = 0.1
 
@@ -28,3 +31,14 @@ async def first_failure(tasks: Iterable[asyncio.Task[None]], main: asyncio.Task[
     for task in (main, *tasks):
         if task.done():
             task.result()
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of ``work``, or None when ``stop`` is set first; ``work`` is then cancelled."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()

@@ -1,6 +1,6 @@
 """The journal: every consumed batch, so that a run can be audited and replayed from its directory.
 
-    DIR/journal/epoch-0001-batch-000000.zst    up to 64 batches: [length u32][zstd frame] records
+    DIR/journal/epoch-0001-batch-000000.zst    up to 64 batches: [batch u32][length u32][zstd frame] records
 
 Design: a batch is appended and flushed to disk before any checkpoint that contains it is written, one
 file per epoch and 64 batches. A learner that resumes from an older checkpoint consumes some batches
@@ -24,6 +24,7 @@ from forethought import wire
 from forethought.types import ScoredRollout
 
 BATCHES_PER_FILE = 64
+_HEADER = struct.Struct("<II")  # batch, bytes of the frame that follows
 _NAME = re.compile(r"^epoch-(\d+)-batch-(\d+)\.zst$")
 
 
@@ -71,7 +72,7 @@ class Journal:
         first = batch - batch % BATCHES_PER_FILE
         path = self._directory / f"epoch-{self._epoch:04d}-batch-{first:06d}.zst"
         with path.open("ab") as file:
-            file.write(struct.pack("<I", len(frame)) + frame)
+            file.write(_HEADER.pack(batch, len(frame)) + frame)
             file.flush()
             os.fsync(file.fileno())
         if self._keep_batches:
@@ -85,14 +86,12 @@ class Journal:
 
 def read_journal(directory: Path) -> Iterator[JournalRecord]:
     """The surviving history in batch order: of every batch, the record of its newest epoch."""
-    newest: dict[int, JournalRecord] = {}
-    for path, _, _ in _files(directory):
-        for record in _records(path):
-            held = newest.get(record.batch)
-            if held is None or record.epoch >= held.epoch:
-                newest[record.batch] = record
+    newest: dict[int, tuple[Path, int, int]] = {}
+    for path, _, _ in _files(directory):  # by epoch, so that a later one replaces an earlier
+        for batch, offset, num_bytes in _frames(path):
+            newest[batch] = (path, offset, num_bytes)
     for batch in sorted(newest):
-        yield newest[batch]
+        yield _read(*newest[batch])
 
 
 def first_kept_batch(num_batches: int, keep_batches: int) -> int:
@@ -132,14 +131,21 @@ def _files(directory: Path) -> list[tuple[Path, int, int]]:
     return sorted(found, key=lambda entry: entry[1:])
 
 
-def _records(path: Path) -> Iterator[JournalRecord]:
-    """Whole records; the tail that a killed learner left half written is not one."""
-    data, offset = path.read_bytes(), 0
-    while offset + 4 <= len(data):
-        (size,) = struct.unpack_from("<I", data, offset)
-        frame = data[offset + 4 : offset + 4 + size]
-        if len(frame) < size:
-            return
-        body = zstandard.ZstdDecompressor().decompress(frame)
-        yield JournalRecord(*wire.decode_journal_batch(body))
-        offset += 4 + size
+def _frames(path: Path) -> Iterator[tuple[int, int, int]]:
+    """(batch, offset, length) of whole frames; the tail a killed learner left half written is none."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while len(header := file.read(_HEADER.size)) == _HEADER.size:
+            batch, num_bytes = _HEADER.unpack(header)
+            offset = file.tell()
+            if offset + num_bytes > size:
+                return
+            yield batch, offset, num_bytes
+            file.seek(offset + num_bytes)
+
+
+def _read(path: Path, offset: int, num_bytes: int) -> JournalRecord:
+    with path.open("rb") as file:
+        file.seek(offset)
+        body = zstandard.ZstdDecompressor().decompress(file.read(num_bytes))
+    return JournalRecord(*wire.decode_journal_batch(body))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from forethought import estimators, wire
-from forethought.background import end, first_failure
+from forethought.background import end, first_failure, unless
 from forethought.corpus.mixture import CorpusCursor
 from forethought.errors import InvalidInput, Superseded
 from forethought.queue.interface import Broker
@@ -138,7 +138,8 @@ class ThinkingRun:
     async def _bring_replicas_up(self) -> None:
         """When the run is done, every replica is to serve the learner's version."""
         timeout_s = self._parts.settings.publish.push_timeout_s
-        if late := await self._publisher.wait_until_current(timeout_s):
+        late = await unless(self._stop, self._publisher.wait_until_current(timeout_s))
+        if late:
             log.warning("replicas still behind at the end: %s", ", ".join(late))
 
     async def _guard(self) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from forethought import wire
+from forethought.background import unless
 from forethought.config.sections import LearnerSection
 from forethought.errors import InvalidInput, Superseded
 from forethought.queue.interface import Broker, Message, Stage
@@ -77,14 +78,7 @@ class WorkInFlight:
         """All results of a batch in id order, or None when ``stop`` was set first."""
         if stop.is_set():
             return None
-        closing = asyncio.create_task(self._ledger.close_batch(batch))
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait((closing, stopping), return_when=asyncio.FIRST_COMPLETED)
-            return closing.result() if closing.done() else None
-        finally:
-            closing.cancel()
-            stopping.cancel()
+        return await unless(stop, self._ledger.close_batch(batch))
 
     async def intake(self, epoch: int) -> None:
         """Bring results from Redis into the ledger until cancelled.
