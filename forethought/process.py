@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from forethought.config import Settings, load_settings
@@ -59,6 +59,26 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
     except Superseded as error:
         print(f"{process}: {error}", file=sys.stderr)
         return SUPERSEDED
+
+
+def run_service(
+    name: str,
+    serve: Callable[[Settings, asyncio.Event], Awaitable[int]],
+    description: str | None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """A replica's main: parse the command line, serve until a signal; returns the exit status."""
+    arguments = parser(f"python -m services.{name}", description or "").parse_args(argv)
+
+    def run() -> int:
+        settings = settings_of(arguments)
+        if not settings.redis.url:
+            raise InvalidInput(
+                "redis.url is empty; expected the run's Redis, such as redis://127.0.0.1:6379"
+            )
+        return run_until_signalled(lambda stop: serve(settings, stop))
+
+    return exit_status(name, run)
 
 
 def quiet_libraries() -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from forethought import objectives, process, queue
 from forethought.config import Settings
-from forethought.errors import InvalidInput
 from forethought.queue.interface import Stage
 from forethought.queue.worker import Worker
 from forethought.replica import ReplicaHost, new_replica_id
@@ -24,17 +23,7 @@ log = logging.getLogger("reward")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and serve until SIGTERM; returns the exit status."""
-    arguments = process.parser("python -m services.reward", __doc__ or "").parse_args(argv)
-
-    def run() -> int:
-        settings = process.settings_of(arguments)
-        if not settings.redis.url:
-            raise InvalidInput(
-                "redis.url is empty; expected the run's Redis, such as redis://127.0.0.1:6379"
-            )
-        return process.run_until_signalled(lambda stop: serve(settings, stop))
-
-    return process.exit_status("reward", run)
+    return process.run_service("reward", serve, __doc__, argv)
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
