@@ -81,9 +81,9 @@ def dry_run(settings: Settings) -> int:
         "activations",
         "snapshots",
     ):
-        print(f"  {name:<12}{_mebibytes(getattr(estimate, name)):>12}")
-    print(f"  {'total':<12}{_mebibytes(estimate.total_bytes):>12}")
-    print(f"  {'this machine':<12}{_mebibytes(_memory_bytes()):>12}")
+        print(f"  {name:<14}{_mebibytes(getattr(estimate, name)):>12}")
+    print(f"  {'total':<14}{_mebibytes(estimate.total_bytes):>12}")
+    print(f"  {'this machine':<14}{_mebibytes(_memory_bytes()):>12}")
     return 0
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from forethought import objectives
 from forethought.config import Settings
+from forethought.objectives import Group
+from forethought.types import Document, Thought, VersionSpan
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,3 +58,21 @@ def test_links_and_named_files_exist(page: str) -> None:
         assert (ROOT / page).parent.joinpath(target).exists(), target
     for target in named:
         assert (ROOT / target).exists(), target
+
+
+def test_the_documented_objective_loads_and_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    package = tmp_path / "mypackage"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "floored.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    objective = objectives.load("mypackage.floored", {"num_positions": 2})
+    document = Document("d", "s", (1, 2, 3, 4, 5))
+    assert len(objective.positions(document, Random(0))) == 2
+    thought = Thought((7,), (-0.1,), (VersionSpan(0, 1),), closed=True)
+    group = Group((3,), (thought, thought), (-0.5, -2.0), -1.0)
+    assert objective.rewards(group) == (0.5, 0.0)
