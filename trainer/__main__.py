@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from forethought import process
 from forethought.config import Settings, write_resolved
 from forethought.config.checks import check_corpus, check_redis, check_run
-from forethought.config.sections import RedisSection
 from forethought.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -49,17 +48,12 @@ def train(settings: Settings) -> int:
 
     directory = RunDirectory(settings.run.directory)
     with directory.owned():
-        write_resolved(without_secrets(settings), directory.config)
+        write_resolved(settings, directory.config)
         parts = assemble(settings)
         summary = _think(parts) if parts.objective.thinks else _predict(parts)
         directory.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     log.info("step %d, checkpoint %s", summary["steps"], summary["checkpoint"])
     return 0
-
-
-def without_secrets(settings: Settings) -> Settings:
-    """Settings as they may lie in a file: a Redis URL can hold a password, and may differ next time."""
-    return settings.model_copy(update={"redis": RedisSection()})
 
 
 def dry_run(settings: Settings) -> int:

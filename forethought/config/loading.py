@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from forethought.config.sections import Settings
+from forethought.config.sections import RedisSection, Settings
 from forethought.errors import InvalidInput
 
 ENVIRONMENT_PREFIX = "FORETHOUGHT_"
@@ -45,9 +45,13 @@ def load_settings(
 
 
 def write_resolved(settings: Settings, path: Path) -> None:
-    """Write every resolved value as TOML, so that a run can be repeated from it alone."""
+    """Write every resolved value as TOML, so that a run can be repeated from it.
+
+    All but the Redis URL: it may hold a password, and an embedded Redis has another one next time.
+    """
     import tomli_w
 
+    settings = settings.model_copy(update={"redis": RedisSection()})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tomli_w.dumps(settings.model_dump(mode="json")), encoding="utf-8")
 

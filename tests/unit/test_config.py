@@ -279,3 +279,10 @@ def test_every_shipped_configuration_is_sound(file: Path, tmp_path: Path) -> Non
     check_corpus(settings)
     write_resolved(settings, tmp_path / "resolved.toml")
     assert load_settings(tmp_path / "resolved.toml", (), {}) == settings
+
+
+def test_a_redis_url_is_not_written_down(tmp_path: Path) -> None:
+    settings = load_settings(None, ("redis.url=redis://:s3cret@10.0.0.1/0",), {})
+    write_resolved(settings, tmp_path / "resolved.toml")
+    assert "s3cret" not in (tmp_path / "resolved.toml").read_text(encoding="utf-8")
+    assert load_settings(tmp_path / "resolved.toml", (), {}).redis.url == ""
