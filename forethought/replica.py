@@ -18,7 +18,7 @@ import logging
 import secrets
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ from forethought.queue.interface import Broker
 from forethought.queue.worker import Worker
 from forethought.telemetry.ops import OpsServer
 from forethought.types import Replica, WeightManifest
-from forethought.weights.grpc_weights import WeightsServicer, start_grpc_server
+from forethought.weights.grpc_weights import Servicer, WeightsServicer, start_grpc_server
 from forethought.weights.receiver import WeightReceiver
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,10 @@ def new_replica_id(kind: str) -> str:
 
 
 class ReplicaHost:
-    """Hosts one worker for as long as the process lives."""
+    """Hosts one worker for as long as the process lives.
+
+    ``servicers`` are what the replica's gRPC server offers beside weights, health and reflection.
+    """
 
     def __init__(
         self,
@@ -57,9 +60,11 @@ class ReplicaHost:
         broker: Broker,
         models: frozenset[str],
         apply: Callable[[WeightManifest, Path], Awaitable[None]],
+        servicers: Sequence[Servicer] = (),
     ) -> None:
         self.replica_id = replica_id
         self._kind, self._section, self._broker, self._models = kind, section, broker, models
+        self._servicers = servicers
         self._advertised = section.advertise_host or address_towards(redis_url)
         self._host = section.host or listening_host(self._advertised)
         self.receiver = WeightReceiver(replica_id, models, _staging(), apply)
@@ -74,7 +79,9 @@ class ReplicaHost:
     async def run(self, worker: Worker, stop: asyncio.Event) -> None:
         """Serve until ``stop``, then drain: finish what is in hand, hand back the rest, withdraw."""
         grpc_server = await start_grpc_server(
-            [WeightsServicer(self.receiver)], self._host, self._section.grpc_port
+            [WeightsServicer(self.receiver), *self._servicers],
+            self._host,
+            self._section.grpc_port,
         )
         self._address = f"{self._advertised}:{grpc_server.port}"
         ops = self._ops_server(worker)

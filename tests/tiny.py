@@ -47,8 +47,8 @@ def build_tokenizer() -> Any:
     return tokenizer
 
 
-def build_model(kind: Kind = "llama", seed: int = 0) -> Any:
-    """A two-layer random model in evaluation mode, float32."""
+def build_model(kind: Kind = "llama", seed: int = 0, head_dim: int = 8) -> Any:
+    """A two-layer random model in evaluation mode, float32. vLLM on CPUs wants ``head_dim`` 32."""
     torch.manual_seed(seed)
     if kind == "llama":
         model: Any = LlamaForCausalLM(
@@ -59,6 +59,7 @@ def build_model(kind: Kind = "llama", seed: int = 0) -> Any:
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,
+                head_dim=head_dim,
                 max_position_embeddings=MAX_LENGTH_TOKENS,
                 initializer_range=0.2,
                 bos_token_id=None,
@@ -71,7 +72,7 @@ def build_model(kind: Kind = "llama", seed: int = 0) -> Any:
                 vocab_size=VOCAB_SIZE,
                 n_embd=32,
                 n_layer=2,
-                n_head=4,
+                n_head=32 // head_dim,
                 n_positions=MAX_LENGTH_TOKENS,
                 initializer_range=0.2,
                 bos_token_id=EOS_ID,
@@ -81,9 +82,11 @@ def build_model(kind: Kind = "llama", seed: int = 0) -> Any:
     return model.eval()
 
 
-def build_model_directory(directory: Path, kind: Kind = "llama", seed: int = 0) -> Path:
+def build_model_directory(
+    directory: Path, kind: Kind = "llama", seed: int = 0, head_dim: int = 8
+) -> Path:
     """Write a model and its tokenizer as ``save_pretrained`` does; returns the directory."""
-    build_model(kind, seed).save_pretrained(directory)
+    build_model(kind, seed, head_dim).save_pretrained(directory)
     build_tokenizer().save_pretrained(directory)
     return directory
 

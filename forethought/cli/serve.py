@@ -22,6 +22,12 @@ serve = typer.Typer(
 _CONFIG = typer.Option(None, "--config", metavar="FILE", help="A TOML file; defaults hold without.")
 _REDIS_URL = typer.Option(None, "--redis-url", metavar="URL", help="Short for redis.url=URL.")
 _RUN = typer.Option(None, "--run", metavar="NAME", help="Short for run.name=NAME.")
+_POLICY = typer.Option(
+    None, "--policy", metavar="DIR", help="A model directory to score with, alone."
+)
+_BASELINE = typer.Option(
+    None, "--baseline", metavar="DIR", help="With --policy: the no-think scorer's model."
+)
 
 
 @serve.command(
@@ -46,20 +52,25 @@ def rollout(
 @serve.command(
     epilog=examples(
         "forethought serve reward --redis-url redis://127.0.0.1:6379/0 --run books",
-        "forethought serve reward model.path=models/base reward.http_port=8080",
+        "forethought serve reward --policy models/base reward.http_port=8080",
     )
 )
 def reward(
     config: Path | None = _CONFIG,
     redis_url: str | None = _REDIS_URL,
     run: str | None = _RUN,
+    policy: str | None = _POLICY,
+    baseline: str | None = _BASELINE,
     overrides: list[str] | None = OVERRIDES_ARGUMENT,
 ) -> None:
-    """Score thoughts: from Redis for a run, and over HTTP (POST /v1/score, see /docs).
+    """Score thoughts: from Redis for a run, and over HTTP (POST /v1/score, see /docs) and gRPC.
+
+    With --policy it stands alone: any model directory, no Redis, no run.
 
     SIGTERM drains: work in hand is finished or handed back, then it exits 0.
     """
-    _serve("services.reward", config, redis_url, run, overrides)
+    paths = (("reward.policy_path", policy), ("reward.baseline_path", baseline))
+    _serve("services.reward", config, redis_url, run, overrides, *paths)
 
 
 def _serve(
@@ -68,10 +79,11 @@ def _serve(
     redis_url: str | None,
     run: str | None,
     overrides: list[str] | None,
+    *more: tuple[str, str | None],
 ) -> None:
     from forethought.config import load_settings
 
-    options = (("redis.url", redis_url), ("run.name", run))
+    options = (("redis.url", redis_url), ("run.name", run), *more)
     short = [override(key, text) for key, text in options if text is not None]
     words = (*(overrides or ()), *short)
     load_settings(config, words)

@@ -50,6 +50,20 @@ class ServedModel:
         """True once some verified version is served."""
         return self._serving is not None
 
+    @property
+    def now(self) -> Serving:
+        """What is served at this moment, without waiting for the batch in hand.
+
+        For its tokenizer and its size; what is computed with the weights belongs under :meth:`hold`.
+
+        Raises:
+            NotReady: no weights have arrived yet.
+        """
+        serving = self._serving
+        if serving is None:
+            raise NotReady(f"no {self.name} weights yet; the learner has to publish first")
+        return serving
+
     @contextmanager
     def hold(self) -> Iterator[Serving]:
         """Keep the version fixed for the duration of a batch.
@@ -58,9 +72,7 @@ class ServedModel:
             NotReady: no weights have arrived yet.
         """
         with self._lock:
-            if self._serving is None:
-                raise NotReady(f"no {self.name} weights yet; the learner has to publish first")
-            yield self._serving
+            yield self.now
 
     def load(self, directory: Path, manifest: WeightManifest) -> None:
         """Flip to the verified snapshot in ``directory``. Blocking: call it off the event loop.

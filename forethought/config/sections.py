@@ -170,9 +170,11 @@ class RolloutSection(ReplicaSection):
     """The rollout service."""
 
     replicas: NonNegativeInt = 2
-    engine: Literal["torch"] = "torch"
+    engine: Literal["torch", "vllm"] = "torch"
     max_batch_tasks: PositiveInt = 8  # received and sampled together
-    max_batch_tokens: PositiveInt = 65_536  # of one decode batch, thoughts included
+    max_batch_tokens: PositiveInt = 65_536  # of one decode batch, thoughts included; torch only
+    keep_kv: bool = False  # vllm: running thoughts keep their cache when weights change, if stale
+    vllm: dict[str, Any] = Field(default_factory=dict)  # vLLM's engine arguments, passed through
 
 
 class RewardSection(ReplicaSection):
@@ -183,6 +185,9 @@ class RewardSection(ReplicaSection):
     http_port: Port = 8080  # 0: any free one
     max_batch_tasks: PositiveInt = 16  # received and scored together
     max_batch_tokens: PositiveInt = 16_384  # padded tokens of one forward pass
+    max_waiting_tokens: PositiveInt = 1_048_576  # of requests in line; more are answered 429
+    policy_path: str = ""  # a model directory to serve alone: no Redis, no run
+    baseline_path: str = ""  # likewise, of the baseline; empty: the policy stands in
     max_body_bytes: PositiveInt = 8 << 20  # of an HTTP request
 
 

@@ -22,6 +22,7 @@ from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from forethought.errors import ForethoughtError, InvalidInput, Stale, Unreachable, status_of
 from forethought.types import WeightManifest
@@ -33,6 +34,7 @@ from forethought.wire.codec import (
     manifest_from_proto,
     manifest_to_proto,
 )
+from forethought.wire.trailers import trailers_of
 from forethought.wire.v1 import weights_pb2, weights_pb2_grpc
 
 _GO_AHEAD = "forethought-go-ahead"
@@ -57,12 +59,18 @@ logger = logging.getLogger(__name__)
 class Servicer(Protocol):
     """What :func:`start_grpc_server` can serve."""
 
+    @property
+    def service_name(self) -> str:
+        """The full name of the service, as reflection shows it."""
+
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register this servicer with a server that has not started."""
 
 
 class WeightsServicer(weights_pb2_grpc.WeightsServicer):
     """Serves ``forethought.wire.v1.Weights`` from a receiver."""
+
+    service_name = weights_pb2.DESCRIPTOR.services_by_name["Weights"].full_name
 
     def __init__(self, receiver: WeightReceiver) -> None:
         self._receiver = receiver
@@ -203,7 +211,7 @@ async def start_grpc_server(
     *,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> GrpcServer:
-    """Serve ``servicers`` and gRPC health on ``host:port`` (0: any free port).
+    """Serve ``servicers``, gRPC health and reflection on ``host:port`` (0: any free port).
 
     Health says NOT_SERVING until :meth:`GrpcServer.set_ready`. ``interceptors`` see every call,
     health included.
@@ -216,6 +224,10 @@ async def start_grpc_server(
         servicer.add_to(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = [servicer.service_name for servicer in servicers]
+    reflection.enable_server_reflection(
+        (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
     started = GrpcServer(server, _bind(server, host, port), health_servicer)
     await started.set_ready(False)
     await server.start()
@@ -231,7 +243,7 @@ async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[N
         status = status_of(error)
         if not isinstance(error, ForethoughtError):
             logger.exception("a gRPC call failed")
-        await context.abort(grpc.StatusCode[status.grpc_code], status.message)
+        await context.abort(grpc.StatusCode[status.grpc_code], status.message, trailers_of(error))
 
 
 _ERROR_OF_CODE: Mapping[str, type[ForethoughtError]] = {

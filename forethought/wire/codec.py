@@ -6,10 +6,9 @@ price is one rounding of log-probs to float32, which is what the engines compute
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
-import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from forethought.errors import InvalidInput
@@ -25,6 +24,7 @@ from forethought.types import (
     VersionSpan,
     WeightManifest,
 )
+from forethought.wire.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
 from forethought.wire.v1 import reward_pb2, rollout_pb2, weights_pb2
 
 WIRE_VERSION = 1
@@ -146,6 +146,46 @@ def manifest_from_proto(message: weights_pb2.Manifest) -> WeightManifest:
     )
 
 
+def prompting_to_proto(prompting: Prompting) -> rollout_pb2.Prompting:
+    """The message of a prompting."""
+    return rollout_pb2.Prompting(
+        head_ids=pack_ids(prompting.head_ids),
+        bridge_ids=pack_ids(prompting.bridge_ids),
+        close_ids=pack_ids(prompting.close_ids),
+        no_think_head_ids=pack_ids(prompting.no_think_head_ids),
+    )
+
+
+def prompting_from_proto(message: rollout_pb2.Prompting) -> Prompting:
+    """The prompting of a message."""
+    return Prompting(
+        head_ids=unpack_ids(message.head_ids),
+        bridge_ids=unpack_ids(message.bridge_ids),
+        close_ids=unpack_ids(message.close_ids),
+        no_think_head_ids=unpack_ids(message.no_think_head_ids),
+    )
+
+
+def sampling_to_proto(sampling: Sampling) -> rollout_pb2.Sampling:
+    """The message of a sampling."""
+    return rollout_pb2.Sampling(
+        group_size=sampling.group_size,
+        max_thought_tokens=sampling.max_thought_tokens,
+        temperature=sampling.temperature,
+        stop_ids=pack_ids(sampling.stop_ids),
+    )
+
+
+def sampling_from_proto(message: rollout_pb2.Sampling) -> Sampling:
+    """The sampling of a message."""
+    return Sampling(
+        group_size=message.group_size,
+        max_thought_tokens=message.max_thought_tokens,
+        temperature=message.temperature,
+        stop_ids=unpack_ids(message.stop_ids),
+    )
+
+
 def _parse(kind: type[M], data: bytes) -> M:
     message = kind()
     try:
@@ -159,37 +199,15 @@ def _parse(kind: type[M], data: bytes) -> M:
     return message
 
 
-def _ids(values: Sequence[int]) -> bytes:
-    return np.asarray(values, dtype="<u4").tobytes()
-
-
-def _floats(values: Sequence[float]) -> bytes:
-    return np.asarray(values, dtype="<f4").tobytes()
-
-
-def _from_ids(data: bytes) -> tuple[int, ...]:
-    return tuple(_array(data, "<u4").tolist())
-
-
-def _from_floats(data: bytes) -> tuple[float, ...]:
-    return tuple(_array(data, "<f4").tolist())
-
-
-def _array(data: bytes, dtype: str) -> np.ndarray:
-    if len(data) % 4:
-        raise InvalidInput(f"a packed field has {len(data)} bytes; expected a multiple of 4")
-    return np.frombuffer(data, dtype=dtype)
-
-
 def _document_to_proto(document: Document) -> rollout_pb2.Document:
     return rollout_pb2.Document(
         document_id=document.document_id,
         source=document.source,
-        token_ids=_ids(document.token_ids_N),
-        token_bytes=_ids(document.token_bytes_N),
-        marks=_ids(document.marks),
-        entropies=_floats(document.entropies_N),
-        nll_weights=_floats(document.nll_weights_N),
+        token_ids=pack_ids(document.token_ids_N),
+        token_bytes=pack_ids(document.token_bytes_N),
+        marks=pack_ids(document.marks),
+        entropies=pack_floats(document.entropies_N),
+        nll_weights=pack_floats(document.nll_weights_N),
     )
 
 
@@ -197,16 +215,15 @@ def _document_from_proto(message: rollout_pb2.Document) -> Document:
     return Document(
         document_id=message.document_id,
         source=message.source,
-        token_ids_N=_from_ids(message.token_ids),
-        token_bytes_N=_from_ids(message.token_bytes),
-        marks=_from_ids(message.marks),
-        entropies_N=_from_floats(message.entropies),
-        nll_weights_N=_from_floats(message.nll_weights),
+        token_ids_N=unpack_ids(message.token_ids),
+        token_bytes_N=unpack_ids(message.token_bytes),
+        marks=unpack_ids(message.marks),
+        entropies_N=unpack_floats(message.entropies),
+        nll_weights_N=unpack_floats(message.nll_weights),
     )
 
 
 def _task_to_proto(task: Task) -> rollout_pb2.Task:
-    prompting, sampling = task.prompting, task.sampling
     return rollout_pb2.Task(
         wire_version=WIRE_VERSION,
         task_id=task.task_id,
@@ -217,21 +234,11 @@ def _task_to_proto(task: Task) -> rollout_pb2.Task:
         objective_json=task.objective_json,
         document=_document_to_proto(task.document),
         positions=[
-            rollout_pb2.Position(index=p.index, target_ids=_ids(p.target_ids_H))
+            rollout_pb2.Position(index=p.index, target_ids=pack_ids(p.target_ids_H))
             for p in task.positions_K
         ],
-        prompting=rollout_pb2.Prompting(
-            head_ids=_ids(prompting.head_ids),
-            bridge_ids=_ids(prompting.bridge_ids),
-            close_ids=_ids(prompting.close_ids),
-            no_think_head_ids=_ids(prompting.no_think_head_ids),
-        ),
-        sampling=rollout_pb2.Sampling(
-            group_size=sampling.group_size,
-            max_thought_tokens=sampling.max_thought_tokens,
-            temperature=sampling.temperature,
-            stop_ids=_ids(sampling.stop_ids),
-        ),
+        prompting=prompting_to_proto(task.prompting),
+        sampling=sampling_to_proto(task.sampling),
         seed=task.seed,
         max_staleness=task.max_staleness,
         models=task.models,
@@ -241,7 +248,6 @@ def _task_to_proto(task: Task) -> rollout_pb2.Task:
 
 def _task_from_proto(message: rollout_pb2.Task) -> Task:
     check_wire_version(message.wire_version, "a Task message")
-    prompting, sampling = message.prompting, message.sampling
     return Task(
         task_id=message.task_id,
         epoch=message.epoch,
@@ -250,19 +256,9 @@ def _task_from_proto(message: rollout_pb2.Task) -> Task:
         objective=message.objective,
         objective_json=message.objective_json,
         document=_document_from_proto(message.document),
-        positions_K=tuple(Position(p.index, _from_ids(p.target_ids)) for p in message.positions),
-        prompting=Prompting(
-            head_ids=_from_ids(prompting.head_ids),
-            bridge_ids=_from_ids(prompting.bridge_ids),
-            close_ids=_from_ids(prompting.close_ids),
-            no_think_head_ids=_from_ids(prompting.no_think_head_ids),
-        ),
-        sampling=Sampling(
-            group_size=sampling.group_size,
-            max_thought_tokens=sampling.max_thought_tokens,
-            temperature=sampling.temperature,
-            stop_ids=_from_ids(sampling.stop_ids),
-        ),
+        positions_K=tuple(Position(p.index, unpack_ids(p.target_ids)) for p in message.positions),
+        prompting=prompting_from_proto(message.prompting),
+        sampling=sampling_from_proto(message.sampling),
         seed=message.seed,
         max_staleness=message.max_staleness,
         models=tuple(message.models),
@@ -270,10 +266,11 @@ def _task_from_proto(message: rollout_pb2.Task) -> Task:
     )
 
 
-def _thought_to_proto(thought: Thought) -> rollout_pb2.Thought:
+def thought_to_proto(thought: Thought) -> rollout_pb2.Thought:
+    """The message of a thought."""
     return rollout_pb2.Thought(
-        token_ids=_ids(thought.token_ids_L),
-        behaviour_logprobs=_floats(thought.behaviour_logprobs_L),
+        token_ids=pack_ids(thought.token_ids_L),
+        behaviour_logprobs=pack_floats(thought.behaviour_logprobs_L),
         version_spans=[
             rollout_pb2.VersionSpan(version=s.version, num_tokens=s.num_tokens)
             for s in thought.version_spans
@@ -282,10 +279,11 @@ def _thought_to_proto(thought: Thought) -> rollout_pb2.Thought:
     )
 
 
-def _thought_from_proto(message: rollout_pb2.Thought) -> Thought:
+def thought_from_proto(message: rollout_pb2.Thought) -> Thought:
+    """The thought of a message."""
     return Thought(
-        token_ids_L=_from_ids(message.token_ids),
-        behaviour_logprobs_L=_from_floats(message.behaviour_logprobs),
+        token_ids_L=unpack_ids(message.token_ids),
+        behaviour_logprobs_L=unpack_floats(message.behaviour_logprobs),
         version_spans=tuple(VersionSpan(s.version, s.num_tokens) for s in message.version_spans),
         closed=message.closed,
     )
@@ -296,7 +294,7 @@ def _rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
         wire_version=WIRE_VERSION,
         task=_task_to_proto(rollout.task),
         groups=[
-            rollout_pb2.Group(thoughts=map(_thought_to_proto, thoughts_G))
+            rollout_pb2.Group(thoughts=map(thought_to_proto, thoughts_G))
             for thoughts_G in rollout.thoughts_KG
         ],
         replica=rollout.replica,
@@ -309,7 +307,7 @@ def _rollout_from_proto(message: rollout_pb2.Rollout) -> Rollout:
     return Rollout(
         task=_task_from_proto(message.task),
         thoughts_KG=tuple(
-            tuple(map(_thought_from_proto, group.thoughts)) for group in message.groups
+            tuple(map(thought_from_proto, group.thoughts)) for group in message.groups
         ),
         replica=message.replica,
         error=message.error if message.HasField("error") else None,
@@ -325,8 +323,8 @@ def _scored_to_proto(scored: ScoredRollout) -> reward_pb2.ScoredRollout:
         rollout=_rollout_to_proto(scored.rollout),
         groups=[
             reward_pb2.ScoredGroup(
-                rewards=_floats(rewards_G),
-                policy_logprobs=_floats(policy_logprobs_G),
+                rewards=pack_floats(rewards_G),
+                policy_logprobs=pack_floats(policy_logprobs_G),
                 baseline_logprob=baseline_logprob,
             )
             for rewards_G, policy_logprobs_G, baseline_logprob in likelihoods
@@ -342,8 +340,8 @@ def _scored_from_proto(message: reward_pb2.ScoredRollout) -> ScoredRollout:
     check_wire_version(message.wire_version, "a ScoredRollout message")
     return ScoredRollout(
         rollout=_rollout_from_proto(message.rollout),
-        rewards_KG=tuple(_from_floats(group.rewards) for group in message.groups),
-        policy_logprobs_KG=tuple(_from_floats(group.policy_logprobs) for group in message.groups),
+        rewards_KG=tuple(unpack_floats(group.rewards) for group in message.groups),
+        policy_logprobs_KG=tuple(unpack_floats(group.policy_logprobs) for group in message.groups),
         baseline_logprobs_K=tuple(group.baseline_logprob for group in message.groups),
         policy_version=message.policy_version,
         baseline_version=message.baseline_version,

@@ -1,4 +1,7 @@
-"""``python -m services.reward``: one reward replica, behind a queue and an HTTP door."""
+"""``python -m services.reward``: one reward replica, behind a queue, an HTTP and a gRPC door.
+
+With ``reward.policy_path`` it stands alone: no queue, no Redis, the weights of that directory.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forethought import objectives, process, queue
 from forethought.config import Settings
+from forethought.errors import InvalidInput
 from forethought.queue.interface import Stage
 from forethought.queue.worker import Worker
 from forethought.replica import ReplicaHost, new_replica_id
@@ -17,17 +21,56 @@ from forethought.replica import ReplicaHost, new_replica_id
 if TYPE_CHECKING:
     from forethought.telemetry.ops import EmbeddedHttpServer
     from services.reward.scoring import Scorer
+    from services.reward.service import RewardService
 
 log = logging.getLogger("reward")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and serve until SIGTERM; returns the exit status."""
-    return process.run_service("reward", serve, __doc__, argv)
+    return process.run_service("reward", serve, __doc__, argv, needs_redis=not_alone)
+
+
+def not_alone(settings: Settings) -> bool:
+    """Whether the settings ask for a replica of a run rather than for one model directory.
+
+    Raises:
+        InvalidInput: a baseline without a policy.
+    """
+    section = settings.reward
+    if section.baseline_path and not section.policy_path:
+        raise InvalidInput(
+            "reward.baseline_path is given and reward.policy_path is not; expected both, or neither "
+            "to score for a run: add --policy DIR"
+        )
+    return not section.policy_path
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
-    """Host one scorer behind both doors until told to stop."""
+    """Host one scorer until told to stop: for a run, or alone."""
+    return await (serve_run if not_alone(settings) else serve_alone)(settings, stop)
+
+
+async def serve_alone(settings: Settings, stop: asyncio.Event) -> int:
+    """Score with the weights of a directory."""
+    from services.reward.alone import load_models, serve_until
+
+    loaded = load_objectives(settings)
+    has_baseline = bool(settings.reward.baseline_path)
+    scorer = make_scorer(settings, new_replica_id("reward"), loaded, has_baseline)
+    service = make_service(settings, scorer, loaded)
+    try:
+        await scorer.run(load_models, settings, scorer)
+        await serve_until(stop, settings, service, make_http_server(settings, service))
+    finally:
+        await service.close()
+        await scorer.close()
+    return 0
+
+
+async def serve_run(settings: Settings, stop: asyncio.Event) -> int:
+    """Score for a run, behind its queue and for anyone who asks."""
+    from services.reward.grpc_server import RewardServicer
     from services.reward.worker import RewardHandler, error_result
 
     section, replica_id = settings.reward, new_replica_id("reward")
@@ -35,7 +78,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     scorer = make_scorer(settings, replica_id, loaded)
     handler = RewardHandler(scorer)
     broker = queue.connect(settings.redis.url, settings.run.name)
-    http = make_http_server(settings, scorer, loaded)
+    service = make_service(settings, scorer, loaded)
+    http = make_http_server(settings, service)
     try:
         await broker.ping()
         await http.start()
@@ -48,6 +92,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             broker,
             frozenset({"policy", "baseline"}),
             handler.load,
+            servicers=[RewardServicer(service)],
         )
         consumer = broker.consumer(
             stage=Stage.ROLLOUTS,
@@ -61,6 +106,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         await host.run(worker, stop)
     finally:
         await http.stop()
+        await service.close()
         await broker.close()
         await scorer.close()
     return 0
@@ -78,7 +124,10 @@ def load_objectives(settings: Settings) -> dict[str, objectives.Objective]:
 
 
 def make_scorer(
-    settings: Settings, replica_id: str, loaded: dict[str, objectives.Objective]
+    settings: Settings,
+    replica_id: str,
+    loaded: dict[str, objectives.Objective],
+    has_baseline: bool = True,
 ) -> Scorer:
     """The scorer core. Heavy imports happen here, after the settings were found sound."""
     import torch
@@ -91,7 +140,7 @@ def make_scorer(
         torch.set_num_threads(section.num_threads)
     return Scorer(
         ServedModel("policy", section.device),
-        ServedModel("baseline", section.device),
+        ServedModel("baseline", section.device) if has_baseline else None,
         section.max_batch_tokens,
         section.deterministic,
         objectives=loaded,
@@ -99,26 +148,33 @@ def make_scorer(
     )
 
 
-def make_http_server(
+def make_service(
     settings: Settings, scorer: Scorer, loaded: dict[str, objectives.Objective]
-) -> EmbeddedHttpServer:
-    """The HTTP door."""
-    from forethought.telemetry.ops import EmbeddedHttpServer
-    from services.reward.http_server import create_app
-
-    def tokenizer() -> Any:
-        with scorer.policy.hold() as serving:
-            return serving.language_model.tokenizer
+) -> RewardService:
+    """The core behind every door."""
+    from services.reward.service import Limits, RewardService
 
     section = settings.reward
-    app = create_app(
+    return RewardService(
         scorer,
-        tokenizer,
         loaded,
         think_open=settings.model.think_open,
         think_close=settings.model.think_close,
-        max_body_bytes=section.max_body_bytes,
+        limits=Limits(
+            section.max_batch_tokens,
+            section.max_waiting_tokens,
+            one_at_a_time=section.deterministic,
+        ),
     )
+
+
+def make_http_server(settings: Settings, service: RewardService) -> EmbeddedHttpServer:
+    """The HTTP door."""
+    from forethought.telemetry.ops import EmbeddedHttpServer
+    from services.reward.http_server import RewardApp
+
+    section = settings.reward
+    app = RewardApp(service, section.max_body_bytes)
     return EmbeddedHttpServer(app, section.http_host, section.http_port)
 
 

@@ -111,12 +111,13 @@ def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
             "scorer removes; choose a position whose target is text"
         )
     for thought in query.thoughts_G:
-        if fault := _branch_fault(thinking_branch(query, thought), held.policy.language_model):
+        if fault := branch_fault(thinking_branch(query, thought), held.policy.language_model):
             return fault
-    return _branch_fault(no_think_branch(query), held.baseline.language_model)
+    return branch_fault(no_think_branch(query), held.baseline.language_model)
 
 
-def _branch_fault(branch: Continuation, language_model: LanguageModel) -> str | None:
+def branch_fault(branch: Continuation, language_model: LanguageModel) -> str | None:
+    """Why this model cannot read this branch: too long, or an id it does not have."""
     token_ids = branch.prefix_ids + branch.continuation_ids
     num_read = len(token_ids) - 1  # nothing is predicted after the last
     if num_read > language_model.max_length_tokens:

@@ -1,22 +1,17 @@
-"""What travels over HTTP: the documented bodies, and reading a request that may hold anything.
+"""What travels over HTTP, as OpenAPI shows it.
 
-Design: requests are read by hand rather than by a schema validator, because one bad item has to
-fail alone and every refusal says what was got, what was expected and what to do. The classes
-below document the bodies in OpenAPI; the keys an item may have are read off them, so that nothing
-is declared twice. The price is that types are stated there and checked here.
+Design: these classes only document; requests are read by :mod:`services.reward.reading`, which takes
+the keys that an item or a request may have from here, so that nothing is declared twice. The price is
+that types are stated here and checked there.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
-
-from forethought.errors import InvalidInput
-from forethought.types import Prompting, Thought
-from services.reward.scoring import GroupQuery
 
 _EXAMPLE_ITEM: JsonDict = {
     "id": "sum-1",
@@ -38,13 +33,30 @@ _EXAMPLE_ERROR: JsonDict = {
     "error": {"status": 400, "message": "target is empty; expected at least one token"},
 }
 
+_EXAMPLE_LOGPROBS: JsonDict = {
+    "model": "policy",
+    "epoch": 1,
+    "version": 12,
+    "continuations": [{"token_ids": [55], "logprobs": [-0.1], "logprob": -0.1}],
+}
+_EXAMPLE_ENTROPY: JsonDict = {
+    "epoch": 1,
+    "version": 12,
+    "token_ids": [51, 32, 43],
+    "first_position": 1,
+    "entropies": [2.1, 0.4],
+}
+
+MATCH_RULES = (
+    "`byte_prefix`: the prediction's UTF-8 bytes are the first of the truth's and end where one of "
+    "its tokens ends; an empty prediction is wrong. `exact`: the same text, whitespace counts. "
+    "`numeric`: equal as exact fractions, whitespace around them ignored. A number is an optional "
+    "sign, ASCII digits (plain, or with a comma before every three: 1,000), an optional decimal "
+    "part, an optional exponent of at most three digits and an optional %; or a fraction of two "
+    "plain whole numbers, optionally with %. 1,000 = 1000.0 = 1e3 and 50% = 1/2 = 0.5. A prediction "
+    "that is no number is wrong; a truth that is none is an error."
+)
 EXAMPLE_REQUEST: dict[str, Any] = {"objective": "rlp", "items": [_EXAMPLE_ITEM]}
-
-
-class TooLarge(InvalidInput):
-    """A request asks for more than this server does at once."""
-
-    http_status = 413
 
 
 class ScoreItem(BaseModel):
@@ -109,6 +121,95 @@ class ScoreReply(BaseModel):
     items: list[ItemScores | ItemError]
 
 
+class LogprobsRequest(BaseModel):
+    """One prefix and what may follow it. Each text is tokenised apart."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Literal["policy", "baseline"] = "policy"
+    prefix: str | None = Field(None, description="What is known. Or give prefix_ids.")
+    prefix_ids: list[int] | None = Field(None, description="Its token ids, taken as they are.")
+    continuations: list[str | list[int]] = Field(
+        description="Texts or token ids, each scored on its own.", min_length=1
+    )
+
+
+class ContinuationLogprobs(BaseModel):
+    """Natural log-probs of a continuation's tokens, teacher-forced, and their sum."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    logprob: float
+
+
+class LogprobsReply(BaseModel):
+    """One answer per continuation, in order, all by one model. Nothing is removed or rescaled."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_LOGPROBS]})
+
+    model: str
+    epoch: int
+    version: int
+    continuations: list[ContinuationLogprobs]
+
+
+class MatchItem(BaseModel):
+    """A prediction and what it is compared with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | int | None = Field(None, description="Given back with the answer.")
+    prediction: str
+    truth: str
+    token_bytes: list[int] | None = Field(
+        None,
+        description="byte_prefix only: the byte length of every token of the truth. Without, the "
+        "served policy's tokenizer says.",
+    )
+
+
+class ItemMatch(BaseModel):
+    """The verdict on one item."""
+
+    id: str | int | None
+    match: bool
+
+
+class MatchReply(BaseModel):
+    """One answer per item, in order; a bad item fails alone."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{"id": 1, "match": True}]}]}
+    )
+
+    items: list[ItemMatch | ItemError]
+
+
+class EntropyRequest(BaseModel):
+    """A text or its tokens, two at least."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str | None = Field(None, description="Or give token_ids.")
+    token_ids: list[int] | None = Field(None, description="Its token ids, taken as they are.")
+    top_k: int = Field(16, description="How many of the likeliest tokens count.", ge=1)
+    renormalise: bool = Field(
+        False, description="Whether their probabilities are made to sum to 1."
+    )
+
+
+class EntropyReply(BaseModel):
+    """Number j is of predicting ``token_ids[first_position + j]`` from all tokens before it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_ENTROPY]})
+
+    epoch: int
+    version: int
+    token_ids: list[int]
+    first_position: int = Field(description="1: nothing precedes the first token.")
+    entropies: list[float] = Field(description="In nats, one fewer than tokens.")
+
+
 class ModelInfo(BaseModel):
     """A served model: which weights, of what type and size, and how many tokens it reads."""
 
@@ -139,148 +240,66 @@ REQUEST_SCHEMA: dict[str, Any] = {
     },
 }
 
+MATCH_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["kind", "items"],
+    "additionalProperties": False,
+    "properties": {
+        "kind": {"enum": ["byte_prefix", "exact", "numeric"]},
+        "items": {"type": "array", "minItems": 1, "items": MatchItem.model_json_schema()},
+    },
+}
 
-def read_request(body: bytes) -> tuple[str, list[Any]]:
-    """The objective's name and the raw items of a request.
 
-    Raises:
-        InvalidInput: it is not JSON in UTF-8, or not of this form as a whole.
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One documented endpoint: where it is, what it does, and what goes in and out.
+
+    Example:
+        ``DOORS["/v1/score"].keys``
     """
-    value = _read_json(body)
-    if not isinstance(value, dict):
-        raise InvalidInput(f"the body is {_kind(value)}; expected an object {{objective, items}}")
-    _check_keys(value, REQUEST_SCHEMA["properties"], "the request")
-    name, items = value.get("objective"), value.get("items")
-    if not isinstance(name, str):
-        raise InvalidInput(f'objective is {_kind(name)}; expected the name of one, like "rlp"')
-    if not isinstance(items, list) or not items:
-        raise InvalidInput(f"items is {_kind(items)}; expected a list of at least one item")
-    return name, items
+
+    summary: str
+    description: str
+    schema: dict[str, Any]
+    example: dict[str, Any]
+    reply: type[BaseModel]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that a request may have."""
+        return tuple(self.schema["properties"])
 
 
-def item_id(item: Any) -> str | int | None:
-    """The id to answer an item with: its own where that can be written back, else None."""
-    given = item.get("id") if isinstance(item, dict) else None
-    if type(given) is int or (isinstance(given, str) and _is_unicode(given)):
-        return given
-    return None
-
-
-def read_item(item: Any, tokenizer: Any, prompting: Prompting) -> GroupQuery:
-    """The query of a raw item.
-
-    Raises:
-        InvalidInput: a key is unknown, missing, of the wrong type, or empty.
-    """
-    if not isinstance(item, dict):
-        raise InvalidInput(f"the item is {_kind(item)}; expected an object, see /docs")
-    _check_keys(item, ScoreItem.model_fields, "the item")
-    if item.get("id") is not None and item_id(item) is None:
-        raise InvalidInput(f"id is {_kind(item['id'])}; expected valid text or an integer")
-    context_ids_N = _text_or_ids(item, "context", tokenizer)
-    target_ids_H = _text_or_ids(item, "target", tokenizer)
-    thoughts = item.get("thoughts")
-    if not isinstance(thoughts, list) or not thoughts:
-        raise InvalidInput(f"thoughts is {_kind(thoughts)}; expected a list of thoughts")
-    thoughts_G = tuple(
-        _thought(thought, f"thoughts[{index}]", tokenizer, prompting.close_ids)
-        for index, thought in enumerate(thoughts)
-    )
-    return GroupQuery(context_ids_N, target_ids_H, prompting, thoughts_G)
-
-
-def shown(text: str) -> str:
-    """Foreign text, short and in ASCII, safe to put into a message or a log."""
-    return ascii(text if len(text) <= 40 else f"{text[:40]}...")
-
-
-def _thought(value: Any, where: str, tokenizer: Any, close_ids: tuple[int, ...]) -> Thought:
-    token_ids_L = _tokens(value, where, tokenizer) if isinstance(value, str) else _ids(value, where)
-    if len(close_ids) > 1 and token_ids_L[-len(close_ids) :] == close_ids:
-        # A sampled thought ends with the first close token; the scorer adds the others.
-        token_ids_L = token_ids_L[: 1 - len(close_ids)]
-    closed = bool(close_ids) and token_ids_L[-1:] == close_ids[:1]
-    return Thought(token_ids_L, (), (), closed)
-
-
-def _text_or_ids(item: dict[str, Any], name: str, tokenizer: Any) -> tuple[int, ...]:
-    text, token_ids = item.get(name), item.get(f"{name}_ids")
-    if (text is None) == (token_ids is None):
-        got = "neither" if text is None else "both"
-        raise InvalidInput(f"got {got} of {name} and {name}_ids; expected exactly one of them")
-    found = _ids(token_ids, f"{name}_ids") if text is None else _tokens(text, name, tokenizer)
-    if not found:
-        raise InvalidInput(f"{name} is empty; expected at least one token")
-    return found
-
-
-def _tokens(text: Any, where: str, tokenizer: Any) -> tuple[int, ...]:
-    if not isinstance(text, str):
-        raise InvalidInput(f"{where} is {_kind(text)}; expected text (ids go into {where}_ids)")
-    if not _is_unicode(text):
-        raise InvalidInput(
-            f"{where} holds half a surrogate pair, which is no character; expected valid Unicode: "
-            "give token ids where a text is cut inside a character"
-        )
-    encoded = tokenizer(text, add_special_tokens=False, verbose=False)
-    return tuple(encoded["input_ids"])
-
-
-def _ids(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise InvalidInput(f"{where} is {_kind(value)}; expected a list of token ids")
-    for index, token_id in enumerate(value):
-        if type(token_id) is not int or token_id < 0:  # a bool is an int to Python, not to us
-            raise InvalidInput(
-                f"{where}[{index}] is {_kind(token_id)}; expected a token id, an integer from 0"
-            )
-    return tuple(value)
-
-
-def _read_json(body: bytes) -> Any:
-    try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"byte {error.start} of the body is 0x{body[error.start]:02x}, which is not UTF-8; "
-            "expected JSON in UTF-8: give token ids where a text is cut inside a character"
-        ) from error
-    except InvalidInput:
-        raise
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise InvalidInput(f"the body is not JSON: {reason}; for its form see /docs") from error
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise InvalidInput(f"the body holds {constant}, which is not JSON; expected finite numbers")
-
-
-def _check_keys(value: dict[str, Any], known: dict[str, Any], where: str) -> None:
-    unknown = sorted(value.keys() - known.keys())
-    if unknown:
-        raise InvalidInput(
-            f"{where} has the unknown key {shown(unknown[0])}; expected only {', '.join(known)}; "
-            "remove or rename it"
-        )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind(value: Any) -> str:
-    """A JSON value as a message names it, without repeating what may be long or unprintable."""
-    if value is None:
-        return "missing or null"
-    if isinstance(value, bool | float):
-        return json.dumps(value)
-    if isinstance(value, int):
-        return str(value) if abs(value) < 10**18 else "a huge integer"
-    if isinstance(value, str):
-        return f"the text {shown(value)}"
-    return f"{'an' if value else 'an empty'} {'object' if isinstance(value, dict) else 'array'}"
+DOORS = {
+    "/v1/score": Door(
+        "Score groups of thoughts",
+        "Rewards and advantages of every item's thoughts; a bad item fails alone, inside a 200.",
+        REQUEST_SCHEMA,
+        EXAMPLE_REQUEST,
+        ScoreReply,
+    ),
+    "/v1/logprobs": Door(
+        "Log-probs of continuations",
+        "Teacher-forced, at temperature 1 over the whole vocabulary, nothing removed.",
+        LogprobsRequest.model_json_schema(),
+        {"model": "policy", "prefix": "3 + 4 = ", "continuations": ["7", [56]]},
+        LogprobsReply,
+    ),
+    "/v1/match": Door(
+        "Compare predictions with the truth",
+        MATCH_RULES,
+        MATCH_SCHEMA,
+        {"kind": "numeric", "items": [{"id": 1, "prediction": "50%", "truth": "1/2"}]},
+        MatchReply,
+    ),
+    "/v1/entropy": Door(
+        "Entropy of every position",
+        "In nats, over the top_k likeliest tokens, of predicting each token but the first from all "
+        "tokens before it, by the policy.",
+        EntropyRequest.model_json_schema(),
+        {"text": "3 + 4 = 7", "top_k": 16, "renormalise": False},
+        EntropyReply,
+    ),
+}
+"""Every POST endpoint by its path."""

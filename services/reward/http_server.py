@@ -1,9 +1,10 @@
 """The HTTP door: anyone may ask what a thought is worth.
 
-Design: the event loop reads and parses; everything that takes long (tokenising, scoring,
-rewarding) is one job on the scorer's compute thread, which the queue worker shares. So a request
-never runs beside a training batch, and the price is that it waits for the one in hand, and that
-batch's successor for it; ``max_request_tokens`` bounds how long.
+Design: a framework costs several times what reading a request costs, so the POST endpoints are
+answered here, straight from ASGI, and FastAPI answers everything else: /docs, OpenAPI, GET
+/v1/models, and what does not exist. Its routes for the POST endpoints only document them. The price
+is that middleware of FastAPI does not see those requests. Reading, the line and computing are
+:mod:`services.reward.service`'s; a caller who hangs up takes its work out of the line.
 
 Nothing in a request reaches the filesystem or an import: objectives are those that were loaded at
 start.
@@ -11,234 +12,208 @@ start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
 
-from forethought import estimators
-from forethought.compute.model import find_markers
-from forethought.compute.served_model import ServedModel
-from forethought.errors import ForethoughtError, InvalidInput, NotReady, Status, status_of
-from forethought.objectives import Objective
-from forethought.types import Prompting
-from services.reward.http_messages import (
-    EXAMPLE_REQUEST,
-    REQUEST_SCHEMA,
-    ErrorReply,
-    ModelsReply,
-    ScoreReply,
-    TooLarge,
-    item_id,
-    read_item,
-    read_request,
-    shown,
-)
-from services.reward.scoring import GroupQuery, Outcome, Scorer, rewards_of
+from forethought.errors import ForethoughtError, Overloaded, Status, status_of
+from services.reward.http_messages import DOORS, Door, ErrorReply, ModelsReply
+from services.reward.reading import TooLarge, check_keys, read_object
+from services.reward.service import RewardService
 
-_SCORE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": REQUEST_SCHEMA, "example": EXAMPLE_REQUEST}},
-    }
-}
+log = logging.getLogger(__name__)
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Answer: TypeAlias = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
+
+_PATIENCE_S = 0.05  # answers that take longer are given up when their caller is
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
-def create_app(
-    scorer: Scorer,
-    tokenizer_of: Callable[[], Any],
-    objectives: Mapping[str, Objective],
-    *,
-    think_open: str,
-    think_close: str,
-    max_body_bytes: int,
-    max_request_tokens: int = 1 << 22,
-) -> FastAPI:
-    """The application that serves ``POST /v1/score``, ``GET /v1/models`` and ``/docs``.
+class HungUp(Exception):
+    """The caller is gone; nobody reads an answer."""
 
-    ``tokenizer_of`` gives the served policy's tokenizer, or raises ``NotReady``.
-    ``max_request_tokens`` bounds the tokens of all branches of a request; a short body could
-    otherwise ask for a long context times a million thoughts.
+
+class RewardApp:
+    """The ASGI application that serves ``POST /v1/score, logprobs, match, entropy``, ``GET
+    /v1/models`` and ``/docs``.
+
+    Example:
+        ``EmbeddedHttpServer(RewardApp(service, max_body_bytes=8 << 20), "127.0.0.1", 8080)``
     """
-    markers = (think_open, think_close)
-    door = _ScoreDoor(scorer, tokenizer_of, objectives, markers, max_request_tokens)
-    app = FastAPI(title="Forethought reward service", description="What is a thought worth?")
-    for kind in (ForethoughtError, StarletteHTTPException, Exception):
-        app.add_exception_handler(kind, _answer_error)
 
-    @app.post(
-        "/v1/score",
-        summary="Score groups of thoughts",
-        responses=_responses(ScoreReply, 400, 413, 503),
-        openapi_extra=_SCORE_BODY,
-    )
-    async def score(request: Request) -> JSONResponse:
-        """Rewards and advantages of every item's thoughts; a bad item fails alone, inside a 200."""
-        name, items = read_request(await _read_body(request, max_body_bytes))
-        return JSONResponse(await scorer.run(door.answer, name, items))
-
-    @app.get("/v1/models", summary="What is served", responses=_responses(ModelsReply, 503))
-    async def models() -> JSONResponse:
-        """Policy and baseline with their versions, and the objectives that may be asked for."""
-        return JSONResponse(await scorer.run(_describe, scorer, sorted(objectives)))
-
-    return app
-
-
-class _ScoreDoor:
-    """Answers ``POST /v1/score``, on the compute thread."""
-
-    def __init__(
-        self,
-        scorer: Scorer,
-        tokenizer_of: Callable[[], Any],
-        objectives: Mapping[str, Objective],
-        markers: tuple[str, str],
-        max_request_tokens: int,
-    ) -> None:
-        self._scorer = scorer
-        self._tokenizer_of = tokenizer_of
-        self._objectives = objectives
-        self._estimators = {
-            name: estimators.load(objective.estimator) for name, objective in objectives.items()
+    def __init__(self, service: RewardService, max_body_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._framework = _framework(service)
+        self._answers: dict[str, Answer] = {
+            "/v1/score": lambda body: service.score(body.get("objective"), body.get("items")),
+            "/v1/logprobs": lambda body: service.logprobs(
+                body.get("model", "policy"),
+                body.get("continuations"),
+                prefix=body.get("prefix"),
+                prefix_ids=body.get("prefix_ids"),
+            ),
+            "/v1/match": lambda body: service.match(body.get("kind"), body.get("items")),
+            "/v1/entropy": lambda body: service.entropy(**body),
         }
-        self._markers = markers
-        self._max_request_tokens = max_request_tokens
+        self._keys = {path: DOORS[path].keys for path in self._answers}
 
-    def answer(self, name: str, items: list[Any]) -> dict[str, Any]:
-        """The reply to a request.
-
-        Raises:
-            InvalidInput: the objective is unknown, or the request too large.
-            NotReady: no weights yet.
-        """
-        if name not in self._objectives:
-            raise InvalidInput(
-                f"got objective {shown(name)}; expected one that was loaded at start: "
-                f"{', '.join(sorted(self._objectives))}; or start the service with yours"
-            )
-        queries = self._queries(name, items)
-        sound = [query for query in queries if isinstance(query, GroupQuery)]
-        self._check_size(sound)
-        outcomes = iter(self._scorer.score_groups(sound))
-        return {
-            "items": [
-                self._reply(name, item, query, next(outcomes))
-                if isinstance(query, GroupQuery)
-                else _failed(item, query)
-                for item, query in zip(items, queries, strict=True)
-            ]
-        }
-
-    def _queries(self, name: str, items: list[Any]) -> list[GroupQuery | ForethoughtError]:
-        tokenizer = self._tokenizer_of()
-        prompting = self._prompting(name, tokenizer)
-        return [self._query(name, item, tokenizer, prompting) for item in items]
-
-    def _query(
-        self, name: str, item: Any, tokenizer: Any, prompting: Prompting
-    ) -> GroupQuery | ForethoughtError:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path = scope.get("path", "")
+        if scope.get("method") != "POST" or path not in self._answers:
+            await self._framework(scope, receive, send)
+            return
         try:
-            query = read_item(item, tokenizer, prompting)
-        except ForethoughtError as error:
-            return error
-        least = self._estimators[name].min_group_size
-        if len(query.thoughts_G) < least:
-            return InvalidInput(
-                f"thoughts holds {len(query.thoughts_G)}; expected at least {least}, because the "
-                f"advantage of objective {name} compares thoughts with each other; give more"
-            )
-        return query
+            body = read_object(await _read_body(receive, self._max_body_bytes))
+            check_keys(body, self._keys[path], "the request")
+            answer = await _unless_hung_up(self._answers[path](body), receive)
+        except HungUp:
+            return
+        except Exception as error:
+            if not isinstance(error, ForethoughtError):
+                log.exception("POST %s failed", path)
+            await _send_error(send, error)
+        else:
+            await _send(send, 200, answer)
 
-    def _prompting(self, name: str, tokenizer: Any) -> Prompting:
-        try:
-            markers = find_markers(tokenizer, *self._markers)
-        except InvalidInput as error:  # the fault of what is served, not of who asks
-            raise NotReady(str(error)) from error
-        return self._objectives[name].prompting(markers.open_id, markers.close_id)
 
-    def _check_size(self, queries: list[GroupQuery]) -> None:
-        num_tokens = sum(query.num_tokens for query in queries)
-        if num_tokens > self._max_request_tokens:
+async def _read_body(receive: Receive, max_body_bytes: int) -> bytes:
+    chunks, num_bytes = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HungUp
+        chunks.append(message.get("body", b""))
+        num_bytes += len(chunks[-1])
+        if num_bytes > max_body_bytes:
             raise TooLarge(
-                f"the request asks for {num_tokens} tokens to be read; expected at most "
-                f"{self._max_request_tokens}; send fewer items or thoughts at once"
+                f"the body has more than {max_body_bytes} bytes; expected at most that many; send "
+                "it in several requests"
             )
+        if not message.get("more_body", False):
+            return b"".join(chunks) if len(chunks) > 1 else chunks[0]
 
-    def _reply(self, name: str, item: Any, query: GroupQuery, outcome: Outcome) -> dict[str, Any]:
-        if isinstance(outcome, ForethoughtError):
-            return _failed(item, outcome)
-        try:
-            rewards_G = rewards_of(self._objectives[name], query, outcome)
-        except ForethoughtError as error:
-            return _failed(item, error)
-        return {
-            "id": item_id(item),
-            "rewards": rewards_G,
-            "advantages": self._estimators[name].advantages([rewards_G])[0],
-            "policy_logprobs": outcome.policy_logprobs_G,
-            "baseline_logprob": outcome.baseline_logprob,
-            "policy_version": outcome.policy_version,
-            "baseline_version": outcome.baseline_version,
+
+async def _unless_hung_up(
+    answer: Awaitable[Mapping[str, Any]], receive: Receive
+) -> Mapping[str, Any]:
+    """The answer; HungUp, with its work cancelled, if the caller leaves before it is there."""
+    asking = asyncio.current_task()
+    assert asking is not None
+    watch = _Watch(asking, receive)
+    begin = asyncio.get_running_loop().call_later(_PATIENCE_S, watch.begin)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if not watch.is_gone:
+            raise
+        asking.uncancel()
+        raise HungUp from None
+    finally:
+        begin.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Cancels a task when its caller hangs up. Begun late: it costs as much as reading a request."""
+
+    def __init__(self, asking: asyncio.Task[Any], receive: Receive) -> None:
+        self._asking, self._receive = asking, receive
+        self._watching: asyncio.Task[None] | None = None
+        self.is_gone = False
+
+    def begin(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    def end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.is_gone = True
+        self._asking.cancel()
+
+
+async def _send(
+    send: Send, status: int, body: Mapping[str, Any], *headers: tuple[bytes, bytes]
+) -> None:
+    content = _ENCODE(body).encode()
+    length = (b"content-length", b"%d" % len(content))
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", b"application/json"), length, *headers],
         }
+    )
+    await send({"type": "http.response.body", "body": content})
 
 
-def _failed(item: Any, error: ForethoughtError) -> dict[str, Any]:
-    return {"id": item_id(item)} | _error_body(status_of(error))
+async def _send_error(send: Send, error: Exception) -> None:
+    status = status_of(error)
+    headers = [(name.encode(), value.encode()) for name, value in _headers(error).items()]
+    await _send(send, status.http_status, _error_body(status), *headers)
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    return {"retry-after": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
 
 
 def _error_body(status: Status) -> dict[str, Any]:
     return {"error": {"status": status.http_status, "message": status.message}}
 
 
+def _framework(service: RewardService) -> FastAPI:
+    """Everything but the POST endpoints, and their documentation."""
+    app = FastAPI(title="Forethought reward service", description="What is a thought worth?")
+    for kind in (ForethoughtError, StarletteHTTPException, Exception):
+        app.add_exception_handler(kind, _answer_error)
+
+    @app.get("/v1/models", summary="What is served", responses=_responses(ModelsReply, 503))
+    async def models() -> JSONResponse:
+        """Policy and baseline with their versions, and the objectives that may be asked for."""
+        return JSONResponse(service.models())
+
+    for path, door in DOORS.items():
+        _document(app, path, door)
+    return app
+
+
+def _document(app: FastAPI, path: str, door: Door) -> None:
+    content = {"application/json": {"schema": door.schema, "example": door.example}}
+    app.add_api_route(
+        path,
+        _answered_elsewhere,
+        methods=["POST"],
+        name=path,
+        summary=door.summary,
+        description=door.description,
+        responses=_responses(door.reply, 400, 413, 429, 503),
+        openapi_extra={"requestBody": {"required": True, "content": content}},
+    )
+
+
+async def _answered_elsewhere() -> JSONResponse:
+    raise AssertionError("RewardApp answers this path before FastAPI sees it")
+
+
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    """The one place where an exception becomes an HTTP answer."""
     if isinstance(error, StarletteHTTPException):  # such as: no such path
         status = Status(error.status_code, "", f"{error.detail}; see /docs for what there is")
     else:
         status = status_of(error)
     return JSONResponse(_error_body(status), status.http_status)
-
-
-async def _read_body(request: Request, max_body_bytes: int) -> bytes:
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_body_bytes:
-                raise TooLarge(
-                    f"the body has more than {max_body_bytes} bytes; expected at most that many; "
-                    "send the items in several requests"
-                )
-    except ClientDisconnect as error:  # nobody reads the answer; it only keeps the log quiet
-        raise InvalidInput(f"the body ended after {len(body)} bytes; send all of it") from error
-    return bytes(body)
-
-
-def _describe(scorer: Scorer, names: list[str]) -> dict[str, Any]:
-    baseline = scorer.baseline
-    return {
-        "policy": _model_info(scorer.policy),
-        "baseline": _model_info(baseline) if baseline and baseline.is_ready else None,
-        "objectives": names,
-    }
-
-
-def _model_info(served: ServedModel) -> dict[str, Any]:
-    with served.hold() as serving:
-        manifest, language_model = serving.manifest, serving.language_model
-        return {
-            "name": manifest.model,
-            "epoch": manifest.epoch,
-            "version": manifest.version,
-            "sha256": manifest.sha256,
-            "dtype": manifest.dtype,
-            "num_parameters": sum(p.numel() for p in language_model.model.parameters()),
-            "max_length_tokens": language_model.max_length_tokens,
-        }
 
 
 def _responses(reply: type, *error_statuses: int | str) -> dict[int | str, dict[str, Any]]:

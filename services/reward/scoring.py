@@ -27,16 +27,18 @@ from functools import lru_cache
 from typing import ParamSpec, TypeVar
 
 from forethought import objectives
-from forethought.compute.logprob import Continuation, score_continuations
+from forethought.compute.logprob import Continuation, Scored, score_continuations
 from forethought.compute.served_model import ServedModel, Serving
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, status_of
 from forethought.objectives import Group, Objective
 from forethought.types import Rollout, ScoredRollout, WeightManifest
+from services.reward.entropy import EntropyQuery, entropies
 from services.reward.groups import (
     GroupLikelihoods,
     GroupQuery,
     HeldModels,
     Outcome,
+    branch_fault,
     fault_of,
     likelihoods_of,
     no_think_branch,
@@ -131,6 +133,54 @@ class Scorer:
                 except Exception:
                     log.exception("a batch failed; scoring its %d rollouts alone", len(rollouts))
             return [self._score_alone(rollout, held) for rollout in rollouts]
+
+    def score_continuations(
+        self, name: str, jobs: Sequence[tuple[Continuation, ...]]
+    ) -> tuple[list[tuple[Scored, ...] | ForethoughtError], WeightManifest]:
+        """Plain log-probs of every job's continuations by one model, and by which weights. Blocking.
+
+        Raises:
+            NotReady: that model has no weights yet.
+        """
+        with self._served(name).hold() as serving:
+            faults = [
+                next(filter(None, (branch_fault(c, serving.language_model) for c in job)), None)
+                for job in jobs
+            ]
+            sound = [c for job, fault in zip(jobs, faults, strict=True) if not fault for c in job]
+            scored = iter(
+                score_continuations(serving.language_model.model, sound, self._max_batch_tokens)
+            )
+            return [
+                InvalidInput(fault) if fault else tuple(next(scored) for _ in job)
+                for job, fault in zip(jobs, faults, strict=True)
+            ], serving.manifest
+
+    def entropies(
+        self, queries: Sequence[EntropyQuery]
+    ) -> tuple[list[tuple[float, ...] | ForethoughtError], WeightManifest]:
+        """Entropies of the policy's predictions of every query's tokens. Blocking.
+
+        Raises:
+            NotReady: no policy has arrived yet.
+        """
+        with self.policy.hold() as serving:
+            faults = [
+                branch_fault(Continuation(q.token_ids_N, ()), serving.language_model)
+                for q in queries
+            ]
+            sound = [q for q, fault in zip(queries, faults, strict=True) if not fault]
+            found = iter(entropies(serving.language_model.model, sound, self._max_batch_tokens))
+            return [
+                InvalidInput(fault) if fault else next(found) for fault in faults
+            ], serving.manifest
+
+    def _served(self, name: str) -> ServedModel:
+        if name not in self.models:
+            raise NotReady(
+                f"no {name} is served here, only {', '.join(self.models)}; ask for one of those"
+            )
+        return self.models[name]
 
     def _has_baseline(self) -> bool:
         policy = self.policy.manifest

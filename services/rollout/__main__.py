@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from forethought import process, queue
 from forethought.config import Settings
+from forethought.config.sections import RolloutSection
 from forethought.queue.interface import Stage
 from forethought.queue.worker import Worker
 from forethought.replica import ReplicaHost, new_replica_id
 from services.rollout.engine import Engine
+from services.rollout.grpc_server import RolloutServicer
 from services.rollout.worker import RolloutHandler, error_result
 
 
@@ -23,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
     """Host one engine until told to stop."""
     section, replica_id = settings.rollout, new_replica_id("rollout")
-    engine = make_engine(settings, replica_id)
+    engine = make_engine(settings, replica_id, on_lost=stop.set)
     broker = queue.connect(settings.redis.url, settings.run.name)
     try:
         await broker.ping()
@@ -35,6 +37,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             broker,
             frozenset({"policy"}),
             engine.load,
+            servicers=[RolloutServicer(engine, replica_id)],
         )
         consumer = broker.consumer(
             stage=Stage.TASKS,
@@ -47,14 +50,22 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         handler = RolloutHandler(engine, host.receiver)
         worker = Worker(handler, consumer=consumer, max_batch_tasks=section.max_batch_tasks)
         await host.run(worker, stop)
+        is_lost = engine.serving is None and bool(host.receiver.holding)
     finally:
         await broker.close()
         await engine.close()
-    return 0
+    return process.FAILED if is_lost else 0  # a supervisor starts a failed replica again
 
 
-def make_engine(settings: Settings, replica_id: str) -> Engine:
-    """The configured engine. Heavy imports happen here, after the settings were found sound."""
+def make_engine(
+    settings: Settings, replica_id: str, on_lost: Callable[[], None] = lambda: None
+) -> Engine:
+    """The configured engine. Heavy imports happen here, after the settings were found sound.
+
+    ``on_lost`` is called when the engine can serve nothing any more and the process should end.
+    """
+    if settings.rollout.engine == "vllm":
+        return _vllm_engine(settings.rollout, replica_id, on_lost)
     import torch
 
     from services.rollout.torch_engine import TorchEngine
@@ -67,6 +78,19 @@ def make_engine(settings: Settings, replica_id: str) -> Engine:
         device=section.device,
         max_batch_tokens=section.max_batch_tokens,
         deterministic=section.deterministic,
+    )
+
+
+def _vllm_engine(section: RolloutSection, replica_id: str, on_lost: Callable[[], None]) -> Engine:
+    from services.rollout.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        replica=replica_id,
+        options=section.vllm,
+        keep_kv=section.keep_kv,
+        num_threads=section.num_threads,
+        deterministic=section.deterministic,
+        on_lost=on_lost,
     )
 
 

@@ -1,5 +1,7 @@
 """The contract of every rollout engine. A new engine joins by adding its factory to ``FACTORIES``.
 
+All tests share one event loop, because a started vLLM belongs to one.
+
 The reference is a plain transformers forward pass over one sequence at a time, without cache, padding
 or batch.
 """
@@ -12,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import tiny
 import torch
+import vllm_engines
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -29,6 +33,16 @@ SAMPLING = Sampling(G, BUDGET, TEMPERATURE, (tiny.CLOSE_ID, *range(0, tiny.NUM_B
 
 EngineFactory = Callable[[bool], Engine]
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_pool() -> AsyncIterator[vllm_engines.VllmPool]:
+    """The started vLLM engines of the session."""
+    pool = vllm_engines.VllmPool()
+    yield pool
+    await pool.close()
+
 
 def torch_engine(deterministic: bool) -> Engine:
     return TorchEngine(
@@ -36,13 +50,25 @@ def torch_engine(deterministic: bool) -> Engine:
     )
 
 
-FACTORIES: dict[str, EngineFactory] = {"torch": torch_engine}
+FACTORIES = [
+    pytest.param("torch", id="torch"),
+    pytest.param("vllm", id="vllm", marks=vllm_engines.MARKS),
+]
 
 
-@pytest.fixture(params=sorted(FACTORIES))
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+@pytest.fixture(params=FACTORIES)
+def make_engine(request: pytest.FixtureRequest) -> EngineFactory:
+    """Makes an engine that has seen no weights; the argument says whether it is deterministic."""
+    if request.param == "torch":
+        return torch_engine
+    pool: vllm_engines.VllmPool = request.getfixturevalue("vllm_pool")
+    return lambda deterministic: vllm_engines.WarmEngine(pool, deterministic)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def engine(make_engine: EngineFactory) -> AsyncIterator[Engine]:
     """An engine that has seen no weights."""
-    made = FACTORIES[request.param](False)
+    made = make_engine(False)
     yield made
     await made.close()
 
@@ -56,13 +82,13 @@ def kind(request: pytest.FixtureRequest) -> tiny.Kind:
 @pytest.fixture
 def first(tmp_path: Path, kind: tiny.Kind) -> Path:
     """The model directory of version 1."""
-    return tiny.build_model_directory(tmp_path / "first", kind, seed=1)
+    return tiny.build_model_directory(tmp_path / "first", kind, seed=1, head_dim=32)
 
 
 @pytest.fixture
 def second(tmp_path: Path, kind: tiny.Kind) -> Path:
     """Other weights of the same model."""
-    return tiny.build_model_directory(tmp_path / "second", kind, seed=2)
+    return tiny.build_model_directory(tmp_path / "second", kind, seed=2, head_dim=32)
 
 
 def make_task(
@@ -161,9 +187,10 @@ async def test_the_seed_decides_and_the_company_does_not(engine: Engine, first: 
     assert len(set(ids_of(together[:1]))) > G, "samples of a task differ among each other"
 
 
-@pytest.mark.parametrize("name", sorted(FACTORIES))
-async def test_deterministic_mode_is_bit_for_bit_whatever_the_batch(name: str, first: Path) -> None:
-    engine = FACTORIES[name](True)
+async def test_deterministic_mode_is_bit_for_bit_whatever_the_batch(
+    make_engine: EngineFactory, first: Path
+) -> None:
+    engine = make_engine(True)
     await serve(engine, first)
     together = await engine.generate(TASKS)
     alone = [(await engine.generate([task]))[0] for task in TASKS]
@@ -218,7 +245,8 @@ async def test_other_model_files_replace_the_model(
     engine: Engine, first: Path, tmp_path: Path, kind: tiny.Kind
 ) -> None:
     await serve(engine, first)
-    other = tiny.build_model_directory(tmp_path / "other", "gpt2" if kind == "llama" else "llama")
+    other_kind: tiny.Kind = "gpt2" if kind == "llama" else "llama"
+    other = tiny.build_model_directory(tmp_path / "other", other_kind, head_dim=32)
     await engine.load(tiny.manifest("policy", version=2, files="others"), other)
     assert largest_error(other, await engine.generate(TASKS)) < 1e-4
 

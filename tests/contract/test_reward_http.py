@@ -8,14 +8,14 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from forethought import objectives
 from forethought.compute.served_model import ServedModel
 from forethought.errors import NotReady
 from forethought.types import Prompting, Thought
-from services.reward.http_server import create_app
+from services.reward.http_server import RewardApp
 from services.reward.scoring import GroupLikelihoods, GroupQuery, Scorer
+from services.reward.service import Limits, RewardService
 from tests.tiny import (
     CLOSE_ID,
     MAX_LENGTH_TOKENS,
@@ -49,23 +49,18 @@ def make_app(
     policy: ServedModel,
     baseline: ServedModel | None,
     markers: tuple[str, str] = (THINK_OPEN, THINK_CLOSE),
-) -> FastAPI:
-    def tokenizer_of() -> Any:
-        with policy.hold() as serving:
-            return serving.language_model.tokenizer
-
-    return create_app(
+) -> RewardApp:
+    service = RewardService(
         Scorer(policy, baseline, max_batch_tokens=1000),
-        tokenizer_of,
         {"rlp": objectives.load("rlp")},
         think_open=markers[0],
         think_close=markers[1],
-        max_body_bytes=MAX_BODY_BYTES,
-        max_request_tokens=2000,
+        limits=Limits(max_batch_tokens=1000, max_request_tokens=2000),
     )
+    return RewardApp(service, MAX_BODY_BYTES)
 
 
-def connect(app: FastAPI) -> httpx.AsyncClient:
+def connect(app: RewardApp) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward")
 
 

@@ -118,6 +118,16 @@ def test_importing_the_library_is_light() -> None:
     assert not loaded & (HEAVY | {"redis", "grpc", "google", "numpy", "pydantic", "fastapi"})
 
 
+def test_clients_load_a_transport_when_a_url_names_it() -> None:
+    transports = {"httpx", "grpc", "google"}
+    code = "import forethought.clients as c\n"
+    assert not loaded_after(code) & (HEAVY | transports | {"numpy"})
+    assert loaded_after(code + "c.RewardClient('http://h:1')") & transports == {"httpx"}
+    loaded = loaded_after(code + "c.RewardClient('grpc://h:1').close()")
+    assert loaded & transports == {"grpc", "google"}
+    assert not loaded & HEAVY
+
+
 def test_no_module_of_the_library_loads_torch() -> None:
     """One process for all: where it fails, the modules are tried one by one to name the culprit."""
     modules = light_modules()
@@ -157,7 +167,14 @@ def test_redis_is_of_the_queue_alone() -> None:
 
 
 def test_stubs_are_of_the_wire_and_the_grpc_adapters_alone() -> None:
-    allowed = ("forethought.wire", "forethought.weights.grpc_weights")
+    allowed = (
+        "forethought.wire",
+        "forethought.weights.grpc_weights",
+        "forethought.clients.grpc_transport",  # channels and status codes
+        "forethought.clients.grpc_methods",  # the messages of every method
+        "services.reward.grpc_server",  # the door itself
+        "services.rollout.grpc_server",  # the door itself
+    )
     assert imported_by("forethought.wire.v1", *allowed) == []
     stubs = [i for i in all_imports() if "_pb2" in i.module and not within(i.importer, *allowed)]
     assert stubs == []

@@ -1,0 +1,38 @@
+"""Clients of the services, sync and async, over HTTP and gRPC alike.
+
+    RewardClient("http://host:8080")     what is a thought worth?
+    RolloutClient("grpc://host:50051")   what would the policy think here?
+
+Importing this loads neither httpx nor grpc: a client loads the one that its url names.
+"""
+
+from forethought.clients.asking import Retries
+from forethought.clients.reward import AsyncRewardClient, RewardClient
+from forethought.clients.reward_questions import (
+    ContinuationLogprobs,
+    Entropies,
+    ItemScores,
+    Logprobs,
+    MatchItem,
+    ModelInfo,
+    Models,
+    ScoreItem,
+)
+from forethought.clients.rollout import AsyncRolloutClient, Generated, RolloutClient
+
+__all__ = [
+    "AsyncRewardClient",
+    "AsyncRolloutClient",
+    "ContinuationLogprobs",
+    "Entropies",
+    "Generated",
+    "ItemScores",
+    "Logprobs",
+    "MatchItem",
+    "ModelInfo",
+    "Models",
+    "Retries",
+    "RewardClient",
+    "RolloutClient",
+    "ScoreItem",
+]

@@ -1,0 +1,209 @@
+"""Asking a service: one deadline for a question, however many attempts it takes.
+
+Design: what is asked (:class:`Question`), how it travels (a transport) and when it is asked again
+(:class:`Patience`) know nothing of each other, so each is written once for HTTP and gRPC, and the sync
+and async loops differ in three words. Every question is idempotent: it reads, or samples from a seed.
+So an attempt that may pass later is repeated whatever became of the one before; the price is that a
+server may compute an answer that nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from forethought.errors import ForethoughtError, InvalidInput
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[R]):
+    """One call: its name over gRPC, its path over HTTP, its plain body, and how the reply is read.
+
+    A body of None is a GET over HTTP.
+
+    Example:
+        ``Question("Models", "/v1/models", None, read_models)``
+    """
+
+    method: str
+    path: str
+    body: Any
+    read: Callable[[Any], R]
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a question is asked again, and how long to wait: twice as long each time.
+
+    A server's own Retry-After is honoured where it is longer.
+
+    Example:
+        ``Retries(max_attempts=1)`` never asks again
+    """
+
+    max_attempts: int = 6
+    first_wait_s: float = 0.1
+    longest_wait_s: float = 5.0
+
+    def wait_s(self, num_failed: int, retry_after_s: float) -> float:
+        """Seconds to wait after the attempt that made ``num_failed``, counted from 1."""
+        doubled_s = self.first_wait_s * 2.0 ** (num_failed - 1)
+        return max(retry_after_s, min(doubled_s, self.longest_wait_s))
+
+
+class Refused(Exception):
+    """An attempt failed with ``error``; ``may_pass`` says whether another one makes sense."""
+
+    def __init__(
+        self, error: ForethoughtError, may_pass: bool = False, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(str(error))
+        self.error, self.may_pass, self.retry_after_s = error, may_pass, retry_after_s
+
+
+class Patience:
+    """What is left of one question's deadline and attempts."""
+
+    def __init__(self, timeout_s: float, retries: Retries) -> None:
+        self._deadline_s = time.monotonic() + timeout_s
+        self._retries = retries
+        self._num_failed = 0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline, never below zero."""
+        return max(0.0, self._deadline_s - time.monotonic())
+
+    def wait_after(self, refused: Refused) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            ForethoughtError: the refusal's error, where no further attempt makes sense or fits.
+        """
+        self._num_failed += 1
+        wait_s = self._retries.wait_s(self._num_failed, refused.retry_after_s)
+        is_last = self._num_failed >= self._retries.max_attempts
+        if not refused.may_pass or is_last or wait_s >= self.left_s:
+            raise refused.error from refused.__cause__
+        return wait_s
+
+
+class Transport(Protocol):
+    """One attempt, blocking. Both methods raise nothing but :class:`Refused`."""
+
+    def ask(self, question: Question[Any], timeout_s: float) -> Any:
+        """The plain reply."""
+
+    def close(self) -> None:
+        """Release the connections."""
+
+
+class AsyncTransport(Protocol):
+    """One attempt, awaited; like :class:`Transport`."""
+
+    async def ask(self, question: Question[Any], timeout_s: float) -> Any:
+        """The plain reply."""
+
+    async def close(self) -> None:
+        """Release the connections."""
+
+
+def ask(transport: Transport, question: Question[R], timeout_s: float, retries: Retries) -> R:
+    """The answer, within ``timeout_s`` seconds, waits included.
+
+    Raises:
+        ForethoughtError: of the class that the server raised, or ``Unreachable``.
+    """
+    patience = Patience(timeout_s, retries)
+    while True:
+        try:
+            reply = transport.ask(question, patience.left_s)
+        except Refused as refused:
+            time.sleep(patience.wait_after(refused))
+        else:
+            return read(question, reply)
+
+
+async def ask_async(
+    transport: AsyncTransport, question: Question[R], timeout_s: float, retries: Retries
+) -> R:
+    """:func:`ask`, awaited; cancelling it cancels the call."""
+    patience = Patience(timeout_s, retries)
+    while True:
+        try:
+            reply = await transport.ask(question, patience.left_s)
+        except Refused as refused:
+            await asyncio.sleep(patience.wait_after(refused))
+        else:
+            return read(question, reply)
+
+
+def read(question: Question[R], reply: Any) -> R:
+    """The typed answer of a plain reply.
+
+    Raises:
+        ForethoughtError: the reply is of another form than this release knows.
+    """
+    try:
+        return question.read(reply)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ForethoughtError):
+            raise
+        raise ForethoughtError(
+            f"the reply to {question.method} has an unknown form ({error!r}); expected that of this "
+            "release; run the same Forethought release on both sides"
+        ) from error
+
+
+def transport_of(url: str, service: str) -> Transport:
+    """The blocking transport that the url's scheme names; loads httpx or grpc, not both.
+
+    Raises:
+        InvalidInput: the url has another scheme or no host, or the service is not served so.
+    """
+    scheme, address = _parts(url)
+    if scheme == "grpc":
+        from forethought.clients.grpc_transport import GrpcTransport
+
+        return GrpcTransport(address)
+    _check_http(url, service)
+    from forethought.clients.http_transport import HttpTransport
+
+    return HttpTransport(url)
+
+
+def async_transport_of(url: str, service: str) -> AsyncTransport:
+    """:func:`transport_of`, for asyncio."""
+    scheme, address = _parts(url)
+    if scheme == "grpc":
+        from forethought.clients.grpc_transport import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(address)
+    _check_http(url, service)
+    from forethought.clients.http_transport import AsyncHttpTransport
+
+    return AsyncHttpTransport(url)
+
+
+def _parts(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https", "grpc") or not parts.netloc:
+        raise InvalidInput(
+            f"got the url {url!r}; expected http://host:port, https://host:port or "
+            "grpc://host:port; write it in full"
+        )
+    return parts.scheme, parts.netloc
+
+
+def _check_http(url: str, service: str) -> None:
+    if service != "reward":
+        raise InvalidInput(
+            f"got the url {url!r}; the {service} service speaks gRPC alone; expected "
+            "grpc://host:port, the address that the replica logs at start"
+        )

@@ -1,0 +1,121 @@
+"""Questions over gRPC.
+
+Design: a channel of one's own (its reconnect back-off is not shared with the process) and gRPC's own
+retries off, because waiting and asking again stands in :mod:`forethought.clients.asking` for every
+transport. The asyncio channel is made by the first question, since it belongs to the running loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from forethought.clients.asking import Question, Refused
+from forethought.clients.grpc_methods import METHODS, Method
+from forethought.errors import InvalidInput, Unreachable
+from forethought.wire.codec import check_wire_version
+from forethought.wire.trailers import error_of, retry_after_s
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+_MAY_PASS = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+
+
+class GrpcTransport:
+    """Asks the replica at ``host:port``, blocking; usable from several threads."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._calls = _Calls(self._channel)
+
+    def ask(self, question: Question[Any], timeout_s: float) -> Any:
+        """One attempt."""
+        method = METHODS[question.method]
+        with _failures_as_refusals(self._address, timeout_s):
+            call = self._calls.named(question.method)
+            return _decode(
+                method, call(method.encode(question.body), timeout=timeout_s), self._address
+            )
+
+    def close(self) -> None:
+        """Close the channel; calls in flight fail."""
+        self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """Asks the replica at ``host:port`` from one event loop."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel: grpc.aio.Channel | None = None
+        self._calls: _Calls | None = None
+
+    async def ask(self, question: Question[Any], timeout_s: float) -> Any:
+        """One attempt."""
+        if self._calls is None:
+            self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+            self._calls = _Calls(self._channel)
+        method = METHODS[question.method]
+        with _failures_as_refusals(self._address, timeout_s):
+            call = self._calls.named(question.method)
+            reply = await call(method.encode(question.body), timeout=timeout_s)
+            return _decode(method, reply, self._address)
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight fail."""
+        if self._channel is not None:
+            await self._channel.close()
+
+
+class _Calls:
+    """The methods of one channel, each made once."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._made: dict[str, Any] = {}
+
+    def named(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = getattr(METHODS[name].stub(self._channel), name)
+        return self._made[name]
+
+
+def _decode(method: Method, reply: Any, address: str) -> Any:
+    check_wire_version(reply.wire_version, f"the replica at {address}")
+    return method.answer(reply)
+
+
+@contextmanager
+def _failures_as_refusals(address: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _refusal(address, timeout_s, error) from error
+    except InvalidInput as error:
+        raise Refused(error) from error
+
+
+def _refusal(address: str, timeout_s: float, error: Any) -> Refused:
+    code, details = error.code().name, error.details() or ""
+    trailers = {key: str(value) for key, value in error.trailing_metadata() or ()}
+    if code == "DEADLINE_EXCEEDED":
+        message = f"{address} gave no answer within {timeout_s:.3g} s; raise timeout_s"
+        return Refused(Unreachable(message))
+    if code == "UNIMPLEMENTED":
+        message = f"{address} does not serve this ({details}); expected the address of a replica "
+        return Refused(InvalidInput(message + "of the service that the client is named after"))
+    told = error_of(code, details, trailers)
+    if isinstance(told, Unreachable):
+        told = Unreachable(f"cannot reach {address}: {details}; is the service running there?")
+    return Refused(told, code in _MAY_PASS, retry_after_s(trailers))

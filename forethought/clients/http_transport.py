@@ -1,0 +1,142 @@
+"""Questions over HTTP, with httpx.
+
+Design: connections are kept and not limited in number, because a caller's own concurrency is the limit
+it chose. httpx bounds each phase of a call (connect, write, read), so a blocking call whose server
+dribbles its answer may outlive its deadline; the async one may not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from forethought.clients.asking import Question, Refused
+from forethought.clients.statuses import KIND_OF_STATUS, error_of_status
+from forethought.errors import ForethoughtError, InvalidInput, Unreachable
+
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+_MAY_PASS = (429, 503)
+
+
+class HttpTransport:
+    """Asks the service at a base URL, blocking; usable from several threads."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client = httpx.Client(base_url=url, limits=_LIMITS)
+
+    def ask(self, question: Question[Any], timeout_s: float) -> Any:
+        """One attempt."""
+        with _failures_as_refusals(self._url, timeout_s):
+            response = self._client.send(_request(self._client, question, timeout_s))
+        return _reply(self._url, response)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+class AsyncHttpTransport:
+    """Asks the service at a base URL from one event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client = httpx.AsyncClient(base_url=url, limits=_LIMITS)
+
+    async def ask(self, question: Question[Any], timeout_s: float) -> Any:
+        """One attempt."""
+        with _failures_as_refusals(self._url, timeout_s):
+            async with asyncio.timeout(timeout_s):
+                request = _request(self._client, question, timeout_s)
+                response = await self._client.send(request)
+        return _reply(self._url, response)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+
+def _request(
+    client: httpx.Client | httpx.AsyncClient, question: Question[Any], timeout_s: float
+) -> httpx.Request:
+    if question.body is None:
+        return client.build_request("GET", question.path, timeout=timeout_s)
+    try:
+        content = json.dumps(question.body, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Refused(
+            InvalidInput(
+                f"the question cannot be written as JSON: {error}; expected texts, lists of ids "
+                "and finite numbers; turn arrays into lists"
+            )
+        ) from error
+    return client.build_request(
+        "POST",
+        question.path,
+        content=content,
+        headers={"content-type": "application/json"},
+        timeout=timeout_s,
+    )
+
+
+@contextmanager
+def _failures_as_refusals(url: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.TimeoutException, TimeoutError) as error:
+        raise Refused(
+            Unreachable(f"{url} gave no answer within {timeout_s:.3g} s; raise timeout_s")
+        ) from error
+    except httpx.TransportError as error:
+        reason = str(error) or type(error).__name__
+        raise Refused(
+            Unreachable(f"cannot reach {url}: {reason}; is the service running there?"), True
+        ) from error
+
+
+def _reply(url: str, response: httpx.Response) -> Any:
+    """The JSON of a 200; everything else is a refusal."""
+    try:
+        reply = response.json()
+    except ValueError as error:
+        if response.status_code in KIND_OF_STATUS:
+            raise _refusal(response, f"{url} answered {response.status_code}") from error
+        raise Refused(
+            ForethoughtError(
+                f"{url} answered {response.status_code} with something else than JSON; expected a "
+                "Forethought service; correct the url"
+            )
+        ) from error
+    if response.status_code != 200:
+        raise _refusal(response, _message(reply) or f"{url} answered {response.status_code}")
+    return reply
+
+
+def _refusal(response: httpx.Response, message: str) -> Refused:
+    status = response.status_code
+    error = error_of_status(status, message, wait_s := _retry_after_s(response))
+    return Refused(error, status in _MAY_PASS, wait_s)
+
+
+def _message(reply: Any) -> str:
+    error = reply.get("error") if isinstance(reply, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    return message if isinstance(message, str) else ""
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Retry-After in seconds, which may also be given as a date; 0 where there is none."""
+    text = response.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,187 @@
+"""Asking a reward service: what is a thought worth, and how likely is what follows?
+
+Design: the sync and the async client are two thin classes over the same questions and the same
+transports, rather than one that runs the other in a thread: a blocking client then works inside a
+running event loop and in any number of threads. The price is that every method's signature is written
+twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from forethought.clients import reward_questions as questions
+from forethought.clients.asking import (
+    Question,
+    R,
+    Retries,
+    ask,
+    ask_async,
+    async_transport_of,
+    transport_of,
+)
+from forethought.clients.reward_questions import (
+    Entropies,
+    ItemOutcome,
+    Logprobs,
+    MatchItem,
+    MatchKind,
+    MatchOutcome,
+    ModelName,
+    Models,
+    ScoreItem,
+    Tokens,
+)
+
+
+class RewardClient:
+    """Asks one reward service, blocking; usable from several threads.
+
+    Every method raises ``InvalidInput`` (the question), ``NotReady`` or ``Overloaded`` (until the
+    deadline), ``Unreachable`` (no answer within it), or another ``ForethoughtError``.
+
+    Args:
+        url: ``http://host:port``, ``https://…`` or ``grpc://host:port``.
+        timeout_s: of a question, all its attempts and waits included.
+        retries: how often it is asked again.
+
+    Example:
+        ``RewardClient("http://127.0.0.1:8080").score([ScoreItem("3 + 4 = ", "7", ("a", "b"))])``
+    """
+
+    def __init__(
+        self, url: str, *, timeout_s: float = 60.0, retries: Retries | None = None
+    ) -> None:
+        self._transport = transport_of(url, "reward")
+        self._timeout_s, self._retries = timeout_s, retries or Retries()
+
+    def score(
+        self, items: Sequence[ScoreItem], *, objective: str = "rlp", timeout_s: float | None = None
+    ) -> tuple[ItemOutcome, ...]:
+        """Rewards and advantages of every item's thoughts; a bad item is its error, alone."""
+        return self._ask(questions.score(items, objective), timeout_s)
+
+    def logprobs(
+        self,
+        prefix: Tokens,
+        continuations: Sequence[Tokens],
+        *,
+        model: ModelName = "policy",
+        timeout_s: float | None = None,
+    ) -> Logprobs:
+        """Teacher-forced log-probs of every continuation: temperature 1, nothing removed."""
+        return self._ask(questions.logprobs(model, prefix, continuations), timeout_s)
+
+    def match(
+        self, items: Sequence[MatchItem], *, kind: MatchKind, timeout_s: float | None = None
+    ) -> tuple[MatchOutcome, ...]:
+        """Whether every prediction is right; a bad item is its error, alone."""
+        return self._ask(questions.match(items, kind), timeout_s)
+
+    def entropy(
+        self,
+        tokens: Tokens,
+        *,
+        top_k: int = 16,
+        renormalise: bool = False,
+        timeout_s: float | None = None,
+    ) -> Entropies:
+        """Entropy of the policy's prediction of every token but the first, over ``top_k`` tokens."""
+        return self._ask(questions.entropy(tokens, top_k, renormalise), timeout_s)
+
+    def models(self, *, timeout_s: float | None = None) -> Models:
+        """Policy and baseline with their versions, and the objectives that may be asked for."""
+        return self._ask(questions.models(), timeout_s)
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> RewardClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, question: Question[R], timeout_s: float | None) -> R:
+        given_s = self._timeout_s if timeout_s is None else timeout_s
+        return ask(self._transport, question, given_s, self._retries)
+
+
+class AsyncRewardClient:
+    """:class:`RewardClient` for asyncio: one event loop, any number of questions at once.
+
+    Cancelling a method takes its work out of the server's line.
+
+    Example:
+        ``async with AsyncRewardClient("grpc://10.0.0.7:50051") as client: ...``
+    """
+
+    def __init__(
+        self, url: str, *, timeout_s: float = 60.0, retries: Retries | None = None
+    ) -> None:
+        self._transport = async_transport_of(url, "reward")
+        self._timeout_s, self._retries = timeout_s, retries or Retries()
+
+    async def score(
+        self, items: Sequence[ScoreItem], *, objective: str = "rlp", timeout_s: float | None = None
+    ) -> tuple[ItemOutcome, ...]:
+        """Rewards and advantages of every item's thoughts; a bad item is its error, alone."""
+        return await self._ask(questions.score(items, objective), timeout_s)
+
+    async def logprobs(
+        self,
+        prefix: Tokens,
+        continuations: Sequence[Tokens],
+        *,
+        model: ModelName = "policy",
+        timeout_s: float | None = None,
+    ) -> Logprobs:
+        """Teacher-forced log-probs of every continuation: temperature 1, nothing removed."""
+        return await self._ask(questions.logprobs(model, prefix, continuations), timeout_s)
+
+    async def match(
+        self, items: Sequence[MatchItem], *, kind: MatchKind, timeout_s: float | None = None
+    ) -> tuple[MatchOutcome, ...]:
+        """Whether every prediction is right; a bad item is its error, alone."""
+        return await self._ask(questions.match(items, kind), timeout_s)
+
+    async def entropy(
+        self,
+        tokens: Tokens,
+        *,
+        top_k: int = 16,
+        renormalise: bool = False,
+        timeout_s: float | None = None,
+    ) -> Entropies:
+        """Entropy of the policy's prediction of every token but the first, over ``top_k`` tokens."""
+        return await self._ask(questions.entropy(tokens, top_k, renormalise), timeout_s)
+
+    async def models(self, *, timeout_s: float | None = None) -> Models:
+        """Policy and baseline with their versions, and the objectives that may be asked for."""
+        return await self._ask(questions.models(), timeout_s)
+
+    async def close(self) -> None:
+        """Release the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncRewardClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _ask(self, question: Question[R], timeout_s: float | None) -> R:
+        given_s = self._timeout_s if timeout_s is None else timeout_s
+        return await ask_async(self._transport, question, given_s, self._retries)

@@ -1,0 +1,244 @@
+"""What can be asked of the reward service and what comes back, typed.
+
+Design: a question's builder and its reader stand side by side and know only plain values, so both
+transports and both kinds of client share them. An item that failed alone is its exception as a value,
+like everywhere in this project: its neighbours' answers must not be lost to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from forethought.clients.asking import Question
+from forethought.clients.statuses import error_of_status
+from forethought.errors import ForethoughtError
+
+Tokens: TypeAlias = str | Sequence[int]
+"""A text, encoded by the served policy's tokenizer, or token ids, taken as they are."""
+
+ModelName: TypeAlias = Literal["policy", "baseline"]
+MatchKind: TypeAlias = Literal["byte_prefix", "exact", "numeric"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreItem:
+    """A context, what follows it, and the thoughts to compare.
+
+    Example:
+        ``ScoreItem("3 + 4 = ", "7", ("three plus four is seven", (11, 12, 13)))``
+    """
+
+    context: Tokens
+    target: Tokens
+    thoughts_G: Sequence[Tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScores:
+    """One number per thought; log-likelihoods are in nats, summed over the target's tokens.
+
+    Example:
+        ``ItemScores((0.9, -0.2), (1.1, -1.1), (-0.1, -1.2), -1.0, 12, 12)``
+    """
+
+    rewards_G: tuple[float, ...]
+    advantages_G: tuple[float, ...]
+    policy_logprobs_G: tuple[float, ...]
+    baseline_logprob: float
+    policy_version: int
+    baseline_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuationLogprobs:
+    """Log-probs of a continuation's tokens in nats, and their sum. Shape [H].
+
+    Example:
+        ``ContinuationLogprobs((9, 4), (-0.2, -1.1), -1.3)``
+    """
+
+    token_ids_H: tuple[int, ...]
+    logprobs_H: tuple[float, ...]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """One answer per continuation, in order, and by which weights.
+
+    Example:
+        ``Logprobs("policy", 1, 12, (ContinuationLogprobs((9,), (-0.2,), -0.2),))``
+    """
+
+    model: str
+    epoch: int
+    version: int
+    continuations: tuple[ContinuationLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MatchItem:
+    """A prediction to hold against the truth; ``token_bytes`` are the lengths of the truth's tokens.
+
+    Example:
+        ``MatchItem("1,000", "1e3")``
+    """
+
+    prediction: str
+    truth: str
+    token_bytes: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entropies:
+    """``entropies[j]`` nats is of predicting ``token_ids_N[first_position + j]`` from all before it.
+
+    Example:
+        ``Entropies(1, 12, (5, 17, 9), 1, (1.7, 0.2))``
+    """
+
+    epoch: int
+    version: int
+    token_ids_N: tuple[int, ...]
+    first_position: int
+    entropies: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A served model.
+
+    Example:
+        ``ModelInfo("policy", 1, 12, "9f…", "float32", 430_000, 1024)``
+    """
+
+    name: str
+    epoch: int
+    version: int
+    sha256: str
+    dtype: str
+    num_parameters: int
+    max_length_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What is served; without a baseline the policy scores the no-think branch too.
+
+    Example:
+        ``Models(policy=info, baseline=None, objectives=("rlp",))``
+    """
+
+    policy: ModelInfo
+    baseline: ModelInfo | None
+    objectives: tuple[str, ...]
+
+
+ItemOutcome: TypeAlias = ItemScores | ForethoughtError
+MatchOutcome: TypeAlias = bool | ForethoughtError
+
+
+def score(items: Sequence[ScoreItem], objective: str) -> Question[tuple[ItemOutcome, ...]]:
+    """Rewards of every item's thoughts."""
+    body = {
+        "objective": objective,
+        "items": [
+            _named("context", item.context)
+            | _named("target", item.target)
+            | {"thoughts": [_plain(thought) for thought in item.thoughts_G]}
+            for item in items
+        ],
+    }
+    return Question("Score", "/v1/score", body, _read_scores)
+
+
+def logprobs(
+    model: ModelName, prefix: Tokens, continuations: Sequence[Tokens]
+) -> Question[Logprobs]:
+    """Log-probs of every continuation after one prefix."""
+    body = {"model": model, "continuations": [_plain(value) for value in continuations]}
+    return Question("Logprobs", "/v1/logprobs", body | _named("prefix", prefix), _read_logprobs)
+
+
+def match(items: Sequence[MatchItem], kind: MatchKind) -> Question[tuple[MatchOutcome, ...]]:
+    """Whether every prediction is right."""
+    fields = [asdict(item) for item in items]
+    body = {
+        "kind": kind,
+        "items": [{k: v for k, v in item.items() if v is not None} for item in fields],
+    }
+    return Question("Match", "/v1/match", body, _read_matches)
+
+
+def entropy(tokens: Tokens, top_k: int, renormalise: bool) -> Question[Entropies]:
+    """Entropy of every token's prediction."""
+    value = _plain(tokens)
+    options = {"top_k": top_k, "renormalise": renormalise}
+    body = {"text" if isinstance(value, str) else "token_ids": value, **options}
+    return Question("Entropy", "/v1/entropy", body, _read_entropies)
+
+
+def models() -> Question[Models]:
+    """What is served."""
+    return Question("Models", "/v1/models", None, _read_models)
+
+
+def _read_scores(reply: Mapping[str, Any]) -> tuple[ItemOutcome, ...]:
+    return tuple(
+        _error(item)
+        or ItemScores(
+            tuple(item["rewards"]),
+            tuple(item["advantages"]),
+            tuple(item["policy_logprobs"]),
+            item["baseline_logprob"],
+            item["policy_version"],
+            item["baseline_version"],
+        )
+        for item in reply["items"]
+    )
+
+
+def _read_logprobs(reply: Mapping[str, Any]) -> Logprobs:
+    continuations = tuple(
+        ContinuationLogprobs(tuple(one["token_ids"]), tuple(one["logprobs"]), one["logprob"])
+        for one in reply["continuations"]
+    )
+    return Logprobs(reply["model"], reply["epoch"], reply["version"], continuations)
+
+
+def _read_matches(reply: Mapping[str, Any]) -> tuple[MatchOutcome, ...]:
+    return tuple(_error(item) or bool(item["match"]) for item in reply["items"])
+
+
+def _read_entropies(reply: Mapping[str, Any]) -> Entropies:
+    return Entropies(
+        reply["epoch"],
+        reply["version"],
+        tuple(reply["token_ids"]),
+        reply["first_position"],
+        tuple(reply["entropies"]),
+    )
+
+
+def _read_models(reply: Mapping[str, Any]) -> Models:
+    baseline = reply["baseline"]
+    return Models(
+        ModelInfo(**reply["policy"]),
+        ModelInfo(**baseline) if baseline else None,
+        tuple(reply["objectives"]),
+    )
+
+
+def _error(item: Mapping[str, Any]) -> ForethoughtError | None:
+    error = item.get("error")
+    return error_of_status(error["status"], error["message"]) if error else None
+
+
+def _plain(tokens: Tokens) -> str | list[int]:
+    return tokens if isinstance(tokens, str) else list(tokens)
+
+
+def _named(name: str, tokens: Tokens) -> dict[str, Any]:
+    return {name if isinstance(tokens, str) else f"{name}_ids": _plain(tokens)}

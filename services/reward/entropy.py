@@ -1,0 +1,67 @@
+"""How uncertain the model is about every next token: what positions are chosen by (RPT, B2).
+
+Design: for token i of N the entropy is that of predicting it from the tokens before it, over the
+``top_k`` likeliest tokens (RPT: 16). RPT does not say whether those are renormalised, so the caller
+says: without, the sum is ``-sum p log p`` with p of the whole distribution, a lower bound of the
+entropy that forgets the tail; with, p sums to 1 over the k. The price of taking k logits before
+anything else is none: the log-normaliser is all that is needed of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forethought.compute.rows import pad_left, tail_logits, token_budget_batches
+
+_LOGITS_PER_TOKEN = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyQuery:
+    """Tokens to predict one after the other (two at least), and over how many candidates.
+
+    Example:
+        ``EntropyQuery((5, 17, 9), top_k=16, renormalise=False)``
+    """
+
+    token_ids_N: tuple[int, ...]
+    top_k: int
+    renormalise: bool
+
+
+def entropies(
+    model: Any, queries: Sequence[EntropyQuery], max_batch_tokens: int
+) -> list[tuple[float, ...]]:
+    """Nats, of predicting tokens 1 to N-1 of every query. Shape [N - 1] each, in order."""
+    width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
+    costs = [(1 + width) * len(query.token_ids_N) for query in queries]
+    results: list[tuple[float, ...]] = [()] * len(queries)
+    for indices in token_budget_batches(costs, max_batch_tokens):
+        batch = _batch(model, [queries[i] for i in indices])
+        for index, result in zip(indices, batch, strict=True):
+            results[index] = result
+    return results
+
+
+@torch.inference_mode()
+def _batch(model: Any, queries: list[EntropyQuery]) -> list[tuple[float, ...]]:
+    device = next(iter(model.parameters())).device
+    # The last token of a row predicts nothing that is asked for, so it is left out.
+    rows = pad_left([query.token_ids_N[:-1] for query in queries], device)
+    num_tail = rows.input_ids.shape[1]
+    logits = tail_logits(model, rows, num_tail, use_cache=False).logits  # [B, N - 1, V]
+    return [
+        tuple(_row(logits[index, -(len(query.token_ids_N) - 1) :], query).tolist())
+        for index, query in enumerate(queries)
+    ]
+
+
+def _row(logits: torch.Tensor, query: EntropyQuery) -> torch.Tensor:
+    top = logits.topk(min(query.top_k, logits.shape[-1]), dim=-1).values
+    normaliser = (top if query.renormalise else logits).logsumexp(dim=-1, keepdim=True)
+    logprobs = top - normaliser
+    return -(logprobs.exp() * logprobs).sum(dim=-1)

@@ -1,0 +1,169 @@
+"""What the compute thread is handed, and how a batch of it is computed.
+
+Design: jobs of one kind are computed together, whoever asked; a job that cannot be computed becomes
+its error, found before any forward pass. The kinds of a batch follow each other, each holding its
+model on its own, so two kinds may see two versions; every result says which it saw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from forethought.compute.logprob import Continuation, Scored
+from forethought.errors import ForethoughtError
+from forethought.estimators import Estimator
+from forethought.objectives import Objective
+from forethought.types import WeightManifest
+from services.reward.entropy import EntropyQuery
+from services.reward.groups import GroupLikelihoods, GroupQuery, Outcome
+from services.reward.scoring import Scorer, rewards_of
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreJob:
+    """Groups to be rewarded by an objective.
+
+    Example:
+        ``ScoreJob((query,), objective, estimator)``
+    """
+
+    queries: tuple[GroupQuery, ...]
+    objective: Objective
+    estimator: Estimator
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsJob:
+    """Continuations to be scored by one model, "policy" or "baseline".
+
+    Example:
+        ``LogprobsJob("policy", (Continuation((1, 5), (9,)),))``
+    """
+
+    model: str
+    continuations: tuple[Continuation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyJob:
+    """Tokens whose predictions' entropies the policy tells.
+
+    Example:
+        ``EntropyJob(EntropyQuery((5, 17, 9), top_k=16, renormalise=False))``
+    """
+
+    query: EntropyQuery
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group's likelihoods with the objective's rewards and the estimator's advantages. [G] each.
+
+    Example:
+        ``ScoredGroup(likelihoods, (0.9, -0.2), (1.1, -1.1))``
+    """
+
+    likelihoods: GroupLikelihoods
+    rewards_G: tuple[float, ...]
+    advantages_G: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsResult:
+    """Log-probs of every continuation, in order, and by which weights.
+
+    Example:
+        ``LogprobsResult((Scored((-0.2,), (True,)),), manifest)``
+    """
+
+    scored: tuple[Scored, ...]
+    manifest: WeightManifest
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyResult:
+    """Nats, of predicting tokens 1 to N-1, and by which weights.
+
+    Example:
+        ``EntropyResult((1.7, 0.2), manifest)``
+    """
+
+    entropies: tuple[float, ...]
+    manifest: WeightManifest
+
+
+Job: TypeAlias = ScoreJob | LogprobsJob | EntropyJob
+Result: TypeAlias = (
+    tuple[ScoredGroup | ForethoughtError, ...] | LogprobsResult | EntropyResult | ForethoughtError
+)
+"""What a job comes to: its answer, or why there is none."""
+
+
+def run_jobs(scorer: Scorer, jobs: Sequence[Job]) -> list[Result]:
+    """Compute a batch; one result per job, in order. Blocking: call it through ``Scorer.run``.
+
+    Raises:
+        NotReady: a model that is asked for has no weights yet.
+    """
+    score = {i: job for i, job in enumerate(jobs) if isinstance(job, ScoreJob)}
+    entropy = {i: job for i, job in enumerate(jobs) if isinstance(job, EntropyJob)}
+    results: dict[int, Result] = {}
+    if score:
+        results |= zip(score, _score(scorer, list(score.values())), strict=True)
+    if entropy:
+        results |= zip(entropy, _entropies(scorer, list(entropy.values())), strict=True)
+    logprobs = {i: job for i, job in enumerate(jobs) if isinstance(job, LogprobsJob)}
+    for model in {job.model for job in logprobs.values()}:
+        asked = {i: job for i, job in logprobs.items() if job.model == model}
+        results |= zip(asked, _logprobs(scorer, model, list(asked.values())), strict=True)
+    return [results[index] for index in range(len(jobs))]
+
+
+def _score(scorer: Scorer, jobs: list[ScoreJob]) -> list[Result]:
+    outcomes = iter(scorer.score_groups([query for job in jobs for query in job.queries]))
+    return [tuple(_reward(job, query, next(outcomes)) for query in job.queries) for job in jobs]
+
+
+def _reward(job: ScoreJob, query: GroupQuery, outcome: Outcome) -> ScoredGroup | ForethoughtError:
+    if isinstance(outcome, ForethoughtError):
+        return outcome
+    try:
+        rewards_G = rewards_of(job.objective, query, outcome)
+    except ForethoughtError as error:
+        return error
+    (advantages_G,) = job.estimator.advantages([rewards_G])
+    return ScoredGroup(outcome, rewards_G, tuple(advantages_G))
+
+
+def _logprobs(scorer: Scorer, model: str, jobs: list[LogprobsJob]) -> list[Result]:
+    outcomes, manifest = scorer.score_continuations(model, [job.continuations for job in jobs])
+    results: list[Result] = []
+    for outcome in outcomes:
+        if isinstance(outcome, ForethoughtError):
+            results.append(outcome)
+        else:
+            numbers = [logprob for scored in outcome for logprob in scored.logprobs_H]
+            results.append(_finite(numbers, LogprobsResult(outcome, manifest), manifest))
+    return results
+
+
+def _entropies(scorer: Scorer, jobs: list[EntropyJob]) -> list[Result]:
+    outcomes, manifest = scorer.entropies([job.query for job in jobs])
+    return [
+        outcome
+        if isinstance(outcome, ForethoughtError)
+        else _finite(outcome, EntropyResult(outcome, manifest), manifest)
+        for outcome in outcomes
+    ]
+
+
+def _finite(numbers: Sequence[float], result: Result, manifest: WeightManifest) -> Result:
+    if all(map(math.isfinite, numbers)):
+        return result
+    return ForethoughtError(
+        f"{manifest.model} version {manifest.version} gave a number that is not finite; expected "
+        f"finite ones: its weights have diverged or overflow in {manifest.dtype}"
+    )

@@ -1,0 +1,290 @@
+"""Reading a request that may hold anything: JSON bytes, then plain values, then token ids.
+
+Design: requests are read by hand rather than by a schema validator, because one bad item has to
+fail alone, every refusal says what was got, what was expected and what to do, and it is several
+times faster. Both doors use these functions: gRPC makes the same plain values of its messages. The
+price is that types are stated in :mod:`services.reward.http_messages` and checked here; the keys
+are read off there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from forethought.errors import InvalidInput
+from forethought.types import Prompting, Thought
+from services.reward.groups import GroupQuery
+from services.reward.http_messages import ScoreItem
+
+
+class TooLarge(InvalidInput):
+    """A request asks for more than this server does at once."""
+
+    http_status = 413
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise InvalidInput(f"the body holds {constant}, which is not JSON; expected finite numbers")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is.
+
+    Raises:
+        InvalidInput: it is not JSON in UTF-8, or not an object.
+    """
+    value = read_json(body)
+    if not isinstance(value, dict):
+        raise InvalidInput(f"the body is {kind_of(value)}; expected an object, see /docs")
+    return value
+
+
+def read_items(items: Any) -> list[Any]:
+    """The items of a request, each still raw.
+
+    Raises:
+        InvalidInput: not a list of at least one.
+    """
+    if not isinstance(items, list | tuple) or not items:
+        raise InvalidInput(f"items is {kind_of(items)}; expected a list of at least one item")
+    return list(items)
+
+
+def item_id(item: Any) -> str | int | None:
+    """The id to answer an item with: its own where that can be written back, else None."""
+    given = item.get("id") if isinstance(item, dict) else None
+    if type(given) is int or (isinstance(given, str) and is_unicode(given)):
+        return given
+    return None
+
+
+def check_item(item: Any, known: Iterable[str]) -> None:
+    """Refuse an item that is no object, has an unknown key, or an id that cannot be given back.
+
+    Raises:
+        InvalidInput: any of these.
+    """
+    if not isinstance(item, dict):
+        raise InvalidInput(f"the item is {kind_of(item)}; expected an object, see /docs")
+    check_keys(item, known, "the item")
+    if item.get("id") is not None and item_id(item) is None:
+        raise InvalidInput(f"id is {kind_of(item['id'])}; expected valid text or an integer")
+
+
+def read_item(item: Any, tokenizer: Any, prompting: Prompting) -> GroupQuery:
+    """The query of a raw item.
+
+    Raises:
+        InvalidInput: a key is unknown, missing, of the wrong type, or empty.
+    """
+    check_item(item, ScoreItem.model_fields)
+    context_ids_N = text_or_ids(item, "context", tokenizer)
+    target_ids_H = text_or_ids(item, "target", tokenizer)
+    thoughts = item.get("thoughts")
+    if not isinstance(thoughts, list | tuple) or not thoughts:
+        raise InvalidInput(f"thoughts is {kind_of(thoughts)}; expected a list of thoughts")
+    thoughts_G = tuple(
+        _thought(thought, f"thoughts[{index}]", tokenizer, prompting.close_ids)
+        for index, thought in enumerate(thoughts)
+    )
+    return GroupQuery(context_ids_N, target_ids_H, prompting, thoughts_G)
+
+
+def shown(text: str) -> str:
+    """Foreign text, short and in ASCII, safe to put into a message or a log."""
+    return ascii(text if len(text) <= 40 else f"{text[:40]}...")
+
+
+def _thought(value: Any, where: str, tokenizer: Any, close_ids: tuple[int, ...]) -> Thought:
+    token_ids_L = read_continuation(value, where, tokenizer)
+    if len(close_ids) > 1 and token_ids_L[-len(close_ids) :] == close_ids:
+        # A sampled thought ends with the first close token; the scorer adds the others.
+        token_ids_L = token_ids_L[: 1 - len(close_ids)]
+    closed = bool(close_ids) and token_ids_L[-1:] == close_ids[:1]
+    return Thought(token_ids_L, (), (), closed)
+
+
+def read_continuation(value: Any, where: str, tokenizer: Any) -> tuple[int, ...]:
+    """A text, tokenised, or a list of token ids as it is."""
+    if isinstance(value, str):
+        return read_tokens(value, where, tokenizer)
+    return read_ids(value, where)
+
+
+def text_or_ids(
+    item: dict[str, Any], name: str, tokenizer: Any, ids_name: str = ""
+) -> tuple[int, ...]:
+    """The tokens that exactly one of ``name`` (text) and ``ids_name`` (ids) gives; at least one.
+
+    Raises:
+        InvalidInput: neither, both, of the wrong type, or empty.
+    """
+    ids_name = ids_name or f"{name}_ids"
+    text, token_ids = item.get(name), item.get(ids_name)
+    if (text is None) == (token_ids is None):
+        got = "neither" if text is None else "both"
+        raise InvalidInput(f"got {got} of {name} and {ids_name}; expected exactly one of them")
+    by_ids = text is None
+    found = (
+        read_ids(token_ids, ids_name) if by_ids else read_tokens(text, name, tokenizer, ids_name)
+    )
+    if not found:
+        raise InvalidInput(f"{name} is empty; expected at least one token")
+    return found
+
+
+def read_text(text: Any, where: str) -> str:
+    """Text that can be written as UTF-8.
+
+    Raises:
+        InvalidInput: not text, or with half a surrogate pair.
+    """
+    if not isinstance(text, str):
+        raise InvalidInput(f"{where} is {kind_of(text)}; expected text")
+    if not is_unicode(text):
+        raise InvalidInput(
+            f"{where} holds half a surrogate pair, which is no character; expected valid Unicode"
+        )
+    return text
+
+
+def read_tokens(text: Any, where: str, tokenizer: Any, ids_name: str = "") -> tuple[int, ...]:
+    """The tokens of a text, nothing added around them.
+
+    Raises:
+        InvalidInput: not text, or with half a surrogate pair.
+    """
+    if not isinstance(text, str):
+        ids_name = ids_name or f"{where}_ids"
+        raise InvalidInput(f"{where} is {kind_of(text)}; expected text (ids go into {ids_name})")
+    if not is_unicode(text):
+        raise InvalidInput(
+            f"{where} holds half a surrogate pair, which is no character; expected valid Unicode: "
+            "give token ids where a text is cut inside a character"
+        )
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False)
+    return tuple(encoded["input_ids"])
+
+
+def read_ids(value: Any, where: str, what: str = "token id") -> tuple[int, ...]:
+    """A list (or tuple) of integers from 0, as it is.
+
+    Raises:
+        InvalidInput: not a list, or something else in it.
+    """
+    if not isinstance(value, list | tuple):
+        raise InvalidInput(f"{where} is {kind_of(value)}; expected a list of {what}s")
+    if set(map(type, value)) <= {int} and min(value, default=0) >= 0:
+        return tuple(value)  # a bool is an int to Python, not to us
+    for index, number in enumerate(value):
+        if type(number) is not int or number < 0:
+            raise InvalidInput(
+                f"{where}[{index}] is {kind_of(number)}; expected a {what}, an integer from 0"
+            )
+    raise AssertionError("unreachable: some number above is refused")
+
+
+def read_choice(value: Any, where: str, choices: Iterable[str]) -> str:
+    """One of a few words.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        raise InvalidInput(f"{where} is {kind_of(value)}; expected one of {', '.join(known)}")
+    return value
+
+
+def read_flag(value: Any, where: str) -> bool:
+    """True or false, and nothing that only looks like it.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{where} is {kind_of(value)}; expected true or false")
+    return value
+
+
+def read_positive(value: Any, where: str) -> int:
+    """An integer from 1.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if type(value) is not int or value < 1:
+        raise InvalidInput(f"{where} is {kind_of(value)}; expected an integer from 1")
+    return value
+
+
+def num_units(value: Any) -> int:
+    """Characters and numbers in a raw value: how much reading it costs, at a glance."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(num_units, value.values()))
+    if isinstance(value, list | tuple):
+        is_flat = not value or isinstance(value[0], int)
+        return len(value) if is_flat else sum(map(num_units, value))
+    return 1
+
+
+def read_json(body: bytes) -> Any:
+    """The value that a body is.
+
+    Raises:
+        InvalidInput: it is not JSON in UTF-8.
+    """
+    try:
+        return _DECODER.decode(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"byte {error.start} of the body is 0x{body[error.start]:02x}, which is not UTF-8; "
+            "expected JSON in UTF-8: give token ids where a text is cut inside a character"
+        ) from error
+    except InvalidInput:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise InvalidInput(f"the body is not JSON: {reason}; for its form see /docs") from error
+
+
+def check_keys(value: dict[str, Any], known: Iterable[str], where: str) -> None:
+    """Refuse what nobody would read.
+
+    Raises:
+        InvalidInput: a key that is not known.
+    """
+    if unknown := sorted(value.keys() - set(known)):
+        raise InvalidInput(
+            f"{where} has the unknown key {shown(unknown[0])}; expected only {', '.join(known)}; "
+            "remove or rename it"
+        )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; JSON's escapes can smuggle in what cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kind_of(value: Any) -> str:
+    """A JSON value as a message names it, without repeating what may be long or unprintable."""
+    if value is None:
+        return "missing or null"
+    if isinstance(value, bool | float):
+        return json.dumps(value)
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**18 else "a huge integer"
+    if isinstance(value, str):
+        return f"the text {shown(value)}"
+    return f"{'an' if value else 'an empty'} {'object' if isinstance(value, dict) else 'array'}"

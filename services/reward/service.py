@@ -1,0 +1,460 @@
+"""The core behind every door: HTTP and gRPC call these methods and only translate.
+
+Design: methods take plain values as JSON has them (dicts, lists or tuples, text, numbers), checked
+here, and return dicts that are typed, so that HTTP writes them as they are and gRPC reads them by
+key. Reading (checks, tokenising) happens on the event loop when small and in a helper thread when
+large; computing is a job in the batcher's line. The price is that a request is read by the
+tokenizer of the moment it arrives, and one that a *different* tokenizer replaces meanwhile scores
+ids of the old; weights of one run all share one tokenizer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypedDict, TypeVar, cast
+
+from forethought import estimators
+from forethought.compute.logprob import Continuation
+from forethought.compute.served_model import ServedModel
+from forethought.errors import ForethoughtError, InvalidInput, status_of
+from forethought.objectives import Objective
+from services.reward import match
+from services.reward.batching import Batcher, Piece
+from services.reward.entropy import EntropyQuery
+from services.reward.groups import GroupQuery
+from services.reward.jobs import (
+    EntropyJob,
+    EntropyResult,
+    Job,
+    LogprobsJob,
+    LogprobsResult,
+    Result,
+    ScoredGroup,
+    ScoreJob,
+    run_jobs,
+)
+from services.reward.reading import (
+    TooLarge,
+    check_item,
+    item_id,
+    kind_of,
+    num_units,
+    read_choice,
+    read_continuation,
+    read_flag,
+    read_ids,
+    read_item,
+    read_items,
+    read_positive,
+    read_text,
+    shown,
+    text_or_ids,
+)
+from services.reward.scoring import Scorer
+from services.reward.tokens import TokenizerFacts
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LARGE_UNITS = 32_768  # characters or ids; reading fewer takes about a millisecond
+
+
+class Failure(TypedDict):
+    """What went wrong: got, expected, remedy. ``status`` is an HTTP status."""
+
+    status: int
+    message: str
+
+
+class ScoreAnswer(TypedDict, total=False):
+    """Of one item: its id and either all the scores or ``error``."""
+
+    id: str | int | None
+    rewards: Sequence[float]
+    advantages: Sequence[float]
+    policy_logprobs: Sequence[float]
+    baseline_logprob: float
+    policy_version: int
+    baseline_version: int
+    error: Failure
+
+
+class ScoreAnswers(TypedDict):
+    """One answer per item, in order."""
+
+    items: list[ScoreAnswer]
+
+
+class ContinuationAnswer(TypedDict):
+    """Token ids of a continuation, their log-probs in nats, and the sum."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    logprob: float
+
+
+class LogprobsAnswer(TypedDict):
+    """One answer per continuation, in order, and by which weights."""
+
+    model: str
+    epoch: int
+    version: int
+    continuations: list[ContinuationAnswer]
+
+
+class MatchAnswer(TypedDict, total=False):
+    """Of one item: its id and either the verdict or ``error``."""
+
+    id: str | int | None
+    match: bool
+    error: Failure
+
+
+class MatchAnswers(TypedDict):
+    """One answer per item, in order."""
+
+    items: list[MatchAnswer]
+
+
+class EntropyAnswer(TypedDict):
+    """``entropies[j]`` is of predicting ``token_ids[first_position + j]`` from all tokens before it."""
+
+    epoch: int
+    version: int
+    token_ids: Sequence[int]
+    first_position: int
+    entropies: Sequence[float]
+
+
+class ModelAnswer(TypedDict):
+    """A served model."""
+
+    name: str
+    epoch: int
+    version: int
+    sha256: str
+    dtype: str
+    num_parameters: int
+    max_length_tokens: int
+
+
+class ModelsAnswer(TypedDict):
+    """What is served, and the objectives that may be asked for."""
+
+    policy: ModelAnswer
+    baseline: ModelAnswer | None
+    objectives: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one service takes on.
+
+    ``max_request_tokens`` bounds all branches of a request: a short body could otherwise ask for a
+    long context times a million thoughts. ``max_waiting_tokens`` bounds all requests together.
+
+    Example:
+        ``Limits(max_batch_tokens=16_384, max_waiting_tokens=1 << 20)``
+    """
+
+    max_batch_tokens: int
+    max_waiting_tokens: int = 1 << 20
+    max_request_tokens: int = 1 << 22
+    one_at_a_time: bool = False
+
+
+class RewardService:
+    """Scores, log-probs, matches and entropies for any number of concurrent callers.
+
+    Every method raises InvalidInput (the request), NotReady (no weights yet), Overloaded (too much
+    is waiting) or ForethoughtError (a number that is not finite); cancelling a call takes its work
+    out of the line. All on one event loop.
+
+    Example:
+        ``answer = await service.score("rlp", [{"context": "3+4=", "target": "7", "thoughts": ["a"]}])``
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        objectives: Mapping[str, Objective],
+        *,
+        think_open: str,
+        think_close: str,
+        limits: Limits,
+    ) -> None:
+        self._scorer = scorer
+        self._objectives = dict(objectives)
+        self._estimators = {name: estimators.load(o.estimator) for name, o in objectives.items()}
+        self._markers = (think_open, think_close)
+        self._limits = limits
+        self._facts: TokenizerFacts | None = None
+        self.batcher: Batcher[Job, Result] = Batcher(
+            self._compute,
+            limits.max_batch_tokens,
+            limits.max_waiting_tokens,
+            limits.one_at_a_time,
+        )
+
+    async def score(self, objective: Any, items: Any) -> ScoreAnswers:
+        """Rewards and advantages of every item's thoughts; a bad item fails alone, inside the answer.
+
+        An item is ``{"id"?, "context" | "context_ids", "target" | "target_ids", "thoughts": [text or
+        ids]}``.
+        """
+        name = self._known_objective(objective)
+        raw = read_items(items)
+        queries = await self._read(raw, self._read_queries, name, raw)
+        sound = [query for query in queries if isinstance(query, GroupQuery)]
+        self._check_size(sum(query.num_tokens for query in sound))
+        scored = iter(await self._score(name, sound))
+        outcomes = (next(scored) if isinstance(q, GroupQuery) else q for q in queries)
+        return {"items": [_score_answer(i, o) for i, o in zip(raw, outcomes, strict=True)]}
+
+    async def logprobs(
+        self, model: Any, continuations: Any, *, prefix: Any = None, prefix_ids: Any = None
+    ) -> LogprobsAnswer:
+        """Teacher-forced log-probs of every continuation (text or ids) after one prefix.
+
+        Plain: the whole vocabulary, temperature 1, nothing removed. Texts are tokenised apart.
+        ``model`` is "policy" or "baseline".
+        """
+        name = read_choice(model, "model", ("policy", "baseline"))
+        item = {"prefix": prefix, "prefix_ids": prefix_ids}
+        size = num_units(item) + num_units(continuations)
+        queries = await self._read(size, self._read_continuations, item, continuations)
+        costs = [len(q.prefix_ids) + len(q.continuation_ids) for q in queries]
+        self._check_size(sum(costs))
+        pieces: list[Piece[Job]] = [
+            Piece(LogprobsJob(name, tuple(queries[i] for i in part)), sum(costs[i] for i in part))
+            for part in _parts(costs, self._limits.max_batch_tokens)
+        ]
+        results = [cast(LogprobsResult, result) for result in await self._results(pieces)]
+        scored = [scored for result in results for scored in result.scored]
+        return {
+            "model": name,
+            "epoch": results[0].manifest.epoch,
+            "version": results[0].manifest.version,
+            "continuations": [
+                {
+                    "token_ids": query.continuation_ids,
+                    "logprobs": one.logprobs_H,
+                    "logprob": one.total,
+                }
+                for query, one in zip(queries, scored, strict=True)
+            ],
+        }
+
+    async def match(self, kind: Any, items: Any) -> MatchAnswers:
+        """Whether every item's prediction is right; see :mod:`services.reward.match`. No model needed.
+
+        An item is ``{"id"?, "prediction", "truth", "token_bytes"?}``. Kind ``byte_prefix`` without
+        ``token_bytes`` takes the truth's tokens by the served tokenizer.
+        """
+        name = read_choice(kind, "kind", match.KINDS)
+        raw = read_items(items)
+        return {"items": await self._read(raw, lambda: [self._match(name, item) for item in raw])}
+
+    async def entropy(
+        self, *, text: Any = None, token_ids: Any = None, top_k: Any = 16, renormalise: Any = False
+    ) -> EntropyAnswer:
+        """Entropy in nats of the policy's prediction of every token but the first from those before.
+
+        Over the ``top_k`` likeliest tokens; ``renormalise`` makes their probabilities sum to 1.
+        """
+        k, flag = read_positive(top_k, "top_k"), read_flag(renormalise, "renormalise")
+        item = {"text": text, "token_ids": token_ids}
+        found = await self._read(
+            item, lambda: text_or_ids(item, "text", self._tokenizer().tokenizer, "token_ids")
+        )
+        if len(found) < 2:
+            raise InvalidInput(
+                "got 1 token; expected at least 2, because an entropy is of predicting a token from "
+                "those before it"
+            )
+        self._check_size(len(found))
+        pieces: list[Piece[Job]] = [Piece(EntropyJob(EntropyQuery(found, k, flag)), len(found))]
+        (result,) = [cast(EntropyResult, r) for r in await self._results(pieces)]
+        return {
+            "epoch": result.manifest.epoch,
+            "version": result.manifest.version,
+            "token_ids": found,
+            "first_position": 1,
+            "entropies": result.entropies,
+        }
+
+    def models(self) -> ModelsAnswer:
+        """Policy and baseline with their versions, and the objectives; waits for nothing."""
+        baseline = self._scorer.baseline
+        return {
+            "policy": _model_answer(self._scorer.policy),
+            "baseline": _model_answer(baseline) if baseline and baseline.is_ready else None,
+            "objectives": sorted(self._objectives),
+        }
+
+    async def close(self) -> None:
+        """Drop what waits; the compute thread is the scorer's to stop."""
+        await self.batcher.close()
+
+    async def _compute(self, jobs: list[Job]) -> list[Result]:
+        return await self._scorer.run(run_jobs, self._scorer, jobs)
+
+    async def _read(
+        self, size: Any, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call a function that reads: in a thread if what it reads (or its size) is large."""
+        if (size if isinstance(size, int) else num_units(size)) < _LARGE_UNITS:
+            return function(*args, **kwargs)
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    def _tokenizer(self) -> TokenizerFacts:
+        tokenizer = self._scorer.policy.now.language_model.tokenizer
+        facts = self._facts
+        if facts is None or facts.tokenizer is not tokenizer:
+            facts = self._facts = TokenizerFacts(tokenizer, *self._markers)
+        return facts
+
+    def _known_objective(self, name: Any) -> str:
+        if not isinstance(name, str):
+            raise InvalidInput(
+                f'objective is {kind_of(name)}; expected the name of one, like "rlp"'
+            )
+        if name not in self._objectives:
+            raise InvalidInput(
+                f"got objective {shown(name)}; expected one that was loaded at start: "
+                f"{', '.join(sorted(self._objectives))}; or start the service with yours"
+            )
+        return name
+
+    def _read_queries(self, name: str, items: list[Any]) -> list[GroupQuery | ForethoughtError]:
+        facts = self._tokenizer()
+        prompting = facts.prompting(self._objectives[name])
+        least = self._estimators[name].min_group_size
+
+        def read(item: Any) -> GroupQuery | ForethoughtError:
+            try:
+                query = read_item(item, facts.tokenizer, prompting)
+            except ForethoughtError as error:
+                return error
+            if len(query.thoughts_G) >= least:
+                return query
+            return InvalidInput(
+                f"thoughts holds {len(query.thoughts_G)}; expected at least {least}, because the "
+                f"advantage of objective {name} compares thoughts with each other; give more"
+            )
+
+        return [read(item) for item in items]
+
+    def _read_continuations(self, item: dict[str, Any], continuations: Any) -> list[Continuation]:
+        tokenizer = self._tokenizer().tokenizer
+        prefix_ids = text_or_ids(item, "prefix", tokenizer)
+        if not isinstance(continuations, list | tuple) or not continuations:
+            raise InvalidInput(
+                f"continuations is {kind_of(continuations)}; expected a list of at least one"
+            )
+        queries = []
+        for index, value in enumerate(continuations):
+            found = read_continuation(value, f"continuations[{index}]", tokenizer)
+            if not found:
+                raise InvalidInput(
+                    f"continuations[{index}] is empty; expected at least one token each"
+                )
+            queries.append(Continuation(prefix_ids, found))
+        return queries
+
+    def _check_size(self, num_tokens: int) -> None:
+        if num_tokens > self._limits.max_request_tokens:
+            raise TooLarge(
+                f"the request asks for {num_tokens} tokens to be read; expected at most "
+                f"{self._limits.max_request_tokens}; send it in several requests"
+            )
+
+    async def _score(
+        self, name: str, queries: list[GroupQuery]
+    ) -> list[ScoredGroup | ForethoughtError]:
+        objective, estimator = self._objectives[name], self._estimators[name]
+        costs = [query.num_tokens for query in queries]
+        pieces: list[Piece[Job]] = [
+            Piece(
+                ScoreJob(tuple(queries[i] for i in part), objective, estimator),
+                sum(costs[i] for i in part),
+            )
+            for part in _parts(costs, self._limits.max_batch_tokens)
+        ]
+        results = await self._results(pieces)
+        return [one for result in results for one in cast("tuple[ScoredGroup, ...]", result)]
+
+    async def _results(self, pieces: list[Piece[Job]]) -> list[Result]:
+        results = await self.batcher.submit(pieces)
+        for result in results:
+            if isinstance(result, ForethoughtError):
+                raise result
+        return results
+
+    def _match(self, kind: str, item: Any) -> MatchAnswer:
+        try:
+            return {"id": item_id(item), "match": self._verdict(kind, item)}
+        except ForethoughtError as error:
+            return {"id": item_id(item), "error": failure(error)}
+
+    def _verdict(self, kind: str, item: Any) -> bool:
+        check_item(item, ("id", "prediction", "truth", "token_bytes"))
+        prediction = read_text(item.get("prediction"), "prediction")
+        truth = read_text(item.get("truth"), "truth")
+        if kind != "byte_prefix":
+            if item.get("token_bytes") is not None:
+                raise InvalidInput(f"kind {kind} takes no token_bytes; leave them out")
+            return (match.exact if kind == "exact" else match.numeric)(prediction, truth)
+        if item.get("token_bytes") is None:
+            return match.byte_prefix(prediction, truth, self._tokenizer().token_bytes(truth))
+        given = read_ids(item["token_bytes"], "token_bytes", "byte length")
+        return match.byte_prefix(prediction, truth, given)
+
+
+def failure(error: BaseException) -> Failure:
+    """How an exception is told inside an answer."""
+    status = status_of(error)
+    return {"status": status.http_status, "message": status.message}
+
+
+def _score_answer(item: Any, outcome: ScoredGroup | ForethoughtError) -> ScoreAnswer:
+    if isinstance(outcome, ForethoughtError):
+        return {"id": item_id(item), "error": failure(outcome)}
+    likelihoods = outcome.likelihoods
+    return {
+        "id": item_id(item),
+        "rewards": outcome.rewards_G,
+        "advantages": outcome.advantages_G,
+        "policy_logprobs": likelihoods.policy_logprobs_G,
+        "baseline_logprob": likelihoods.baseline_logprob,
+        "policy_version": likelihoods.policy_version,
+        "baseline_version": likelihoods.baseline_version,
+    }
+
+
+def _model_answer(served: ServedModel) -> ModelAnswer:
+    manifest, language_model = served.now.manifest, served.now.language_model
+    return {
+        "name": manifest.model,
+        "epoch": manifest.epoch,
+        "version": manifest.version,
+        "sha256": manifest.sha256,
+        "dtype": manifest.dtype,
+        "num_parameters": sum(p.numel() for p in language_model.model.parameters()),
+        "max_length_tokens": language_model.max_length_tokens,
+    }
+
+
+def _parts(costs: list[int], max_tokens: int) -> list[list[int]]:
+    """Consecutive indices, together within ``max_tokens``; a larger one alone."""
+    parts: list[list[int]] = []
+    left = 0
+    for index, cost in enumerate(costs):
+        left -= cost
+        if not parts or left < 0:
+            parts.append([])
+            left = max_tokens - cost
+        parts[-1].append(index)
+    return parts

@@ -1,0 +1,87 @@
+"""What the service needs to know of a tokenizer, worked out once.
+
+Design: markers and byte lengths never change for one tokenizer, and a vocabulary takes a good part
+of a second to walk. They are kept with the tokenizer they belong to; a new tokenizer gets new facts.
+The price is the memory of one number per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from forethought.compute.model import Markers, find_markers
+from forethought.corpus.token_bytes import bytes_of_offsets, bytes_of_vocabulary
+from forethought.errors import InvalidInput, NotReady
+from forethought.objectives import Objective
+from forethought.types import Prompting
+
+
+class TokenizerFacts:
+    """A tokenizer, its think markers and the byte lengths of its tokens.
+
+    Example:
+        ``TokenizerFacts(tokenizer, "<think>", "</think>").token_bytes("a word")``
+    """
+
+    def __init__(self, tokenizer: Any, think_open: str, think_close: str) -> None:
+        self.tokenizer = tokenizer
+        self._think_open, self._think_close = think_open, think_close
+        self._promptings: dict[int, Prompting] = {}
+
+    @cached_property
+    def markers(self) -> Markers:
+        """The think markers.
+
+        Raises:
+            NotReady: the tokenizer lacks them, which is the fault of what is served, not of who asks.
+        """
+        try:
+            return find_markers(self.tokenizer, self._think_open, self._think_close)
+        except InvalidInput as error:
+            raise NotReady(
+                f"{error}; without markers thoughts cannot be scored, while log-probs, matches and "
+                "entropies can"
+            ) from error
+
+    def prompting(self, objective: Objective) -> Prompting:
+        """The tokens that an objective puts around a thought.
+
+        Raises:
+            NotReady: the tokenizer lacks the think markers.
+        """
+        key = id(objective)  # objectives live as long as the service
+        if key not in self._promptings:
+            markers = self.markers
+            self._promptings[key] = objective.prompting(markers.open_id, markers.close_id)
+        return self._promptings[key]
+
+    def token_bytes(self, text: str) -> Sequence[int]:
+        """Byte lengths of a text's tokens; they add up to the text's bytes.
+
+        Raises:
+            InvalidInput: this tokenizer does not say.
+        """
+        num_bytes = len(text.encode())
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            verbose=False,
+            return_offsets_mapping=self.tokenizer.is_fast,
+        )
+        sizes = self._vocabulary_bytes
+        found = [sizes[i] for i in encoded["input_ids"]] if sizes else []
+        if sum(found) != num_bytes and "offset_mapping" in encoded:
+            # A tokenizer that normalises, or puts a space before a text, says more in offsets.
+            found = bytes_of_offsets(text, encoded["offset_mapping"])
+        if sum(found) != num_bytes:
+            raise InvalidInput(
+                f"the served tokenizer accounts for {sum(found)} of the truth's {num_bytes} bytes; "
+                "give token_bytes, the byte length of every token of the truth"
+            )
+        return found
+
+    @cached_property
+    def _vocabulary_bytes(self) -> tuple[int, ...] | None:
+        return bytes_of_vocabulary(self.tokenizer)

@@ -1,0 +1,160 @@
+"""The gRPC door of the rollout service: thoughts on request, from whatever engine serves.
+
+Design: a request becomes a task with one position and no target, so an engine needs to know nothing
+new and an outsider's thoughts are sampled exactly like the run's. The seed alone decides: the task's
+id is always 0. The price is that engines must not take a task's id for a name.
+
+Nothing waits here for weights: a policy older than ``min_version`` answers UNAVAILABLE, which callers
+retry. A caller that cancels, or whose deadline passes, cancels ``Engine.generate``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import grpc
+
+from forethought.errors import InvalidInput, NotReady, Stale
+from forethought.types import Document, Position, Prompting, Sampling, Task, WeightManifest
+from forethought.weights.grpc_weights import errors_as_status
+from forethought.wire.codec import (
+    WIRE_VERSION,
+    check_wire_version,
+    prompting_from_proto,
+    sampling_from_proto,
+    thought_to_proto,
+)
+from forethought.wire.packing import unpack_ids
+from forethought.wire.v1 import rollout_service_pb2, rollout_service_pb2_grpc
+from services.rollout.engine import Engine
+
+
+class RolloutServicer(rollout_service_pb2_grpc.RolloutsServicer):
+    """Serves ``forethought.wire.v1.Rollouts`` from an engine.
+
+    ``max_request_tokens`` bounds what one request may sample: a short message could otherwise ask for
+    a million thoughts.
+    """
+
+    service_name = rollout_service_pb2.DESCRIPTOR.services_by_name["Rollouts"].full_name
+
+    def __init__(self, engine: Engine, replica: str, max_request_tokens: int = 1 << 20) -> None:
+        self._engine = engine
+        self._replica = replica
+        self._max_request_tokens = max_request_tokens
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register this servicer."""
+        rollout_service_pb2_grpc.add_RolloutsServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+
+    async def Generate(
+        self,
+        request: rollout_service_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> rollout_service_pb2.GenerateReply:
+        """Sample one group of thoughts."""
+        async with errors_as_status(context):
+            return await self._generate(request)
+
+    async def _generate(
+        self, request: rollout_service_pb2.GenerateRequest
+    ) -> rollout_service_pb2.GenerateReply:
+        check_wire_version(request.wire_version, "the peer that asks for thoughts")
+        epoch = _epoch_served(self._engine.serving, request)
+        task = _task(request, epoch, self._max_request_tokens)
+        [rollout] = await self._engine.generate([task])
+        if rollout.error is not None:
+            raise InvalidInput(rollout.error)
+        serving = self._engine.serving
+        if serving is None or serving.epoch != epoch:
+            raise NotReady("the run was started again while sampling; ask again")
+        return rollout_service_pb2.GenerateReply(
+            wire_version=WIRE_VERSION,
+            thoughts=map(thought_to_proto, rollout.thoughts_KG[0]),
+            epoch=epoch,
+            replica=self._replica,
+        )
+
+
+def _epoch_served(
+    serving: WeightManifest | None, request: rollout_service_pb2.GenerateRequest
+) -> int:
+    """The epoch of the policy that answers, once it is as new as asked for."""
+    if serving is None:
+        raise NotReady("no policy weights yet; the learner has to publish first")
+    epoch = request.epoch if request.HasField("epoch") else serving.epoch
+    if serving.epoch > epoch:
+        raise Stale(
+            f"epoch {epoch} is asked for, this replica serves epoch {serving.epoch}; the run was "
+            "started again: ask for its epoch, or for none"
+        )
+    if serving.order < (epoch, request.min_version):
+        raise NotReady(
+            f"version {request.min_version} of epoch {epoch} is asked for, this replica serves "
+            f"version {serving.version} of epoch {serving.epoch}; ask again when it is published"
+        )
+    return serving.epoch
+
+
+def _task(
+    request: rollout_service_pb2.GenerateRequest, epoch: int, max_request_tokens: int
+) -> Task:
+    context_ids, prompting = _branch(request)
+    sampling = sampling_from_proto(request.sampling)
+    _check_sampling(sampling)
+    _check_size(sampling, max_request_tokens)
+    return Task(
+        task_id=0,
+        epoch=epoch,
+        batch=0,
+        min_version=request.min_version,
+        objective="",
+        objective_json="{}",
+        document=Document("", "", context_ids),
+        positions_K=(Position(len(context_ids), ()),),
+        prompting=prompting,
+        sampling=sampling,
+        seed=request.seed,
+    )
+
+
+def _branch(
+    request: rollout_service_pb2.GenerateRequest,
+) -> tuple[tuple[int, ...], Prompting]:
+    """Context and prompting; a prefix is a context with nothing around it."""
+    prefix_ids, context_ids = unpack_ids(request.prefix_ids), unpack_ids(request.context_ids)
+    prompting = prompting_from_proto(request.prompting)
+    is_prompted = request.HasField("prompting") or bool(context_ids)
+    if prefix_ids and is_prompted:
+        raise InvalidInput(
+            "got prefix_ids and context_ids or prompting; expected either a whole prefix or a "
+            "context with its prompting; remove one of them"
+        )
+    if not prefix_ids and not prompting.head_ids + context_ids + prompting.bridge_ids:
+        raise InvalidInput(
+            "the prefix is empty; expected at least one token in prefix_ids, or in context_ids "
+            "and prompting; give the tokens to think after"
+        )
+    return (prefix_ids or context_ids), prompting
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    if sampling.group_size < 1 or sampling.max_thought_tokens < 1:
+        raise InvalidInput(
+            f"got group_size {sampling.group_size} and max_thought_tokens "
+            f"{sampling.max_thought_tokens}; expected at least 1 of each; set both in sampling"
+        )
+    if not (math.isfinite(sampling.temperature) and sampling.temperature > 0):
+        raise InvalidInput(
+            f"got temperature {sampling.temperature}; expected a finite number above 0; "
+            "for nearly greedy thoughts take 0.01"
+        )
+
+
+def _check_size(sampling: Sampling, max_request_tokens: int) -> None:
+    num_tokens = sampling.group_size * sampling.max_thought_tokens
+    if num_tokens > max_request_tokens:
+        raise InvalidInput(
+            f"the request asks for {sampling.group_size} thoughts of {sampling.max_thought_tokens} "
+            f"tokens; expected at most {max_request_tokens} tokens in all; ask several times"
+        )

@@ -1,0 +1,79 @@
+"""What every engine reads out of a task: its requests, its size, and why it cannot be served.
+
+Design: engines differ in how they sample and in nothing else, so seeds, prefixes and refusals are made
+here. A fault is a value rather than an exception, because the task's neighbours must still be served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from forethought.compute.sampling import SampleRequest, derive_seed
+from forethought.types import Rollout, Task, Thought
+
+
+def sample_requests(task: Task) -> list[SampleRequest]:
+    """One request per position. Sample g of position k has its own seed, made of task and place only."""
+    sampling, prompting, trunk = task.sampling, task.prompting, task.document.token_ids_N
+    return [
+        SampleRequest(
+            prefix_ids=prompting.head_ids + trunk[: position.index] + prompting.bridge_ids,
+            seeds_G=tuple(
+                derive_seed(task.seed, task.task_id, k, g) for g in range(sampling.group_size)
+            ),
+            max_tokens=sampling.max_thought_tokens,
+            temperature=sampling.temperature,
+            stop_ids=sampling.stop_ids,
+        )
+        for k, position in enumerate(task.positions_K)
+    ]
+
+
+def num_tokens(task: Task) -> int:
+    """An upper bound of the tokens that a decode batch holds for this task."""
+    return longest_branch(task) * task.sampling.group_size * len(task.positions_K)
+
+
+def longest_branch(task: Task) -> int:
+    """Tokens of the longest branch as the scorer will read it: close and target included."""
+    prompting = task.prompting
+    around = len(prompting.head_ids + prompting.bridge_ids + prompting.close_ids)
+    around += task.sampling.max_thought_tokens
+    return around + max(p.index + len(p.target_ids_H) for p in task.positions_K)
+
+
+def fault(task: Task, vocabulary: int, max_length_tokens: int) -> str | None:
+    """Why this task cannot be served, so that its neighbours in the batch still are."""
+    trunk, prompting = task.document.token_ids_N, task.prompting
+    largest_id = max(trunk + prompting.head_ids + prompting.bridge_ids, default=0)
+    if not task.positions_K:
+        return f"task {task.task_id} has no position to think at"
+    last = max(position.index for position in task.positions_K)
+    if last > len(trunk):
+        return f"task {task.task_id} has a position at {last}, its document {len(trunk)} tokens"
+    if longest_branch(task) > max_length_tokens:
+        return (
+            f"task {task.task_id} needs {longest_branch(task)} tokens, the model takes "
+            f"{max_length_tokens}; lower corpus.window_tokens or sampling.max_thought_tokens"
+        )
+    if largest_id >= vocabulary:
+        return (
+            f"task {task.task_id} has token id {largest_id}, the model {vocabulary} embeddings; "
+            "tokenise corpus and prompt with the model's own tokenizer"
+        )
+    return None
+
+
+def assemble(
+    tasks: list[Task],
+    faults: list[str | None],
+    sampled: Iterator[tuple[tuple[Thought, ...], ...]],
+    replica: str,
+) -> list[Rollout]:
+    """Rollouts in the order of ``tasks``; ``sampled`` holds thoughts of the tasks without fault."""
+    return [
+        Rollout(task, replica=replica, error=reason)
+        if reason
+        else Rollout(task, next(sampled), replica=replica)
+        for task, reason in zip(tasks, faults, strict=True)
+    ]

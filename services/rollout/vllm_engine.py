@@ -1,0 +1,307 @@
+"""The production engine: vLLM in this process, whose policy changes inside running requests.
+
+Design: a request is one thought, with the seed that the torch engine would give it, so G thoughts of a
+position are G requests that share the context through the prefix cache. The seed decides what vLLM
+samples (not the company it is batched with, up to rounding), but not what the torch engine would sample.
+
+New weights do not wait for thoughts: decoding is paused between two steps, the workers take the file,
+the version label changes, decoding goes on. vLLM labels every output step, so the boundary inside a
+thought is exact. By default the cache of running thoughts is thrown away and computed again under the
+new weights; the price is one prefill of each. With ``keep_kv`` it is kept, stale: cheaper, and
+log-probs after the boundary are then those of a mixed cache, which the learner cannot reproduce. In both
+cases prompts are salted with the version at which they came, so no later prompt reads an older cache.
+
+vLLM starts at the first snapshot, from its directory alone. Other model files start a second vLLM beside
+the first; where memory does not hold two, the push is refused and the replica must be restarted. When
+vLLM itself dies the engine serves nothing any more and says so through ``on_lost``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from forethought.compute.sampling import SampleRequest
+from forethought.compute.weights import check_fit, layout_of
+from forethought.errors import InvalidInput, NotReady, Unreachable
+from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
+from services.rollout import vllm_build
+from services.rollout.tasks import assemble, fault, sample_requests
+
+log = logging.getLogger(__name__)
+
+_WEIGHTS_FILE = "model.safetensors"
+_LOWEST_TEMPERATURE = 0.01  # vLLM silently raises what is below
+_SHUTDOWN_S = 5.0
+_PULSE_S = 1.0
+
+
+class EngineLost(Unreachable):
+    """vLLM died or is in an unknown state; only a new process helps."""
+
+
+class VllmEngine:
+    """Continuous batching over vLLM's ``AsyncLLM``; one thought is one request."""
+
+    def __init__(
+        self,
+        *,
+        replica: str,
+        options: Mapping[str, Any] | None = None,
+        keep_kv: bool = False,
+        num_threads: int = 1,
+        deterministic: bool = False,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``options`` are arguments of ``AsyncEngineArgs``; ``deterministic`` decodes one thought at a
+        time without prefix cache. Imports vLLM: seconds.
+
+        Raises:
+            InvalidInput: no usable vLLM is installed, or an option is not vLLM's.
+        """
+        vllm_build.prepare_environment(vllm_build.installed_build(), num_threads)
+        self._arguments = vllm_build.engine_arguments(options or {}, deterministic=deterministic)
+        self._replica, self._keep_kv, self._on_lost = replica, keep_kv, on_lost
+        self._turn = asyncio.Lock()
+        self._held: _Held | None = None
+
+    @property
+    def serving(self) -> WeightManifest | None:
+        """The policy that samples now; None before the first, and again after vLLM was lost."""
+        return self._held.manifest if self._held else None
+
+    async def load(self, manifest: WeightManifest, directory: Path) -> None:
+        """Flip inside running requests; start vLLM where the model files are new.
+
+        Raises:
+            InvalidInput: the snapshot does not start or does not fit; the old version keeps serving.
+            EngineLost: vLLM failed in the middle; nothing is served any more.
+        """
+        async with self._turn:
+            held = self._held
+            if held and held.manifest.model_files_sha256 == manifest.model_files_sha256:
+                await self._flip(held, manifest, directory / _WEIGHTS_FILE)
+                return
+            self._held = await _start(self._arguments, manifest, directory)
+            if held:
+                await held.retire()
+
+    async def generate(self, tasks: Sequence[Task]) -> list[Rollout]:
+        """Sample all tasks together with whatever else is running.
+
+        Raises:
+            NotReady: no weights have arrived yet.
+            EngineLost: vLLM died.
+        """
+        held = self._held
+        if held is None:
+            raise NotReady("no policy weights yet; the learner has to publish first")
+        faults = [_fault(task, held) for task in tasks]
+        sound = [task for task, reason in zip(tasks, faults, strict=True) if reason is None]
+        try:
+            sampled = await held.sample(sound)
+        except EngineLost:
+            await self._lose(held)
+            raise
+        refused = iter(sampled)
+        for index, reason in enumerate(faults):
+            if reason is None and isinstance(thoughts := next(refused), str):
+                faults[index] = thoughts
+        drawn = iter([thoughts for thoughts in sampled if not isinstance(thoughts, str)])
+        return assemble(list(tasks), faults, drawn, self._replica)
+
+    async def close(self) -> None:
+        """Let running thoughts finish and stop vLLM."""
+        async with self._turn:
+            held, self._held = self._held, None
+            if held:
+                await held.retire()
+
+    async def _flip(self, held: _Held, manifest: WeightManifest, file: Path) -> None:
+        check_fit(await asyncio.to_thread(layout_of, file), held.layout)
+        try:
+            await held.take(manifest, file, keep_kv=self._keep_kv)
+        except Exception as error:
+            await self._lose(held)
+            raise EngineLost(
+                f"vLLM failed while it took {manifest.order} ({error}); the replica has to be restarted"
+            ) from error
+
+    async def _lose(self, held: _Held) -> None:
+        """Serve nothing any more: after a failed change nobody knows which weights vLLM has."""
+        if self._held is held:
+            self._held = None
+            log.error("vLLM is lost; this replica serves nothing any more")
+            self._on_lost()
+            await held.abandon()
+
+
+class _Held:
+    """One running vLLM, the policy in it, and the thoughts it is asked for."""
+
+    def __init__(self, llm: Any, manifest: WeightManifest, layout: dict[str, str]) -> None:
+        self.manifest, self.layout = manifest, layout
+        self.vocabulary: int = llm.model_config.get_vocab_size()
+        self.max_length_tokens: int = llm.model_config.max_model_len
+        self._llm = llm
+        self._running: set[asyncio.Task[Any]] = set()
+        self._numbers = itertools.count()
+
+    async def label(self) -> None:
+        """Name the weights that vLLM has started with."""
+        await self._llm.update_weight_version(_label(self.manifest))
+
+    async def take(self, manifest: WeightManifest, file: Path, *, keep_kv: bool) -> None:
+        """Replace the weights between two decoding steps; ``file`` has been read when this returns.
+
+        Decoding goes on only after success: a failed change leaves weights that nobody may sample from.
+        """
+        await self._llm.pause_generation(mode="keep", clear_cache=not keep_kv)
+        await self._llm.collective_rpc("forethought_load", args=(str(file),))
+        await self._llm.update_weight_version(_label(manifest))
+        self.manifest = manifest
+        await self._llm.resume_generation()
+
+    async def sample(self, tasks: Sequence[Task]) -> list[tuple[tuple[Thought, ...], ...] | str]:
+        """Thoughts [K][G] of every task, or why vLLM refused it.
+
+        Raises:
+            EngineLost: vLLM died.
+        """
+        requests = [sample_requests(task) for task in tasks]
+        asked = [
+            [
+                [self._spawn(self._thought(request, s)) for s in request.seeds_G]
+                for request in of_task
+            ]
+            for of_task in requests
+        ]
+        everything = [one for of_task in asked for group in of_task for one in group]
+        try:
+            await self._until_done(set(everything))
+        finally:
+            for one in everything:
+                one.cancel()
+        return [_collect(task, own) for task, own in zip(tasks, asked, strict=True)]
+
+    async def _until_done(self, pending: set[asyncio.Task[Thought]]) -> None:
+        """Wait for all. Requests of a vLLM that was killed never end, so its pulse is felt as well."""
+        while pending:
+            _, pending = await asyncio.wait(pending, timeout=_PULSE_S)
+            if self._llm.errored:
+                raise EngineLost("vLLM's core process died; the replica has to be restarted")
+
+    async def retire(self) -> None:
+        """Stop vLLM once the thoughts that run in it are finished."""
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._shut_down()
+
+    async def abandon(self) -> None:
+        """Stop vLLM at once; whoever waits for a thought is told."""
+        for task in self._running:
+            task.cancel()
+        await self._shut_down()
+
+    async def _shut_down(self) -> None:
+        await asyncio.to_thread(self._llm.shutdown, _SHUTDOWN_S)
+
+    def _spawn(self, thought: Coroutine[Any, Any, Thought]) -> asyncio.Task[Thought]:
+        task = asyncio.create_task(thought)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def _thought(self, request: SampleRequest, seed: int) -> Thought:
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=seed,
+            stop_token_ids=list(request.stop_ids),
+            ignore_eos=True,  # only the task's own stop tokens end a thought
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = tokens_input(list(request.prefix_ids), cache_salt=_label(self.manifest))
+        name = f"thought-{next(self._numbers)}"
+        async for output in self._llm.generate(prompt, parameters, name):
+            last = output
+        return _as_thought(last.outputs[0], request)
+
+
+async def _start(arguments: Mapping[str, Any], manifest: WeightManifest, directory: Path) -> _Held:
+    """A vLLM with the snapshot in ``directory``, which has been read when this returns."""
+
+    def start() -> tuple[Any, dict[str, str]]:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        layout = layout_of(directory / _WEIGHTS_FILE)
+        given = {"dtype": manifest.dtype, **arguments, "model": str(directory)}
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**given)), layout
+        except Exception as error:
+            raise InvalidInput(
+                f"vLLM does not start with this snapshot: {_first_lines(error)}; expected a model that "
+                "vLLM knows and memory for it (see [rollout.vllm], and this replica's log above)"
+            ) from error
+
+    llm, layout = await asyncio.to_thread(start)
+    held = _Held(llm, manifest, layout)
+    await held.label()
+    return held
+
+
+def _collect(
+    task: Task, asked: Sequence[Sequence[asyncio.Task[Thought]]]
+) -> tuple[tuple[Thought, ...], ...] | str:
+    """The finished thoughts of a task, or the reason why vLLM refused one of them."""
+    for one in (one for group in asked for one in group):
+        if one.cancelled():  # by abandon(): whoever asked is still here
+            raise EngineLost(f"vLLM was lost under task {task.task_id}; ask another replica")
+        if error := one.exception():
+            return f"vLLM refused task {task.task_id}: {error.__cause__ or error!r}"
+    return tuple(tuple(one.result() for one in group) for group in asked)
+
+
+def _as_thought(output: Any, request: SampleRequest) -> Thought:
+    token_ids = tuple(output.token_ids)
+    logprobs = tuple(
+        float(at[token_id].logprob) for at, token_id in zip(output.logprobs, token_ids, strict=True)
+    )
+    spans = tuple(
+        VersionSpan(_version_of(span.version), span.end - span.start)
+        for span in output.weight_versions
+    )
+    return Thought(token_ids, logprobs, spans, closed=token_ids[-1] in request.stop_ids)
+
+
+def _label(manifest: WeightManifest) -> str:
+    """vLLM's name of the weights, which are compared for equality only: versions restart with epochs."""
+    return f"{manifest.epoch}.{manifest.version}"
+
+
+def _version_of(label: str) -> int:
+    return int(label.partition(".")[2])
+
+
+def _fault(task: Task, held: _Held) -> str | None:
+    if task.sampling.temperature < _LOWEST_TEMPERATURE:
+        return (
+            f"task {task.task_id} has temperature {task.sampling.temperature}, vLLM samples at "
+            f"{_LOWEST_TEMPERATURE} or more; raise sampling.temperature or use rollout.engine=torch"
+        )
+    return fault(task, held.vocabulary, held.max_length_tokens)
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,142 @@
+"""Reward and rollout services on real loopback ports, with tiny models, and what they should answer.
+
+The reference is a plain transformers forward pass over one sequence at a time, without cache, padding
+or batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from forethought import objectives
+from forethought.compute.served_model import ServedModel
+from forethought.telemetry.ops import EmbeddedHttpServer
+from forethought.weights.grpc_weights import Servicer, start_grpc_server
+from services.reward.grpc_server import RewardServicer
+from services.reward.http_server import RewardApp
+from services.reward.scoring import Scorer
+from services.reward.service import Limits, RewardService
+from tests.tiny import CLOSE_ID, OPEN_ID, THINK_CLOSE, THINK_OPEN, build_tokenizer
+
+
+@dataclass(frozen=True)
+class RewardDoors:
+    """A running reward service and the urls of its doors."""
+
+    service: RewardService
+    urls: dict[str, str]
+
+
+@asynccontextmanager
+async def reward_doors(
+    policy: ServedModel, baseline: ServedModel, limits: Limits | None = None
+) -> AsyncIterator[RewardDoors]:
+    """The service behind real HTTP and gRPC."""
+    scorer = Scorer(policy, baseline, max_batch_tokens=4096)
+    service = RewardService(
+        scorer,
+        {"rlp": objectives.load("rlp")},
+        think_open=THINK_OPEN,
+        think_close=THINK_CLOSE,
+        limits=limits or Limits(max_batch_tokens=4096),
+    )
+    async with (
+        http_door(RewardApp(service, max_body_bytes=1 << 20)) as http_url,
+        grpc_door(RewardServicer(service)) as address,
+    ):
+        yield RewardDoors(service, {"http": http_url, "grpc": f"grpc://{address}"})
+    await service.close()
+    await scorer.close()
+
+
+@asynccontextmanager
+async def http_door(app: Any) -> AsyncIterator[str]:
+    """The url of an ASGI application on a free port."""
+    server = EmbeddedHttpServer(app, "127.0.0.1", 0)
+    await server.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def grpc_door(servicer: Servicer) -> AsyncIterator[str]:
+    """``host:port`` of a servicer on a free port."""
+    server = await start_grpc_server([servicer], "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.port}"
+    finally:
+        await server.stop()
+
+
+def ids_of(text: str) -> tuple[int, ...]:
+    """A text's token ids."""
+    return tuple(build_tokenizer()(text, add_special_tokens=False)["input_ids"])
+
+
+@cache
+def plain_model(directory: Path) -> Any:
+    """A directory's model, as transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def plain_logits(directory: Path, token_ids: Sequence[int]) -> torch.Tensor:
+    """[N, V] of one sequence."""
+    logits: torch.Tensor = plain_model(directory)(torch.tensor([list(token_ids)])).logits[0]
+    return logits.double()
+
+
+def plain_logprobs(
+    directory: Path,
+    prefix_ids: Sequence[int],
+    continuation_ids: Sequence[int],
+    *,
+    removed_id: int | None = None,
+    temperature: float = 1.0,
+) -> list[float]:
+    """Of a continuation's tokens. Shape [H]."""
+    logits = plain_logits(directory, (*prefix_ids, *continuation_ids)) / temperature
+    if removed_id is not None:
+        logits[:, removed_id] = -torch.inf
+    logprobs = torch.log_softmax(logits, dim=-1)
+    places = enumerate(continuation_ids, start=len(prefix_ids) - 1)
+    return [float(logprobs[place, token_id]) for place, token_id in places]
+
+
+def plain_score(
+    directories: tuple[Path, Path], context: str, target: str, thoughts: Sequence[str]
+) -> tuple[list[float], float]:
+    """RLP eq. 3 for every thought, and eq. 4."""
+    policy, baseline = directories
+    thinking = [
+        sum(
+            plain_logprobs(
+                policy, (*ids_of(context), OPEN_ID, *ids_of(t), CLOSE_ID), ids_of(target)
+            )
+        )
+        for t in thoughts
+    ]
+    no_think = plain_logprobs(baseline, ids_of(context), ids_of(target), removed_id=OPEN_ID)
+    return thinking, sum(no_think)
+
+
+def plain_entropies(
+    directory: Path, token_ids: Sequence[int], top_k: int, renormalise: bool
+) -> list[float]:
+    """Of predicting every token but the first."""
+    probabilities = torch.softmax(plain_logits(directory, token_ids)[:-1], dim=-1)
+    top = probabilities.topk(top_k, dim=-1).values
+    if renormalise:
+        top = top / top.sum(dim=-1, keepdim=True)
+    entropies: list[float] = (-(top * top.log()).sum(dim=-1)).tolist()
+    return entropies

@@ -1,0 +1,142 @@
+"""The reward service alone: a real process on a model directory that plain transformers wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.plain_reward import PlainModel
+from tests.e2e.processes import Process, eventually
+from tests.tiny import CLOSE_ID, OPEN_ID, build_model_directory
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+CLOSE = 1e-5
+NUM_CALLERS = 64
+
+
+@dataclass(frozen=True)
+class Alone:
+    process: Process
+    policy: PlainModel
+    baseline: PlainModel
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
+    policy, baseline = (
+        build_model_directory(tmp_path_factory.mktemp("model"), kind, seed)
+        for kind, seed in (("llama", 5), ("gpt2", 6))
+    )
+    words = [
+        f"reward.policy_path={policy}",
+        f"reward.baseline_path={baseline}",
+        "reward.http_port=0",
+        "reward.device=cpu",
+    ]
+    log = tmp_path_factory.mktemp("log") / "alone.log"
+    process = Process("services.reward", words, log)
+    yield Alone(process, PlainModel(policy), PlainModel(baseline))
+    if process.exit_status is None:
+        process.kill()
+
+
+async def port_of(process: Process, pattern: str) -> int:
+    def look() -> re.Match[str] | None:
+        return re.search(pattern, process.log)
+
+    found = await eventually("the service's ports in its log", look, alive=[process])
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.fixture
+async def client(alone: Alone) -> AsyncIterator[httpx.AsyncClient]:
+    port = await port_of(alone.process, r"HTTP on http://127\.0\.0\.1:(\d+)")
+    limits = httpx.Limits(max_connections=NUM_CALLERS)
+    url = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+        yield client
+
+
+async def ask(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
+    response = await client.post(f"/v1/{path}", json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+async def check_all(client: httpx.AsyncClient, alone: Alone, number: int) -> None:
+    """All endpoints, with texts of this caller's own length, against a plain computation."""
+    policy, baseline = alone.policy, alone.baseline
+    context, target = f"{'ab' * (number % 11)}{number} + 1 = ", f"{number + 1}"
+    item = {
+        "id": number,
+        "context": context,
+        "target": target,
+        "thoughts": ["x" * (number % 7), "y"],
+    }
+    [scores] = (await ask(client, "score", objective="rlp", items=[item]))["items"]
+    expected = policy.score(item, (OPEN_ID, CLOSE_ID))
+    assert scores["id"] == number
+    assert scores["policy_logprobs"] == pytest.approx(expected, abs=CLOSE)
+    no_think = sum(baseline.logprobs(policy.ids(context), policy.ids(target), OPEN_ID))
+    assert scores["baseline_logprob"] == pytest.approx(no_think, abs=CLOSE)
+    assert scores["rewards"] == pytest.approx([e - no_think for e in expected], abs=CLOSE)
+    for name, plain in (("policy", policy), ("baseline", baseline)):
+        found = await ask(client, "logprobs", model=name, prefix=context, continuations=[target])
+        logprobs = plain.logprobs(plain.ids(context), plain.ids(target))
+        assert found["continuations"][0]["logprobs"] == pytest.approx(logprobs, abs=CLOSE)
+    entropies = (await ask(client, "entropy", text=context))["entropies"]
+    assert entropies == pytest.approx(policy.entropies(policy.ids(context), 16), abs=CLOSE)
+    match = {"prediction": target[:1], "truth": target}  # one token per byte
+    [verdict] = (await ask(client, "match", kind="byte_prefix", items=[match]))["items"]
+    assert verdict["match"] is True
+
+
+async def test_one_caller_gets_what_transformers_computes(
+    client: httpx.AsyncClient, alone: Alone
+) -> None:
+    models = (await client.get("/v1/models")).json()
+    for name in ("policy", "baseline"):
+        assert (models[name]["epoch"], models[name]["version"]) == (0, 0)
+    await check_all(client, alone, 7)
+
+
+async def test_sixty_four_callers_at_once_get_the_same(
+    client: httpx.AsyncClient, alone: Alone
+) -> None:
+    await asyncio.gather(*(check_all(client, alone, number) for number in range(NUM_CALLERS)))
+
+
+async def test_the_ops_port_says_ready_and_sigterm_ends_it_cleanly(alone: Alone) -> None:
+    port = await port_of(alone.process, r"ops port (\d+)")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as ops:
+        ready = await ops.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (200, True)
+        assert "forethought_waiting_tokens 0.0" in (await ops.get("/metrics")).text
+    assert alone.process.end() == 0
+    assert "Traceback" not in alone.process.log
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reward.baseline_path=x"], "reward.policy_path is not"),
+        (["reward.policy_path=nowhere"], "'nowhere' does not exist"),
+    ],
+)
+def test_bad_directories_are_told_in_one_line(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    process = Process("services.reward", [*words, "reward.http_port=0"], tmp_path / "bad.log")
+    assert process.wait(60) == 2
+    assert message in process.log
+    assert "Traceback" not in process.log
