@@ -22,7 +22,6 @@ from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from forethought.errors import ForethoughtError, InvalidInput, Stale, Unreachable, status_of
 from forethought.types import WeightManifest
@@ -219,6 +218,9 @@ async def start_grpc_server(
     Raises:
         InvalidInput: the address cannot be listened on.
     """
+    # Imported here: the learner, which only pushes, imports this module too and serves nothing.
+    from grpc_reflection.v1alpha import reflection
+
     server = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=tuple(interceptors))
     for servicer in servicers:
         servicer.add_to(server)
