@@ -64,7 +64,7 @@ class DemoDocument:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the base model's pre-training documents (facts §D2), each in [0, 1].
+    """Shares of the base model's pre-training documents, each in [0, 1].
 
     ``idle_share``, of the worked documents, carry an empty or idle thought before a random
     word instead of a trace before the answer, so that the base has seen thoughts everywhere.
