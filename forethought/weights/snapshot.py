@@ -15,7 +15,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from forethought.errors import InvalidInput
 from forethought.types import WeightManifest
@@ -134,19 +133,6 @@ def check_file_name(name: str) -> None:
             f"file name {name!r} may not travel with weights; expected {WEIGHTS_FILE} or a plain "
             "name ending in .json, .txt, .model or .jinja; leave the file out of the snapshot"
         )
-
-
-def write_snapshot(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into ``directory`` (made if missing), the weights last.
-
-    Raises:
-        InvalidInput: a file name is not one that may travel; nothing is written then.
-    """
-    for name in files:
-        check_file_name(name)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in sorted(files, key=lambda name: name == WEIGHTS_FILE):
-        (directory / name).write_bytes(files[name])
 
 
 def digest_of(sha256_by_name: Mapping[str, str]) -> str:

@@ -29,12 +29,12 @@ from forethought.compute.sampling import SampleRequest
 from forethought.compute.weights import check_fit, layout_of
 from forethought.errors import InvalidInput, NotReady, Unreachable
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
+from forethought.weights.snapshot import WEIGHTS_FILE
 from services.rollout import vllm_build
 from services.rollout.tasks import assemble, fault, sample_requests
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS_FILE = "model.safetensors"
 _LOWEST_TEMPERATURE = 0.01  # vLLM silently raises what is below
 _SHUTDOWN_S = 5.0
 _PULSE_S = 1.0
@@ -84,7 +84,7 @@ class VllmEngine:
         async with self._turn:
             held = self._held
             if held and held.manifest.model_files_sha256 == manifest.model_files_sha256:
-                await self._flip(held, manifest, directory / _WEIGHTS_FILE)
+                await self._flip(held, manifest, directory / WEIGHTS_FILE)
                 return
             self._held = await _start(self._arguments, manifest, directory)
             if held:
@@ -245,7 +245,7 @@ async def _start(arguments: Mapping[str, Any], manifest: WeightManifest, directo
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        layout = layout_of(directory / _WEIGHTS_FILE)
+        layout = layout_of(directory / WEIGHTS_FILE)
         given = {"dtype": manifest.dtype, **arguments, "model": str(directory)}
         try:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**given)), layout

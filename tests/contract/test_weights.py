@@ -21,7 +21,6 @@ from forethought.weights.snapshot import (
     Snapshot,
     header_of,
     make_snapshot,
-    write_snapshot,
 )
 from forethought.wire.codec import WIRE_VERSION, manifest_to_proto
 from forethought.wire.v1 import weights_pb2, weights_pb2_grpc
@@ -423,16 +422,10 @@ async def test_status_refuses_another_wire_version(replica: FakeReplica):
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_snapshots_hold_only_data_files(tmp_path: Path):
+def test_snapshots_hold_only_data_files():
     for name in ("model.bin", "modeling.py", "../up.json", WEIGHTS_FILE):
         with pytest.raises(InvalidInput):
             make_snapshot("policy", 1, 1, "float32", {name: b""}, b"")
-    with pytest.raises(InvalidInput):
-        write_snapshot(tmp_path / "new", {"config.json": b"", "x.py": b""})
-    assert not (tmp_path / "new").exists()
-    write_snapshot(tmp_path / "new", snapshot_of(1).files)
-    written = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    assert written == snapshot_of(1).files
 
 
 # --- the server ----------------------------------------------------------------------------------

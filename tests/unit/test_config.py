@@ -10,13 +10,13 @@ import pytest
 from forethought import objectives, wire
 from forethought.config import Settings, load_settings, write_resolved
 from forethought.config.checks import (
-    MAX_VALUE_BYTES,
     check_corpus,
     check_redis,
     check_run,
     largest_value_bytes,
 )
 from forethought.errors import InvalidInput
+from forethought.queue.interface import MAX_VALUE_BYTES
 from forethought.types import (
     Document,
     Position,
