@@ -53,7 +53,8 @@ class Prompting:
     """The tokens around a thought; prompting is data, so no process needs a template.
 
     A thinking branch is ``head + context + bridge | thought | close + target``; the no-think branch
-    is ``no_think_head + context | target``. The last id of ``bridge_ids`` opens the thought.
+    is ``no_think_head + context | target``. The last id of ``bridge_ids`` opens the thought. Both
+    branches are assembled by the methods below and nowhere else.
 
     Example:
         ``Prompting(head_ids=(), bridge_ids=(39,), close_ids=(40,), no_think_head_ids=())``
@@ -68,6 +69,30 @@ class Prompting:
     def open_id(self) -> int:
         """The think-open token, whose mass the no-think scorer removes."""
         return self.bridge_ids[-1]
+
+    @property
+    def num_thinking_tokens(self) -> int:
+        """Tokens that a thinking branch adds to its context, thought and target."""
+        return len(self.head_ids) + len(self.bridge_ids) + len(self.close_ids)
+
+    def thinking_prefix(self, context_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """What a thought is sampled after: ``head + context + bridge``."""
+        return self.head_ids + context_ids + self.bridge_ids
+
+    def remaining_close(self, closed: bool) -> tuple[int, ...]:
+        """What follows a thought before its target. A closed thought already holds its sampled close
+        token, the first of ``close_ids``; a truncated one is closed by force."""
+        return self.close_ids[1:] if closed else self.close_ids
+
+    def target_prefix(
+        self, context_ids: tuple[int, ...], thought_ids: tuple[int, ...], closed: bool
+    ) -> tuple[int, ...]:
+        """What the target follows on a thinking branch: ``head + context + bridge + thought + close``."""
+        return self.thinking_prefix(context_ids) + thought_ids + self.remaining_close(closed)
+
+    def no_think_prefix(self, context_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """What the target follows without a thought: ``no_think_head + context``."""
+        return self.no_think_head_ids + context_ids
 
 
 @dataclass(frozen=True, slots=True)

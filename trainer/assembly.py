@@ -104,8 +104,8 @@ def check_length(
     """
     needed = settings.corpus.window_tokens
     if prompting is not None:
-        around = prompting.head_ids + prompting.bridge_ids + prompting.close_ids
-        needed += len(around) + settings.sampling.max_thought_tokens + objective.prediction_tokens
+        needed += prompting.num_thinking_tokens + settings.sampling.max_thought_tokens
+        needed += objective.prediction_tokens
     if needed > language_model.max_length_tokens:
         raise InvalidInput(
             f"windows of {settings.corpus.window_tokens} tokens with their thoughts need {needed}, the "

@@ -41,9 +41,8 @@ class LearnedGroup:
         return self.result.policy_logprobs_KG[self.k]
 
     def close_ids(self, thought: Thought) -> tuple[int, ...]:
-        """What still follows a thought before its target: less where the close token was sampled."""
-        close_ids = self.task.prompting.close_ids
-        return close_ids[1:] if thought.closed else close_ids
+        """What still follows a thought before its target."""
+        return self.task.prompting.remaining_close(thought.closed)
 
 
 def groups_of(results: Sequence[ScoredRollout]) -> list[LearnedGroup]:

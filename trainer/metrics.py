@@ -146,8 +146,8 @@ def _scored_tokens(results: Sequence[ScoredRollout]) -> int:
             if not logprobs_G:
                 continue
             plain = position.index + len(position.target_ids_H)
-            around = len(prompting.head_ids + prompting.bridge_ids + prompting.close_ids)
-            thoughts = sum(plain + around + len(thought.thought_ids) for thought in thoughts_G)
+            with_thought = plain + prompting.num_thinking_tokens
+            thoughts = sum(with_thought + len(thought.thought_ids) for thought in thoughts_G)
             num_tokens += thoughts + plain + len(prompting.no_think_head_ids)
     return num_tokens
 

@@ -41,12 +41,8 @@ def no_think_metrics(
 
 def _queries(result: ScoredRollout) -> list[Continuation]:
     task = result.rollout.task
-    head_ids, open_id = task.prompting.no_think_head_ids, task.prompting.open_id
+    trunk_ids = task.document.token_ids_N
     return [
-        Continuation(
-            head_ids + task.document.token_ids_N[: position.index],
-            position.target_ids_H,
-            removed_id=open_id,
-        )
-        for position in task.positions_K
+        Continuation.without_thought(task.prompting, trunk_ids[: p.index], p.target_ids_H)
+        for p in task.positions_K
     ]

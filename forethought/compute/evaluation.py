@@ -169,7 +169,7 @@ def _request(
     query: Query, place: int, prompting: Prompting, sampling: Sampling, seed: int
 ) -> SampleRequest:
     return SampleRequest(
-        prefix_ids=prompting.head_ids + _context(query) + prompting.bridge_ids,
+        prefix_ids=prompting.thinking_prefix(_context(query)),
         seeds_G=tuple(derive_seed(seed, place, g) for g in range(sampling.group_size)),
         max_tokens=sampling.max_thought_tokens,
         temperature=sampling.temperature,
@@ -198,14 +198,17 @@ def _scored(
 
 
 def _no_think(query: Query, prompting: Prompting) -> Continuation:
-    prefix = prompting.no_think_head_ids + _context(query)
-    return Continuation(prefix, query.position.target_ids_H, removed_id=prompting.open_id)
+    return Continuation.without_thought(prompting, _context(query), query.position.target_ids_H)
 
 
 def _after_thought(query: Query, prompting: Prompting, thought: Sample) -> Continuation:
-    close = prompting.close_ids[1:] if thought.stopped else prompting.close_ids
-    prefix = prompting.head_ids + _context(query) + prompting.bridge_ids
-    return Continuation(prefix + thought_ids(thought) + close, query.position.target_ids_H)
+    return Continuation.after_thought(
+        prompting,
+        _context(query),
+        thought_ids(thought),
+        thought.stopped,
+        query.position.target_ids_H,
+    )
 
 
 def _context(query: Query) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from forethought.compute.rows import pad_left, tail_logits, token_budget_batches
+from forethought.types import Prompting
 
 _LOGITS_PER_TOKEN = 1024
 
@@ -31,6 +32,25 @@ class Continuation:
     prefix_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
     removed_id: int | None = None
+
+    @classmethod
+    def after_thought(
+        cls,
+        prompting: Prompting,
+        context_ids: tuple[int, ...],
+        thought_ids: tuple[int, ...],
+        closed: bool,
+        target_ids_H: tuple[int, ...],
+    ) -> Self:
+        """The target after context and thought (RLP eq. 3), the close scored through."""
+        return cls(prompting.target_prefix(context_ids, thought_ids, closed), target_ids_H)
+
+    @classmethod
+    def without_thought(
+        cls, prompting: Prompting, context_ids: tuple[int, ...], target_ids_H: tuple[int, ...]
+    ) -> Self:
+        """The target right after the context (RLP eq. 4), the think-open token's mass removed."""
+        return cls(prompting.no_think_prefix(context_ids), target_ids_H, prompting.open_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,8 +131,7 @@ def _room(
     sampling: Sampling,
 ) -> Room:
     target_tokens = getattr(given.objective.config, "target_tokens", 1)
-    around = (*prompting.head_ids, *prompting.bridge_ids, *prompting.close_ids)
-    needed = len(around) + sampling.max_response_tokens + target_tokens
+    needed = prompting.num_thinking_tokens + sampling.max_response_tokens + target_tokens
     return Room(
         model.max_length_tokens - needed,
         target_tokens,

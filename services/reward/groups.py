@@ -54,7 +54,7 @@ class GroupQuery:
         """Tokens that all branches read together; a bound on the work, cheap to compute."""
         p = self.prompting
         shared = len(self.context_ids_N) + len(self.target_ids_H)
-        around = shared + len(p.head_ids) + len(p.bridge_ids) + len(p.close_ids)
+        around = shared + p.num_thinking_tokens
         thoughts = sum(around + len(thought.token_ids_L) for thought in self.thoughts_G)
         return thoughts + shared + len(p.no_think_head_ids)
 
@@ -96,19 +96,19 @@ class HeldModels:
 
 
 def thinking_branch(query: GroupQuery, thought: Thought) -> Continuation:
-    """The target after context and thought (RLP eq. 3), the close scored through."""
-    prompting = query.prompting
-    # A closed thought already holds its sampled close token; a truncated one is closed by force.
-    close_ids = prompting.close_ids[1:] if thought.closed else prompting.close_ids
-    opened = prompting.head_ids + query.context_ids_N + prompting.bridge_ids
-    return Continuation(opened + thought.thought_ids + close_ids, query.target_ids_H)
+    """The target after context and thought."""
+    return Continuation.after_thought(
+        query.prompting,
+        query.context_ids_N,
+        thought.thought_ids,
+        thought.closed,
+        query.target_ids_H,
+    )
 
 
 def no_think_branch(query: GroupQuery) -> Continuation:
-    """The target right after the context (RLP eq. 4), the think-open token's mass removed."""
-    prompting = query.prompting
-    prefix_ids = prompting.no_think_head_ids + query.context_ids_N
-    return Continuation(prefix_ids, query.target_ids_H, removed_id=prompting.open_id)
+    """The target right after the context."""
+    return Continuation.without_thought(query.prompting, query.context_ids_N, query.target_ids_H)
 
 
 def policy_branches(query: GroupQuery) -> list[Continuation]:

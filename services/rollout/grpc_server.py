@@ -135,7 +135,7 @@ def _branch(
             "got prefix_ids and context_ids or prompting; expected either a whole prefix or a "
             "context with its prompting; remove one of them"
         )
-    if not prefix_ids and not prompting.head_ids + context_ids + prompting.bridge_ids:
+    if not prefix_ids and not prompting.thinking_prefix(context_ids):
         raise InvalidInput(
             "the prefix is empty; expected at least one token in prefix_ids, or in context_ids "
             "and prompting; give the tokens to think after"

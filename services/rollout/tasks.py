@@ -18,7 +18,7 @@ def sample_requests(task: Task) -> list[SampleRequest]:
     sampling, prompting, trunk = task.sampling, task.prompting, task.document.token_ids_N
     return [
         SampleRequest(
-            prefix_ids=prompting.head_ids + trunk[: position.index] + prompting.bridge_ids,
+            prefix_ids=prompting.thinking_prefix(trunk[: position.index]),
             seeds_G=tuple(
                 derive_seed(task.seed, task.task_id, k, g) for g in range(sampling.group_size)
             ),
@@ -40,8 +40,7 @@ def num_tokens(task: Task) -> int:
 def longest_branch(task: Task) -> int:
     """Tokens of the longest branch as it is sampled or scored: close and target or prediction included."""
     prompting, sampling = task.prompting, task.sampling
-    around = len(prompting.head_ids + prompting.bridge_ids + prompting.close_ids)
-    around += sampling.max_thought_tokens
+    around = prompting.num_thinking_tokens + sampling.max_thought_tokens
     return around + max(
         p.index + max(len(p.target_ids_H), sampling.prediction_tokens) for p in task.positions_K
     )
@@ -50,7 +49,7 @@ def longest_branch(task: Task) -> int:
 def fault(task: Task, vocabulary: int, max_length_tokens: int) -> str | None:
     """Why this task cannot be served, so that its neighbours in the batch still are."""
     trunk, prompting = task.document.token_ids_N, task.prompting
-    largest_id = max(trunk + prompting.head_ids + prompting.bridge_ids, default=0)
+    largest_id = max(prompting.thinking_prefix(trunk), default=0)
     if not task.positions_K:
         return f"task {task.task_id} has no position to think at"
     last = max(position.index for position in task.positions_K)
