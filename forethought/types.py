@@ -280,3 +280,21 @@ class Replica:
     serving: dict[str, tuple[int, int]] = field(default_factory=dict)
     num_tasks_done: int = 0
     draining: bool = False
+
+
+_ATTEMPT = 1 << 40
+
+
+def attempt_of(task_id: int) -> int:
+    """Which attempt an id is: 0 for a task that replaces none."""
+    return task_id // _ATTEMPT
+
+
+def original_of(task_id: int) -> int:
+    """The id of the task that an id stands in for; its own where it replaces none."""
+    return task_id % _ATTEMPT
+
+
+def next_attempt(task_id: int) -> int:
+    """The id of the task that replaces this one."""
+    return task_id + _ATTEMPT

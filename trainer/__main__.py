@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from forethought import process
 from forethought.config import Settings, write_resolved
 from forethought.config.checks import check_corpus, check_redis, check_run, check_token
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -27,7 +27,7 @@ from forethought.config.checks import check_corpus, check_run
 from forethought.corpus.mixture import Corpus, open_corpus
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 from forethought.types import Prompting
 from trainer.learner import Learner
 

@@ -34,7 +34,7 @@ from forethought.config.sections import ObjectiveSection
 from forethought.corpus.base import quote_thoughts, train_tokenizer
 from forethought.corpus.mixture import Corpus
 from forethought.corpus.sources import iterate_texts
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 from forethought.types import Document
 from trainer.assembly import assemble
 from trainer.next_token_run import NextTokenRun

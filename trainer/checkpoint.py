@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from forethought import wire
 from forethought.errors import InvalidInput
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 from forethought.types import Task
 from trainer.learner import Learner
 

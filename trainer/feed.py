@@ -19,8 +19,7 @@ from forethought.compute.sampling import derive_seed
 from forethought.config import Settings
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
-from forethought.types import Document, Position, Prompting, Sampling, Task
-from trainer.replacement import next_attempt
+from forethought.types import Document, Position, Prompting, Sampling, Task, next_attempt
 
 _MAX_PASSED_OVER = 1000
 

@@ -15,24 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from forethought.types import ScoredRollout, Task
-
-_ATTEMPT = 1 << 40
-
-
-def attempt_of(task_id: int) -> int:
-    """Which attempt an id is: 0 for a task that replaces none."""
-    return task_id // _ATTEMPT
-
-
-def original_of(task_id: int) -> int:
-    """The id of the task that an id stands in for; its own where it replaces none."""
-    return task_id % _ATTEMPT
-
-
-def next_attempt(task_id: int) -> int:
-    """The id of the task that replaces this one."""
-    return task_id + _ATTEMPT
+from forethought.types import ScoredRollout, Task, attempt_of, original_of
 
 
 @dataclass(frozen=True, slots=True)

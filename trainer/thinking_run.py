@@ -29,19 +29,19 @@ from forethought.corpus.mixture import CorpusCursor
 from forethought.errors import InvalidInput, Superseded
 from forethought.queue.interface import Broker
 from forethought.queue.patience import insist
-from forethought.types import ScoredRollout, Task
+from forethought.run.alarms import Alarms
+from forethought.run.journal import Journal, audit, first_kept_batch
+from forethought.types import ScoredRollout, Task, attempt_of
 from forethought.weights.snapshot import make_snapshot
-from trainer.alarms import Alarms
 from trainer.assembly import Assembly
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.depth_watch import DepthWatch
 from trainer.exposition import PushMetrics, StepMetrics, TaskMetrics
 from trainer.feed import TaskFeed
-from trainer.journal import Journal, audit, first_kept_batch
 from trainer.lesson import Recipe
 from trainer.metrics import MetricsLog, rollout_metrics
 from trainer.publisher import Publisher
-from trainer.replacement import Replacing, attempt_of
+from trainer.replacement import Replacing
 from trainer.step_counts import StepCounts, TaskCounts
 from trainer.study import Studied, Study
 from trainer.work_in_flight import WorkInFlight

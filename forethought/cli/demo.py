@@ -49,7 +49,7 @@ def _run(plan: DemoPlan, arm: str, words: list[str]) -> dict[str, Any]:
     """Run one arm from scratch; a failed or interrupted one ends the demo."""
     from forethought.cli.plan import prepare
     from forethought.cli.up import run_here
-    from forethought.run_directory import RunDirectory
+    from forethought.run.directory import RunDirectory
 
     directory = plan.arm_directory(arm)
     shutil.rmtree(directory, ignore_errors=True)
@@ -71,7 +71,7 @@ def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:
     from forethought.demo.arms import base_model
     from forethought.demo.measure import measure
     from forethought.process import quiet_libraries
-    from forethought.run_directory import RunDirectory
+    from forethought.run.directory import RunDirectory
 
     quiet_libraries()
     runs = {arm: plan.arm_directory(arm) for arm in ("rlp", "rlp_uniform")}

@@ -15,8 +15,8 @@ import typer
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forethought.evaluation.checkpoints import Checkpoint
     from forethought.evaluation.order import Order
+    from forethought.run.checkpoints import Checkpoint
 
 _SPLITS, _ASKING, _TEXT = "Positions", "Thoughts", "Text"
 
@@ -184,8 +184,8 @@ def _show(report: dict[str, Any], out: Path | None) -> None:
 
 def _checkpoints(paths: list[Path], run: Path | None) -> tuple[Checkpoint, ...]:
     from forethought.config import load_settings
-    from forethought.evaluation.checkpoints import distinct, resolve, series
-    from forethought.run_directory import RunDirectory
+    from forethought.run.checkpoints import distinct, resolve, series
+    from forethought.run.directory import RunDirectory
 
     if bool(paths) == (run is not None):
         raise InvalidInput(

@@ -24,7 +24,7 @@ from forethought.cli.supervisor import Program
 from forethought.config import Settings, load_settings
 from forethought.config.loading import ENVIRONMENT_PREFIX
 from forethought.errors import InvalidInput
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 _EVERY_INTERFACE = ("", "0.0.0.0", "::")
 

@@ -13,7 +13,7 @@ from typing import Any
 from forethought.cli.plan import Plan
 from forethought.cli.progress import Metrics, duration
 from forethought.config.sections import AuthSection
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 _COUNTS = (
     "steps",

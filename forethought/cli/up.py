@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from forethought.cli.progress import Display, Reading
     from forethought.cli.supervisor import Child, Supervisor
     from forethought.queue import Broker
-    from forethought.run_directory import RunDirectory
+    from forethought.run.directory import RunDirectory
 
 _REFRESH_S = 0.25
 _REGISTRY_INTERVAL_S = 2.0

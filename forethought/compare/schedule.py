@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from forethought.background import end
-from forethought.compare.cost import Cost, cost_of
 from forethought.compare.plan import ArmEntry, BaseEntry, ComparisonPlan
 from forethought.compare.trial import (
     Trial,
@@ -31,7 +30,8 @@ from forethought.compare.trial import (
     start_of,
 )
 from forethought.errors import ForethoughtError
-from forethought.run_directory import RunDirectory
+from forethought.run.cost import Cost, cost_of
+from forethought.run.directory import RunDirectory
 
 _SHOWN_LINES = 5
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forethought.compare.cost import Cost
 from forethought.compare.plan import (
     DEMO_MODEL,
     ArmEntry,
@@ -16,7 +15,8 @@ from forethought.compare.plan import (
     Tables,
     layered,
 )
-from forethought.run_directory import RunDirectory
+from forethought.run.cost import Cost
+from forethought.run.directory import RunDirectory
 
 _UNTIL_THE_BUDGET = 1_000_000_000  # steps, where learner.max_tokens ends the run
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from rich.table import Table

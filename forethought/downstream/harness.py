@@ -18,7 +18,7 @@ from typing import Any
 
 from forethought.downstream.suites import Scored, Suite
 from forethought.errors import InvalidInput
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 TASKS = Path(__file__).parent / "tasks"
 """Our own tasks, for ``lm_eval --include_path``."""

@@ -18,8 +18,8 @@ from forethought import objectives
 from forethought.config import Settings, load_settings
 from forethought.config.sections import CorpusSection, SourceSection
 from forethought.errors import InvalidInput
-from forethought.evaluation.checkpoints import Checkpoint
 from forethought.objectives import Objective
+from forethought.run.checkpoints import Checkpoint
 
 HELDOUT = "heldout"
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forethought.evaluation.checkpoints import Checkpoint
 from forethought.evaluation.conditions import Wishes
 from forethought.evaluation.spent import Unit
 from forethought.evaluation.text import Noise
+from forethought.run.checkpoints import Checkpoint
 
 Progress = Callable[[str, int, int], None]
 """Told of a stage, how much of it is done, and of how much."""

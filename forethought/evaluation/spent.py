@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from forethought.errors import InvalidInput
-from forethought.evaluation.checkpoints import Checkpoint
 from forethought.objectives import Objective
+from forethought.run.checkpoints import Checkpoint
 
 Unit = Literal["flops", "tokens", "steps"]
 _LEARN, _FORWARD = 6, 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from forethought.evaluation.checkpoints import Checkpoint
 from forethought.evaluation.conditions import Conditions, conditions
 from forethought.evaluation.figures import measure
 from forethought.evaluation.order import Order, Progress
@@ -25,6 +24,7 @@ from forethought.evaluation.spent import Price, compute_of
 from forethought.evaluation.summary import Examined, Report, summarise
 from forethought.evaluation.text import plain_text_nll
 from forethought.objectives import Objective
+from forethought.run.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     from forethought.compute.evaluation import Answer

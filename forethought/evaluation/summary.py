@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from math import exp, isfinite
 from typing import Any
 
-from forethought.evaluation.checkpoints import Checkpoint
 from forethought.evaluation.conditions import Conditions
 from forethought.evaluation.definitions import DEFINITIONS, split_definitions, versions
 from forethought.evaluation.figures import Measurements, differences, split_figures
@@ -20,6 +19,7 @@ from forethought.evaluation.order import Order
 from forethought.evaluation.questions import Questions
 from forethought.evaluation.scaling import fit_law, limit_interval, why_no_fit
 from forethought.evaluation.splits import Draw
+from forethought.run.checkpoints import Checkpoint
 
 Report = dict[str, Any]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from forethought.errors import InvalidInput
 from forethought.report.review import Review, review_of
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_MODULE = "trainer.review"
+_MODULE = "forethought.run.review"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from forethought.background import end, first_failure
 from forethought.config import Settings, write_resolved
 from forethought.config.checks import check_corpus, check_run
 from forethought.config.sections import AuthSection
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from trainer.assembly import Assembly

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from stack import Stack, build_images, eventually, has_engine, image_sizes
 
-from forethought.run_directory import RunDirectory
-from trainer.journal import read_journal
+from forethought.run.directory import RunDirectory
+from forethought.run.journal import read_journal
 
 pytestmark = [
     pytest.mark.docker,

@@ -26,7 +26,7 @@ from forethought.auth import Bearer, Tokens
 from forethought.demo.arms import base_model
 from forethought.demo.corpus import PLAIN, write_corpus
 from forethought.orphan import death_with_parent
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 T = TypeVar("T")
 

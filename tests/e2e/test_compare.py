@@ -13,7 +13,7 @@ import tomli_w
 
 from forethought.compare.plan import ComparisonPlan
 from forethought.compare.schedule import Schedule
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

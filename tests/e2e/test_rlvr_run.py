@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forethought.demo.corpus import EQUALS, documents
 from forethought.demo.corpus import Mixture as DemoMixture
-from trainer.journal import read_journal
+from forethought.run.journal import read_journal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

@@ -9,8 +9,8 @@ import pytest
 from processes import BATCH_TASKS, GROUP_SIZE, Cluster
 
 from forethought.queue.embedded import EmbeddedRedis
-from trainer.journal import read_journal
-from trainer.replacement import attempt_of, original_of
+from forethought.run.journal import read_journal
+from forethought.types import attempt_of, original_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

@@ -22,9 +22,9 @@ from forethought import queue
 from forethought.queue.embedded import EmbeddedRedis
 from forethought.queue.interface import Broker, Stage
 from forethought.queue.keys import GROUP, Keys
+from forethought.run.journal import JournalRecord, read_journal
 from forethought.types import ScoredRollout
 from forethought.weights.grpc_weights import WeightsClient
-from trainer.journal import JournalRecord, read_journal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

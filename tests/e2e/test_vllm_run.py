@@ -9,8 +9,8 @@ import psutil
 import pytest
 from processes import Cluster, Process, eventually
 
+from forethought.run.journal import read_journal
 from tests import vllm_engines
-from trainer.journal import read_journal
 
 pytestmark = [pytest.mark.e2e, *vllm_engines.MARKS]
 

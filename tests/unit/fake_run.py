@@ -16,7 +16,7 @@ from pathlib import Path
 from forethought.config import Settings, load_settings
 from forethought.errors import InvalidInput
 from forethought.queue import connect
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 from forethought.types import Replica
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.alarms import WINDOW_STEPS, Alarms, findings, means
+from forethought.run.alarms import WINDOW_STEPS, Alarms, findings, means
 
 HEALTHY: dict[str, float] = {
     "thought_tokens_mean": 6.0,

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import tomli_w
 
-from forethought.compare.cost import Cost
 from forethought.compare.plan import ComparisonPlan, layered, load_plan
 from forethought.compare.trial import Trial, arm_settings, base_settings, stage_settings, start_of
 from forethought.config import Settings
@@ -17,6 +16,7 @@ from forethought.demo.arms import base_model
 from forethought.demo.comparison import write_questions
 from forethought.demo.corpus import documents
 from forethought.errors import InvalidInput
+from forethought.run.cost import Cost
 
 REPOSITORY = Path(__file__).parents[2]
 

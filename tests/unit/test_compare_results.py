@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from forethought.compare.cost import Cost, cost_of
 from forethought.compare.figure import draw
 from forethought.compare.interval import interval
 from forethought.compare.plan import ComparisonPlan
@@ -18,6 +17,7 @@ from forethought.compare.results import FIGURES, results_of, value, write_result
 from forethought.compare.schedule import Outcome
 from forethought.compare.table import table_of
 from forethought.compare.trial import Trial
+from forethought.run.cost import Cost, cost_of
 
 PLAN = ComparisonPlan.model_validate(
     {

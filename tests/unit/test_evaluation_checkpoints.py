@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from forethought.cli.eval import evaluate
 from forethought.config import load_settings, write_resolved
 from forethought.errors import InvalidInput
-from forethought.evaluation.checkpoints import distinct, resolve, series
 from forethought.evaluation.conditions import Wishes, conditions
+from forethought.run.checkpoints import distinct, resolve, series
 
 
 def add_model(folder: Path) -> Path:

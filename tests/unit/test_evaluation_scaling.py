@@ -10,10 +10,10 @@ import pytest
 
 from forethought import objectives
 from forethought.errors import InvalidInput
-from forethought.evaluation.checkpoints import Checkpoint
 from forethought.evaluation.scaling import fit_law, limit_interval, why_no_fit
 from forethought.evaluation.spent import Price, compute_of
-from forethought.run_directory import RunDirectory
+from forethought.run.checkpoints import Checkpoint
+from forethought.run.directory import RunDirectory
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from forethought.compute.logprob import Scored
 from forethought.compute.sampling import Sample
 from forethought.demo.arms import base_model
 from forethought.errors import InvalidInput
-from forethought.evaluation.checkpoints import Checkpoint
 from forethought.evaluation.conditions import Wishes
 from forethought.evaluation.order import Order
 from forethought.evaluation.predictions import Grader
 from forethought.evaluation.study import evaluate
 from forethought.evaluation.table import law_lines, lines, tables
 from forethought.evaluation.text import Noise
+from forethought.run.checkpoints import Checkpoint
 from forethought.types import Document
 
 TEXTS = ("The cat sat on the mat.", "A second text is here.", "3 + 4 = 7 and no more")

@@ -21,12 +21,12 @@ from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.errors import InvalidInput, Superseded
 from forethought.queue.interface import Message, Stage
 from forethought.queue.memory_broker import MemoryBroker
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
+from forethought.run.journal import BATCHES_PER_FILE, Journal, audit, first_kept_batch, read_journal
 from forethought.types import Document, Position, Prompting, Rollout, Sampling, ScoredRollout, Task
 from trainer.assembly import assemble
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.feed import TaskFeed
-from trainer.journal import BATCHES_PER_FILE, Journal, audit, first_kept_batch, read_journal
 from trainer.learner import Learner
 from trainer.ledger import Ledger
 from trainer.thinking_run import ThinkingRun

@@ -14,6 +14,7 @@ from forethought.config import load_settings
 from forethought.config.checks import check_run
 from forethought.errors import InvalidInput
 from forethought.objectives import Group
+from forethought.run.journal import read_journal
 from forethought.types import (
     Document,
     Position,
@@ -28,7 +29,6 @@ from services.reward.__main__ import load_objectives
 from services.reward.scoring import Scorer
 from tests.e2e.processes import BATCH_TASKS, Cluster
 from tests.tiny import CLOSE_ID, OPEN_ID, build_model_directory, serve
-from trainer.journal import read_journal
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "objectives" / "priced_gain.py"

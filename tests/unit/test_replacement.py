@@ -18,10 +18,19 @@ from forethought.config.sections import FilterSection
 from forethought.errors import InvalidInput
 from forethought.queue.interface import Broker, Message, Stage
 from forethought.queue.memory_broker import MemoryBroker
-from forethought.types import Rollout, ScoredRollout, Task, Thought, VersionSpan
-from trainer.journal import Journal, audit
+from forethought.run.journal import Journal, audit
+from forethought.types import (
+    Rollout,
+    ScoredRollout,
+    Task,
+    Thought,
+    VersionSpan,
+    attempt_of,
+    next_attempt,
+    original_of,
+)
 from trainer.lesson import Recipe
-from trainer.replacement import Replacing, attempt_of, next_attempt, original_of
+from trainer.replacement import Replacing
 from trainer.thinking_run import models_needed
 from trainer.work_in_flight import WorkInFlight
 

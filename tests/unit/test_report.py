@@ -28,9 +28,9 @@ from forethought.report.curves import CURVES, ends, mean_phases, points, thinned
 from forethought.report.evaluation import evaluation_tables
 from forethought.report.facts import identity_rows, work_rows
 from forethought.report.settings import setting_rows
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
+from forethought.run.journal import Journal
 from forethought.types import ScoredRollout
-from trainer.journal import Journal
 
 HOSTILE = "<script>alert(1)</script>&\"'"
 NUM_STEPS = 60

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from forethought.errors import InvalidInput
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_one_learner_owns_a_run_at_a_time(run: RunDirectory) -> None:
 def test_the_lock_dies_with_its_process(run: RunDirectory) -> None:
     hold = (
         "import os, pathlib, sys\n"
-        "from forethought.run_directory import RunDirectory\n"
+        "from forethought.run.directory import RunDirectory\n"
         "with RunDirectory(pathlib.Path(sys.argv[1])).owned():\n"
         "    print('owned', flush=True); sys.stdin.read()\n"
     )

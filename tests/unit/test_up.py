@@ -18,7 +18,7 @@ import pytest
 
 from forethought.cli.supervisor import Program, RestartPolicy, Supervisor
 from forethought.cli.up import judge
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 PROCESSES = {
     "services/rollout/__main__.py": "fake_run.service('rollout')",

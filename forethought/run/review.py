@@ -1,4 +1,4 @@
-"""``python -m trainer.review DIR``: what a run's journal and metrics say, as one JSON object.
+"""``python -m forethought.run.review DIR``: what a run's journal and metrics say, as one JSON object.
 
     alarms     told in the order of their steps, with the remedy
     audit      admitted, trained, failed, lost, duplicated, of the batches that are there
@@ -22,11 +22,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forethought.run_directory import RunDirectory
-from forethought.types import ScoredRollout
-from trainer.alarms import Alarms
-from trainer.journal import JournalRecord, audit, read_journal
-from trainer.replacement import attempt_of
+from forethought.run.alarms import Alarms
+from forethought.run.directory import RunDirectory
+from forethought.run.journal import JournalRecord, audit, read_journal
+from forethought.types import ScoredRollout, attempt_of
 
 SAMPLES_PER_BATCH = 2
 
@@ -66,7 +65,9 @@ def review(directory: RunDirectory) -> Review:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the review of one run directory."""
-    parser = argparse.ArgumentParser("python -m trainer.review", description="Review a run.")
+    parser = argparse.ArgumentParser(
+        "python -m forethought.run.review", description="Review a run."
+    )
     parser.add_argument("directory", type=Path, help="the run directory")
     found = review(RunDirectory(parser.parse_args(arguments).directory))
     print(json.dumps(asdict(found)))

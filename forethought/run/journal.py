@@ -21,8 +21,7 @@ from pathlib import Path
 import zstandard
 
 from forethought import wire
-from forethought.types import ScoredRollout
-from trainer.replacement import attempt_of, original_of
+from forethought.types import ScoredRollout, attempt_of, original_of
 
 BATCHES_PER_FILE = 64
 _HEADER = struct.Struct("<II")  # batch, bytes of the frame that follows

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forethought.errors import InvalidInput
-from forethought.run_directory import RunDirectory
+from forethought.run.directory import RunDirectory
 
 _STEP = "step-"
 
