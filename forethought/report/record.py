@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from forethought.errors import InvalidInput
-from forethought.report.review import Review, review_of
 from forethought.run.directory import RunDirectory
+from forethought.run.review import Review, review
 
 Row = dict[str, Any]
 
@@ -96,8 +96,8 @@ def _read(path: Path, label: str) -> RunRecord:
     else:
         summary = missing.of(directory.summary, _json, "the summary a learner writes when it ends")
     evaluation = _optional(directory.root / "eval.json", missing)
-    review = review_of(path)
-    missing.sentences += review.problems
+    reviewed = review(directory)
+    missing.sentences += reviewed.problems
     if not directory.complete_checkpoints():
         missing.sentences.append("There is no checkpoint.")
     status = "running" if is_owned else _status(config, rows, summary)
@@ -109,7 +109,7 @@ def _read(path: Path, label: str) -> RunRecord:
         rows,
         summary,
         evaluation,
-        review,
+        reviewed,
         tuple(missing.sentences),
     )
 

@@ -1,22 +1,18 @@
-"""``python -m forethought.run.review DIR``: what a run's journal and metrics say, as one JSON object.
+"""What a run's journal and metrics say about it.
 
-    alarms     told in the order of their steps, with the remedy
+    alarms     in the order of their steps, with the remedy
     audit      admitted, trained, failed, lost, duplicated, of the batches that are there
     failures   how often each reason took the place of thoughts
     replicas   by id: kind, tasks, and the newest version seen in its work
     samples    some positions of the first and of the last batch, with all their thoughts
 
-Design: alarms and the journal are the learner's, and whoever shows a run may not import the learner; so
-this is a process of its own whose output is data. It reads the whole journal, one batch in memory,
-because reasons and replicas stand nowhere else. The price is a second or two per thousand batches.
-Samples are the first positions of their batches, not chosen by anything that could flatter.
+Design: the whole journal is read, one batch in memory, because failure reasons and replicas are recorded
+nowhere else. The price is a second or two per thousand batches. Samples are the first positions of their
+batches, not chosen by anything that could flatter.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,14 +28,14 @@ SAMPLES_PER_BATCH = 2
 
 @dataclass(slots=True)
 class Review:
-    """What is gathered while the journal goes by; ``problems`` say what could not be read, and why.
+    """What is gathered while the journal is read; ``problems`` are sentences on what could not be read.
 
     Example:
         ``review(RunDirectory(Path("runs/demo/rlp"))).failures["out of memory"]``
     """
 
     alarms: list[dict[str, Any]] = field(default_factory=list)
-    audit: dict[str, int] | None = None
+    audit: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     replicas: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -51,27 +47,14 @@ def review(directory: RunDirectory) -> Review:
     found = Review()
     parts: tuple[tuple[str, Callable[[], None]], ...] = (
         ("metrics.jsonl", lambda: found.alarms.extend(_alarms(directory.read_metrics()))),
-        ("the journal", lambda: _read(directory.journal, found)),
+        ("The journal", lambda: _read(directory.journal, found)),
     )
     for name, read in parts:
         try:
             read()
-        except (
-            Exception
-        ) as error:  # whatever a damaged file makes: it is told, and the rest is shown
-            found.problems.append(f"{name} cannot be read: {type(error).__name__}: {error}")
+        except Exception as error:  # a damaged file can raise anything; the rest is still shown
+            found.problems.append(f"{name} cannot be read: {type(error).__name__}: {error}.")
     return found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the review of one run directory."""
-    parser = argparse.ArgumentParser(
-        "python -m forethought.run.review", description="Review a run."
-    )
-    parser.add_argument("directory", type=Path, help="the run directory")
-    found = review(RunDirectory(parser.parse_args(arguments).directory))
-    print(json.dumps(asdict(found)))
-    return 0
 
 
 def _alarms(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -159,7 +142,3 @@ def _sample(record: JournalRecord, result: ScoredRollout) -> dict[str, Any]:
 
 def _nth(values: Sequence[float], index: int) -> float | None:
     return values[index] if index < len(values) else None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -311,7 +311,7 @@ def test_next_token_runs_have_no_journal_and_need_none(tmp_path: Path) -> None:
     rows = [{"step": s, "time_unix_s": float(s), "nll": 2.0 / s, "tokens": s} for s in range(1, 9)]
     write_metrics(root, rows)
     (record,) = read_runs([root])
-    assert record.review.problems == ()
+    assert record.review.problems == []
     page = page_of([root], tmp_path / "report.html")
     assert "Next-token loss" in page.text
     assert "Flow of work" not in page.text
