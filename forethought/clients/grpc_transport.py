@@ -17,8 +17,8 @@ from forethought.auth import Bearer
 from forethought.clients.asking import Question, Refused
 from forethought.clients.grpc_methods import METHODS, Method
 from forethought.errors import InvalidInput, Unreachable
+from forethought.rpc.errors import error_of, retry_after_s
 from forethought.wire.codec import check_wire_version
-from forethought.wire.trailers import error_of, retry_after_s
 
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),

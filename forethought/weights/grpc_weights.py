@@ -33,6 +33,7 @@ from forethought.errors import (
     Unreachable,
     status_of,
 )
+from forethought.rpc.errors import trailers_of
 from forethought.types import WeightManifest
 from forethought.weights.receiver import WeightReceiver
 from forethought.weights.snapshot import PushedFile, PushHeader, Snapshot, header_of
@@ -42,7 +43,6 @@ from forethought.wire.codec import (
     manifest_from_proto,
     manifest_to_proto,
 )
-from forethought.wire.trailers import trailers_of
 from forethought.wire.v1 import weights_pb2, weights_pb2_grpc
 
 _GO_AHEAD = "forethought-go-ahead"

@@ -32,9 +32,9 @@ from forethought.errors import (
     Superseded,
     Unreachable,
 )
+from forethought.rpc.errors import error_of, trailers_of
 from forethought.weights.grpc_weights import errors_as_status
 from forethought.wire import reward_codec as codec
-from forethought.wire.trailers import error_of, trailers_of
 from forethought.wire.v1 import reward_service_pb2 as pb
 from forethought.wire.v1 import reward_service_pb2_grpc as pb_grpc
 from tests.doors import (
