@@ -1,4 +1,4 @@
-"""Ending background tasks for certain.
+"""Asyncio that every process needs: ending tasks for certain, waiting with a limit, backing off.
 
 Design: before Python 3.12 ``asyncio.wait_for`` swallows a cancellation that arrives in the very moment
 its inner task is done, and redis-py sends every command through it; a loop that was cancelled once may
@@ -8,12 +8,19 @@ therefore run on for ever. So a task is cancelled again until it has ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from itertools import count
 from typing import Any, TypeVar
+
+from forethought.errors import Unreachable
 
 T = TypeVar("T")
 
 _AGAIN_S = 0.1
+_MAX_DOUBLINGS = 60  # beyond any bound in seconds, and well within a float
+
+log = logging.getLogger(__name__)
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -33,7 +40,7 @@ async def first_failure(tasks: Iterable[asyncio.Task[Any]], main: asyncio.Task[A
             task.result()
 
 
-async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+async def run_until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of ``work``, or None when ``stop`` is set first; ``work`` is then cancelled."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
@@ -42,3 +49,34 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     finally:
         working.cancel()
         stopping.cancel()
+
+
+async def wait_for_event(event: asyncio.Event, timeout_s: float) -> bool:
+    """Whether ``event`` is set within ``timeout_s`` seconds."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+def backoff_s(num_failures: int, first_s: float = 0.1, longest_s: float = 5.0) -> float:
+    """Seconds to wait after the ``num_failures``-th failure in a row (from 1): doubling, bounded."""
+    return min(first_s * 2.0 ** min(num_failures - 1, _MAX_DOUBLINGS), longest_s)
+
+
+def backoff(first_s: float = 0.1, longest_s: float = 5.0) -> Iterator[float]:
+    """:func:`backoff_s` after the first failure, the second, and so on, without end."""
+    return (backoff_s(num_failures, first_s, longest_s) for num_failures in count(1))
+
+
+async def retry_until_reachable(act: Callable[[], Awaitable[T]]) -> T:
+    """The result of ``act``, called again until its peer can be reached; ``act`` must be idempotent."""
+    waits_s = backoff()
+    while True:
+        try:
+            return await act()
+        except Unreachable as error:
+            wait_s = next(waits_s)
+            log.warning("%s; trying again in %.1f s", error, wait_s)
+        await asyncio.sleep(wait_s)

@@ -11,13 +11,15 @@
     ├── Overloaded          429  RESOURCE_EXHAUSTED   too much is waiting; ask again later
     └── Superseded          409  ABORTED              a newer learner owns the run
 
-``InvalidInput`` is also a ``ValueError``, so library callers need not know this tree. The one place
-that maps an exception to a status is :func:`status_of`; gRPC codes are named here by string so that
+``InvalidInput`` is also a ``ValueError``, so library callers need not know this tree. Exceptions and
+statuses are mapped to each other here and nowhere else: :func:`status_of` on the server's side,
+:func:`error_of_http` and :func:`error_of_grpc` on the client's. gRPC codes are named by string so that
 importing errors loads no grpc.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -110,3 +112,43 @@ def status_of(error: BaseException) -> Status:
     if isinstance(error, ForethoughtError):
         return Status(error.http_status, error.grpc_code, str(error))
     return Status(500, "INTERNAL", f"internal error ({type(error).__name__}); see the server's log")
+
+
+_KINDS = (InvalidInput, Unauthenticated, Forbidden, Stale, Superseded, Overloaded, Unreachable)
+_KIND_OF_GRPC: Mapping[str, type[ForethoughtError]] = {
+    **{kind.grpc_code: kind for kind in _KINDS},
+    "DEADLINE_EXCEEDED": Unreachable,
+}
+_KIND_OF_NAME = {
+    kind.__name__: kind for kind in (ForethoughtError, NotInstalled, NotReady, *_KINDS)
+}
+_KIND_OF_HTTP: Mapping[int, type[ForethoughtError]] = {
+    **{kind.http_status: kind for kind in _KINDS},
+    **dict.fromkeys((404, 405, 413, 422), InvalidInput),
+    409: Stale,
+    503: NotReady,
+}
+
+
+def error_of_http(status: int, message: str, retry_after_s: float = 0.0) -> ForethoughtError:
+    """The error behind an HTTP status; one that no server here answers with is the root's."""
+    return _error(_KIND_OF_HTTP.get(status, ForethoughtError), message, retry_after_s)
+
+
+def error_of_grpc(
+    code: str, message: str, name: str = "", retry_after_s: float = 0.0
+) -> ForethoughtError:
+    """The error behind a gRPC status: the class of that ``name`` in this tree, else the code's."""
+    of_code = _KIND_OF_GRPC.get(code, ForethoughtError)
+    return _error(_KIND_OF_NAME.get(name, of_code), message, retry_after_s)
+
+
+def is_known_http(status: int) -> bool:
+    """Whether a status is one that a server here answers a failed request with."""
+    return status in _KIND_OF_HTTP
+
+
+def _error(kind: type[ForethoughtError], message: str, retry_after_s: float) -> ForethoughtError:
+    if issubclass(kind, Overloaded):
+        return kind(message, retry_after_s=int(retry_after_s) or 1)
+    return kind(message)

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from forethought import objectives
 from forethought.auth import Guard
-from forethought.auth.grpc_guard import GrpcGuard
 from forethought.compute.served_model import ServedModel
+from forethought.rpc.guard import GrpcGuard
+from forethought.rpc.server import Servicer, start_grpc_server
 from forethought.telemetry.ops import EmbeddedHttpServer
-from forethought.weights.grpc_weights import Servicer, start_grpc_server
 from services.reward.grpc_server import RewardServicer
 from services.reward.http_protocol import RewardProtocol
 from services.reward.http_server import RewardApp

@@ -9,14 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forethought.auth import Bearer, Guard
-from forethought.auth.grpc_guard import GrpcGuard
+from forethought.rpc.guard import GrpcGuard
+from forethought.rpc.server import GrpcServer, start_grpc_server
 from forethought.types import Replica, WeightManifest
-from forethought.weights.grpc_weights import (
-    GrpcServer,
-    WeightsClient,
-    WeightsServicer,
-    start_grpc_server,
-)
+from forethought.weights.grpc_weights import WeightsClient, WeightsServicer
 from forethought.weights.receiver import WeightReceiver
 from forethought.weights.snapshot import (
     Snapshot,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from forethought import process
 from forethought.config import Settings, write_resolved
-from forethought.config.checks import check_corpus, check_redis, check_run, check_token
+from forethought.preflight import check_corpus, check_redis, check_run, check_token
 from forethought.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ async def predict(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
 async def _ops_port(
     settings: Settings, describe: Callable[[], dict[str, object]], registry: CollectorRegistry
 ) -> AsyncIterator[None]:
-    from forethought.replica import address_towards, listening_host
+    from forethought.replica.host import address_towards, listening_host
     from forethought.telemetry.ops import OpsServer
 
     host = listening_host(address_towards(settings.redis.url))  # by the rule of the replicas

@@ -23,10 +23,10 @@ from forethought.compute.model import (
 )
 from forethought.compute.prompting import end_ids, prompting_of
 from forethought.config import Settings
-from forethought.config.checks import check_corpus, check_run
 from forethought.corpus.mixture import Corpus, open_corpus
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
+from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
 from forethought.types import Prompting
 from trainer.learner import Learner

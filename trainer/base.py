@@ -29,11 +29,11 @@ from forethought import process
 from forethought.compute.model import Markers
 from forethought.compute.sampling import derive_seed
 from forethought.config import Settings
-from forethought.config.checks import check_corpus
 from forethought.config.sections import ObjectiveSection
 from forethought.corpus.base import quote_thoughts, train_tokenizer
 from forethought.corpus.mixture import Corpus
 from forethought.corpus.sources import iterate_texts
+from forethought.preflight import check_corpus
 from forethought.run.directory import RunDirectory
 from forethought.types import Document
 from trainer.assembly import assemble

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 
+from forethought.background import wait_for_event
 from forethought.types import Rollout, ScoredRollout, Task
 
 
@@ -95,11 +96,7 @@ class Ledger:
 
     async def _arrival(self, timeout_s: float) -> None:
         self._arrived.clear()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._arrived.wait()
-        except TimeoutError:
-            return  # the caller looks at the deadlines again
+        await wait_for_event(self._arrived, timeout_s)  # the caller looks at the deadlines again
 
     def _expire(self, tasks: Iterable[Task]) -> None:
         for task in tasks:

@@ -19,12 +19,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from forethought.auth import Bearer
-from forethought.background import end
+from forethought.background import backoff, end, wait_for_event
 from forethought.config.sections import PublishSection
 from forethought.errors import Stale, Unreachable
 from forethought.telemetry.distribution import WORK_BOUNDS_S, Distribution
@@ -125,7 +125,7 @@ class Publisher:
                 await self._discover()
                 self._num_discoveries += 1
                 self._note_progress()
-                await _wait(self._discover_now, self._discover_s)
+                await wait_for_event(self._discover_now, self._discover_s)
         finally:
             await self._end(list(self._tasks))
 
@@ -140,7 +140,7 @@ class Publisher:
         while (remaining_s := deadline_s - time.monotonic()) > 0:
             if self._num_discoveries > num_discoveries and not self._behind():
                 return []
-            await _wait(self._progress, remaining_s)
+            await wait_for_event(self._progress, remaining_s)
         return self._behind()
 
     def state(self) -> dict[str, ReplicaPush]:
@@ -254,20 +254,23 @@ class _Sender:
         self._note_progress = note_progress
 
     async def run(self) -> None:
-        """Connect and keep the replica current; after a failure retry with back-off, for ever."""
-        retry_s = self._settings.retry_s
+        """Connect and keep the replica current; after a failure retry with back-off."""
+        waits_s = self._backoff()
         while True:
             pushed_at_s = self.pushed_at_s
             try:
                 async with self._connect() as client:
                     await self._keep_current(client)
             except Exception as error:
-                # Boundary: whatever a replica does wrong is its own sender's affair.
+                # Boundary: a replica's failure is isolated in its own sender.
                 self._note_failure(error)
             if self.pushed_at_s > pushed_at_s:
-                retry_s = self._settings.retry_s  # it worked in between: a new failure
-            await asyncio.sleep(retry_s)
-            retry_s = max(min(2 * retry_s, MAX_RETRY_S), self._settings.retry_s)
+                waits_s = self._backoff()  # it worked in between: a new failure
+            await asyncio.sleep(next(waits_s))
+
+    def _backoff(self) -> Iterator[float]:
+        retry_s = self._settings.retry_s
+        return backoff(retry_s, max(MAX_RETRY_S, retry_s))
 
     def _connect(self) -> WeightsClient:
         return WeightsClient(self.key.address, self._settings.chunk_bytes, self._bearer)
@@ -339,12 +342,3 @@ def _merged(senders: list[_Sender]) -> ReplicaPush:
         last_push_bytes=latest.last_push_bytes,
         last_error=next((s.last_error for s in senders if s.last_error is not None), None),
     )
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for ``event``, ``timeout_s`` at most."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass

@@ -23,12 +23,11 @@ from prometheus_client import CollectorRegistry
 
 from forethought import wire
 from forethought.auth import Bearer
-from forethought.background import end, first_failure, unless
-from forethought.config.checks import load_estimator
+from forethought.background import end, first_failure, retry_until_reachable, run_until
 from forethought.corpus.mixture import CorpusCursor
 from forethought.errors import InvalidInput, Superseded
+from forethought.preflight import load_estimator
 from forethought.queue.interface import Broker
-from forethought.queue.patience import insist
 from forethought.run.alarms import Alarms
 from forethought.run.journal import Journal, audit, first_kept_batch
 from forethought.types import ScoredRollout, Task, attempt_of
@@ -191,7 +190,7 @@ class ThinkingRun:
     async def _bring_replicas_up(self) -> None:
         """When the run is done, every replica is to serve the learner's version."""
         timeout_s = self._parts.settings.publish.push_timeout_s
-        late = await unless(self._stop, self._publisher.wait_until_current(timeout_s))
+        late = await run_until(self._stop, self._publisher.wait_until_current(timeout_s))
         if late:
             log.warning("replicas still behind at the end: %s", ", ".join(late))
 
@@ -210,18 +209,18 @@ class ThinkingRun:
 
     async def _guard(self) -> None:
         """Notice a newer learner, and a Redis that may have lost something."""
-        life = await insist(self._broker.life)
+        life = await retry_until_reachable(self._broker.life)
         while True:
             await asyncio.sleep(GUARD_S)  # a poll by nature: Redis has nothing to wait on here
-            newest = await insist(lambda: self._broker.restore_epoch(self._epoch))
+            newest = await retry_until_reachable(lambda: self._broker.restore_epoch(self._epoch))
             if newest > self._epoch:
                 raise Superseded(
                     f"epoch {newest} has taken over run {self._parts.settings.run.name!r} from "
                     f"epoch {self._epoch}; this learner stops"
                 )
-            seen, life = life, await insist(self._broker.life)
+            seen, life = life, await retry_until_reachable(self._broker.life)
             if seen != life:
-                await insist(self._announce)
+                await retry_until_reachable(self._announce)
                 await self._work.admit_again()
 
     async def _publish(self, with_baseline: bool) -> None:
@@ -241,7 +240,7 @@ class ThinkingRun:
                 weights,
             )
             self._publisher.publish(snapshot)
-        await insist(self._announce)
+        await retry_until_reachable(self._announce)
 
     async def _announce(self, state: str = "training") -> None:
         await self._broker.set_run(
@@ -337,7 +336,7 @@ class ThinkingRun:
 
     async def _summary(self) -> dict[str, Any]:
         checkpoint = await self._save()
-        await insist(lambda: self._announce("stopped"))
+        await retry_until_reachable(lambda: self._announce("stopped"))
         kept = first_kept_batch(
             self._num_steps, self._parts.settings.checkpoint.journal_keep_batches
         )
@@ -353,7 +352,7 @@ class ThinkingRun:
             "epoch": self._epoch,
             "replicas": {
                 replica.replica_id: {"kind": replica.kind, "serving": replica.serving}
-                for replica in await insist(self._broker.replicas)
+                for replica in await retry_until_reachable(self._broker.replicas)
             },
             "tasks_admitted": self._work.num_admitted,
             "tasks_trained": counts.num_trained,

@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from forethought import wire
-from forethought.background import unless
+from forethought.background import retry_until_reachable, run_until
 from forethought.config.sections import LearnerSection
 from forethought.errors import InvalidInput, Superseded
 from forethought.queue.interface import Broker, Message, Stage
-from forethought.queue.patience import insist
 from forethought.types import ScoredRollout, Task
 from trainer.feed import TaskFeed
 from trainer.ledger import Ledger
@@ -100,7 +99,7 @@ class WorkInFlight:
         """
         if stop.is_set():
             return None
-        return await unless(stop, self._whole(batch, replacing))
+        return await run_until(stop, self._whole(batch, replacing))
 
     async def _whole(self, batch: int, replacing: Replacing | None) -> list[ScoredRollout]:
         results = await self._ledger.complete_batch(batch)
@@ -126,18 +125,20 @@ class WorkInFlight:
             max_attempts=1,
         )
         while True:
-            deliveries = await insist(lambda: consumer.receive(_RECEIVE_TASKS, _RECEIVE_S))
+            deliveries = await retry_until_reachable(
+                lambda: consumer.receive(_RECEIVE_TASKS, _RECEIVE_S)
+            )
             newest = max((delivery.message.epoch for delivery in deliveries), default=0)
             if newest > epoch:
                 for delivery in deliveries:
-                    await insist(partial(consumer.release, delivery))
+                    await retry_until_reachable(partial(consumer.release, delivery))
                 raise Superseded(
                     f"epoch {newest} has taken over the run from epoch {epoch}; this learner stops"
                 )
             for delivery in deliveries:
                 # Acknowledged at once: until its batch is in a checkpoint, the task is outstanding.
                 self._accept(delivery.message)
-                await insist(partial(consumer.discard, delivery))
+                await retry_until_reachable(partial(consumer.discard, delivery))
 
     def _accept(self, message: Message) -> None:
         try:
@@ -151,4 +152,4 @@ class WorkInFlight:
 
     async def _put(self, tasks: Sequence[Task]) -> None:
         messages = [Message(t.task_id, t.epoch, wire.encode_task(t)) for t in tasks]
-        await insist(lambda: self._broker.put(Stage.TASKS, messages))
+        await retry_until_reachable(lambda: self._broker.put(Stage.TASKS, messages))

@@ -5,7 +5,7 @@ only ask, never push weights. A server holds lists of accepted tokens rather tha
 no store to keep and a token is rotated by editing a file. The price is that nobody can tell two
 holders of one token apart.
 
-Nothing here imports grpc, pydantic or a web framework but :mod:`forethought.auth.grpc_guard`, so that
+Nothing here imports grpc, pydantic or a web framework but :mod:`forethought.rpc.guard`, so that
 clients stay light.
 """
 

@@ -86,7 +86,7 @@ def machine_checks() -> Iterator[Check]:
 def configuration_checks(path: Path | None, words: Sequence[str]) -> Iterator[Check]:
     """What this configuration needs; without one, what the defaults need."""
     from forethought.cli.plan import resolve
-    from forethought.config.checks import check_run
+    from forethought.preflight import check_run
 
     try:
         settings = resolve(path, words)

@@ -140,7 +140,7 @@ def prepare(config: Path | None, words: Sequence[str]) -> Plan:
     Raises:
         InvalidInput: anything that can be known to fail before a process is started.
     """
-    from forethought.config.checks import check_run
+    from forethought.preflight import check_run
 
     settings = resolve(config, words)
     objective = check_run(settings)
@@ -170,8 +170,8 @@ def child_environment(environment: Mapping[str, str], secrets: Mapping[str, str]
 
 
 def _check_corpus(settings: Settings) -> None:
-    from forethought.config.checks import check_corpus
     from forethought.corpus.readers import list_files
+    from forethought.preflight import check_corpus
 
     check_corpus(settings)
     for source in settings.corpus.resolved_sources():

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from forethought.background import backoff_s, wait_for_event
 from forethought.orphan import death_with_parent
 
 DONE, REFUSED, SUPERSEDED = 0, 2, 3
@@ -58,7 +59,7 @@ class RestartPolicy:
 
     def delay_s(self, num_in_row: int) -> float:
         """How long to wait before the restart that follows the ``num_in_row``-th death."""
-        return min(self.max_delay_s, self.first_delay_s * 2.0 ** (num_in_row - 1))
+        return backoff_s(num_in_row, self.first_delay_s, self.max_delay_s)
 
 
 class Child:
@@ -120,7 +121,7 @@ class Child:
                 f"{self.name} {describe_exit(status)}; restart {num_in_row} of "
                 f"{self._policy.max_in_row} in {delay_s:g} s ({self.log})"
             )
-            if await self._told_to_stop_within(delay_s):
+            if await wait_for_event(self._stopping, delay_s):
                 return status
 
     async def _run_once(self) -> int:
@@ -143,13 +144,6 @@ class Child:
     def _write_header(self, descriptor: int) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         os.write(descriptor, f"--- {now} {shlex.join(self.program.command)}\n".encode())
-
-    async def _told_to_stop_within(self, delay_s: float) -> bool:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), delay_s)
-        except TimeoutError:
-            return False
-        return True
 
     def _signal(self, wanted: signal.Signals) -> None:
         self._wanted = wanted

@@ -18,7 +18,8 @@ from forethought.clients.reward_questions import (
     Models,
     ScoreItem,
 )
-from forethought.clients.rollout import AsyncRolloutClient, Generated, RolloutClient
+from forethought.clients.rollout import AsyncRolloutClient, RolloutClient
+from forethought.clients.rollout_questions import Generated
 
 __all__ = [
     "AsyncRewardClient",

@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
-from urllib.parse import urlsplit
 
-from forethought.auth import Bearer
-from forethought.errors import ForethoughtError, InvalidInput
+from forethought.background import backoff_s
+from forethought.errors import ForethoughtError
 
 R = TypeVar("R")
 
@@ -57,8 +56,7 @@ class Retries:
 
     def wait_s(self, num_failed: int, retry_after_s: float) -> float:
         """Seconds to wait after the attempt that made ``num_failed``, counted from 1."""
-        doubled_s = self.first_wait_s * 2.0 ** (num_failed - 1)
-        return max(retry_after_s, min(doubled_s, self.longest_wait_s))
+        return max(retry_after_s, backoff_s(num_failed, self.first_wait_s, self.longest_wait_s))
 
 
 class Refused(Exception):
@@ -164,51 +162,3 @@ def read(question: Question[R], reply: Any) -> R:
             f"the reply to {question.method} has an unknown form ({error!r}); expected that of this "
             "release; run the same Forethought release on both sides"
         ) from error
-
-
-def transport_of(url: str, service: str, bearer: Bearer) -> Transport:
-    """The blocking transport that the url's scheme names; loads httpx or grpc, not both.
-
-    Raises:
-        InvalidInput: the url has another scheme or no host, or the service is not served so.
-    """
-    scheme, address = _parts(url)
-    if scheme == "grpc":
-        from forethought.clients.grpc_transport import GrpcTransport
-
-        return GrpcTransport(address, bearer)
-    _check_http(url, service)
-    from forethought.clients.http_transport import HttpTransport
-
-    return HttpTransport(url, bearer)
-
-
-def async_transport_of(url: str, service: str, bearer: Bearer) -> AsyncTransport:
-    """:func:`transport_of`, for asyncio."""
-    scheme, address = _parts(url)
-    if scheme == "grpc":
-        from forethought.clients.grpc_transport import AsyncGrpcTransport
-
-        return AsyncGrpcTransport(address, bearer)
-    _check_http(url, service)
-    from forethought.clients.http_transport import AsyncHttpTransport
-
-    return AsyncHttpTransport(url, bearer)
-
-
-def _parts(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https", "grpc") or not parts.netloc:
-        raise InvalidInput(
-            f"got the url {url!r}; expected http://host:port, https://host:port or "
-            "grpc://host:port; write it in full"
-        )
-    return parts.scheme, parts.netloc
-
-
-def _check_http(url: str, service: str) -> None:
-    if service != "reward":
-        raise InvalidInput(
-            f"got the url {url!r}; the {service} service speaks gRPC alone; expected "
-            "grpc://host:port, the address that the replica logs at start"
-        )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from forethought.clients.rollout import GenerateQuestion
+from forethought.clients.rollout_questions import GenerateQuestion
 from forethought.errors import InvalidInput
 from forethought.wire import reward_codec
 from forethought.wire.codec import (

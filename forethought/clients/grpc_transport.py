@@ -17,7 +17,7 @@ from forethought.auth import Bearer
 from forethought.clients.asking import Question, Refused
 from forethought.clients.grpc_methods import METHODS, Method
 from forethought.errors import InvalidInput, Unreachable
-from forethought.rpc.errors import error_of, retry_after_s
+from forethought.rpc.errors import error_of_call, read_trailers, retry_after_s
 from forethought.wire.codec import check_wire_version
 
 _OPTIONS = (
@@ -109,14 +109,13 @@ def _failures_as_refusals(address: str, timeout_s: float) -> Iterator[None]:
 
 def _refusal(address: str, timeout_s: float, error: Any) -> Refused:
     code, details = error.code().name, error.details() or ""
-    trailers = {key: str(value) for key, value in error.trailing_metadata() or ()}
     if code == "DEADLINE_EXCEEDED":
         message = f"{address} gave no answer within {timeout_s:.3g} s; raise timeout_s"
         return Refused(Unreachable(message))
     if code == "UNIMPLEMENTED":
         message = f"{address} does not serve this ({details}); expected the address of a replica "
         return Refused(InvalidInput(message + "of the service that the client is named after"))
-    told = error_of(code, details, trailers)
+    told = error_of_call(error, details)
     if isinstance(told, Unreachable):
         told = Unreachable(f"cannot reach {address}: {details}; is the service running there?")
-    return Refused(told, code in _MAY_PASS, retry_after_s(trailers))
+    return Refused(told, code in _MAY_PASS, retry_after_s(read_trailers(error)))

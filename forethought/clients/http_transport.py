@@ -19,8 +19,13 @@ import httpx
 
 from forethought.auth import Bearer
 from forethought.clients.asking import Question, Refused
-from forethought.clients.statuses import KIND_OF_STATUS, error_of_status
-from forethought.errors import ForethoughtError, InvalidInput, Unreachable
+from forethought.errors import (
+    ForethoughtError,
+    InvalidInput,
+    Unreachable,
+    error_of_http,
+    is_known_http,
+)
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 _MAY_PASS = (429, 503)
@@ -112,7 +117,7 @@ def _reply(url: str, response: httpx.Response) -> Any:
     try:
         reply = response.json()
     except ValueError as error:
-        if response.status_code in KIND_OF_STATUS:
+        if is_known_http(response.status_code):
             raise _refusal(response, f"{url} answered {response.status_code}") from error
         raise Refused(
             ForethoughtError(
@@ -127,7 +132,7 @@ def _reply(url: str, response: httpx.Response) -> Any:
 
 def _refusal(response: httpx.Response, message: str) -> Refused:
     status = response.status_code
-    error = error_of_status(status, message, wait_s := _retry_after_s(response))
+    error = error_of_http(status, message, wait_s := _retry_after_s(response))
     return Refused(error, status in _MAY_PASS, wait_s)
 
 

@@ -13,15 +13,8 @@ from types import TracebackType
 
 from forethought.auth import Bearer
 from forethought.clients import reward_questions as questions
-from forethought.clients.asking import (
-    Question,
-    R,
-    Retries,
-    ask,
-    ask_async,
-    async_transport_of,
-    transport_of,
-)
+from forethought.clients.asking import Question, R, Retries, ask, ask_async
+from forethought.clients.connect import async_transport_of, transport_of
 from forethought.clients.reward_questions import (
     Entropies,
     ItemOutcome,

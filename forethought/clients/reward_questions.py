@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from forethought.clients.asking import Question
-from forethought.clients.statuses import error_of_status
-from forethought.errors import ForethoughtError
+from forethought.errors import ForethoughtError, error_of_http
 
 Tokens: TypeAlias = str | Sequence[int]
 """A text, encoded by the served policy's tokenizer, or token ids, taken as they are."""
@@ -233,7 +232,7 @@ def _read_models(reply: Mapping[str, Any]) -> Models:
 
 def _error(item: Mapping[str, Any]) -> ForethoughtError | None:
     error = item.get("error")
-    return error_of_status(error["status"], error["message"]) if error else None
+    return error_of_http(error["status"], error["message"]) if error else None
 
 
 def _plain(tokens: Tokens) -> str | list[int]:

@@ -9,50 +9,14 @@ served.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from forethought.auth import Bearer
-from forethought.clients.asking import (
-    Question,
-    Retries,
-    ask,
-    ask_async,
-    async_transport_of,
-    transport_of,
-)
-from forethought.types import Prompting, Sampling, Thought
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateQuestion:
-    """What is asked of ``Generate``; either ``prefix_ids`` or a context with its prompting.
-
-    Example:
-        ``GenerateQuestion((1, 5, 39), (), None, Sampling(8, 9), seed=7, epoch=None, min_version=0)``
-    """
-
-    prefix_ids: tuple[int, ...]
-    context_ids: tuple[int, ...]
-    prompting: Prompting | None
-    sampling: Sampling
-    seed: int
-    epoch: int | None
-    min_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """One group of thoughts, and who sampled it. The versions in their spans are of ``epoch``.
-
-    Example:
-        ``Generated((thought, other), epoch=1, replica="rollout-a1")``
-    """
-
-    thoughts_G: tuple[Thought, ...]
-    epoch: int
-    replica: str
+from forethought.clients.asking import Question, Retries, ask, ask_async
+from forethought.clients.connect import async_transport_of, transport_of
+from forethought.clients.rollout_questions import Generated, GenerateQuestion
+from forethought.types import Prompting, Sampling
 
 
 class RolloutClient:

@@ -159,7 +159,7 @@ def check(of: str, *layers: Tables) -> Settings:
     Raises:
         InvalidInput: a key or value that no run takes.
     """
-    from forethought.config.checks import check_run
+    from forethought.preflight import check_run
 
     try:
         settings = Settings.model_validate(layered(*layers))

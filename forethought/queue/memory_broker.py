@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from forethought.background import wait_for_event
 from forethought.queue.interface import (
     JSON,
     Consumer,
@@ -208,12 +209,7 @@ class MemoryBroker:
 
     async def arrival(self, stage: Stage, wait_s: float) -> None:
         """Wait until something was appended to a stage, or ``wait_s`` seconds."""
-        arrival = self._stages[stage].arrival
-        try:
-            async with asyncio.timeout(wait_s):
-                await arrival.wait()
-        except TimeoutError:
-            return
+        await wait_for_event(self._stages[stage].arrival, wait_s)
 
 
 class MemoryConsumer:

@@ -1,1 +1,1 @@
-"""What gRPC servers and clients here share."""
+"""What gRPC servers and clients here share: the server, its guard and call metrics, errors as statuses."""

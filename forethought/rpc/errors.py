@@ -1,39 +1,47 @@
-"""Errors over gRPC: what a status code and a message cannot tell travels as trailing metadata.
+"""Errors over gRPC: exception to status on the server, status to exception on the client.
 
-Design: the class of the error and when to ask again, so that a caller gets back the exception that the
-server raised. A status without them (from a proxy, or from gRPC itself) is read by its code alone. No
-grpc is imported here: both sides of every door share this file.
+Design: what a status code and a message cannot tell, the class of the error and when to ask again, travels
+as trailing metadata, so that a caller gets back the exception that the server raised. A status without
+them (from a proxy, or from gRPC itself) is read by its code alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
-from forethought import errors
-from forethought.errors import (
-    Forbidden,
-    ForethoughtError,
-    InvalidInput,
-    Overloaded,
-    Stale,
-    Superseded,
-    Unauthenticated,
-    Unreachable,
-)
+import grpc
+
+from forethought.errors import ForethoughtError, Overloaded, error_of_grpc, status_of
 
 ERROR_KEY = "forethought-error"
 RETRY_AFTER_KEY = "retry-after"
 
-_KIND_OF_CODE: Mapping[str, type[ForethoughtError]] = {
-    "INVALID_ARGUMENT": InvalidInput,
-    "UNAUTHENTICATED": Unauthenticated,
-    "PERMISSION_DENIED": Forbidden,
-    "FAILED_PRECONDITION": Stale,
-    "ABORTED": Superseded,
-    "RESOURCE_EXHAUSTED": Overloaded,
-    "UNAVAILABLE": Unreachable,
-    "DEADLINE_EXCEEDED": Unreachable,
-}
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    """Answer a call with the status of the error its body raises; log what is our own fault."""
+    try:
+        yield
+    except Exception as error:
+        status = status_of(error)
+        if not isinstance(error, ForethoughtError):
+            log.exception("a gRPC call failed")
+        await context.abort(grpc.StatusCode[status.grpc_code], status.message, trailers_of(error))
+
+
+@contextmanager
+def status_as_errors(address: str) -> Iterator[None]:
+    """The inverse of :func:`errors_as_status`: raise what the replica at ``address`` answered."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        told = f"replica at {address} answered {error.code().name}: {error.details()}"
+        raise error_of_call(error, told) from error
 
 
 def trailers_of(error: BaseException) -> tuple[tuple[str, str], ...]:
@@ -44,14 +52,17 @@ def trailers_of(error: BaseException) -> tuple[tuple[str, str], ...]:
     return named
 
 
-def error_of(grpc_code: str, message: str, trailers: Mapping[str, str]) -> ForethoughtError:
-    """The inverse of ``status_of`` and :func:`trailers_of`."""
-    kind = getattr(errors, trailers.get(ERROR_KEY, ""), None)
-    if not (isinstance(kind, type) and issubclass(kind, ForethoughtError)):
-        kind = _KIND_OF_CODE.get(grpc_code, ForethoughtError)
-    if issubclass(kind, Overloaded):
-        return kind(message, retry_after_s=int(retry_after_s(trailers) or 1))
-    return kind(message)
+def error_of_call(failed: Any, message: str) -> ForethoughtError:
+    """The error that the server raised, by the status and trailers of a failed call."""
+    trailers = read_trailers(failed)
+    return error_of_grpc(
+        failed.code().name, message, trailers.get(ERROR_KEY, ""), retry_after_s(trailers)
+    )
+
+
+def read_trailers(failed: Any) -> dict[str, str]:
+    """The trailing metadata of a failed call."""
+    return {key: str(value) for key, value in failed.trailing_metadata() or ()}
 
 
 def retry_after_s(trailers: Mapping[str, str]) -> float:

@@ -1,4 +1,4 @@
-"""gRPC around the weights: the replica's servicer, the learner's client, and the server they share.
+"""gRPC around the weights: the replica's servicer and the learner's client.
 
 Design: this file only converts. What a push must satisfy stands in the receiver, when to push in
 the publisher, and both speak of dataclasses and of errors of this project; protobuf and status
@@ -13,27 +13,17 @@ the refusal in 16 of 100 trials with grpc.aio 1.85; the price is one round trip 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Protocol
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from forethought.auth.bearer import Bearer
 from forethought.errors import (
-    Forbidden,
-    ForethoughtError,
     InvalidInput,
-    Stale,
-    Unauthenticated,
-    Unreachable,
-    status_of,
 )
-from forethought.rpc.errors import trailers_of
+from forethought.rpc.errors import errors_as_status, status_as_errors
+from forethought.rpc.server import MESSAGE_OPTIONS
 from forethought.types import WeightManifest
 from forethought.weights.receiver import WeightReceiver
 from forethought.weights.snapshot import PushedFile, PushHeader, Snapshot, header_of
@@ -47,32 +37,11 @@ from forethought.wire.v1 import weights_pb2, weights_pb2_grpc
 
 _GO_AHEAD = "forethought-go-ahead"
 
-_MESSAGE_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-)
-_SERVER_OPTIONS = (
-    *_MESSAGE_OPTIONS,
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a silent second listener
-)
 _CHANNEL_OPTIONS = (
-    *_MESSAGE_OPTIONS,
+    *MESSAGE_OPTIONS,
     # Connections and their reconnect back-off belong to one sender, not to the process.
     ("grpc.use_local_subchannel_pool", 1),
 )
-
-logger = logging.getLogger(__name__)
-
-
-class Servicer(Protocol):
-    """What :func:`start_grpc_server` can serve."""
-
-    @property
-    def service_name(self) -> str:
-        """The full name of the service, as reflection shows it."""
-
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Register this servicer with a server that has not started."""
 
 
 class WeightsServicer(weights_pb2_grpc.WeightsServicer):
@@ -149,7 +118,7 @@ class WeightsClient:
                 version; of the class that its status code stands for.
         """
         request = weights_pb2.StatusRequest(wire_version=WIRE_VERSION)
-        with _status_as_errors(self.address):
+        with status_as_errors(self.address):
             reply = await self._stub.Status(
                 request, timeout=timeout_s, metadata=self._bearer.header()
             )
@@ -170,7 +139,7 @@ class WeightsClient:
         header = header_of(snapshot, weights_only=weights_only)
         call = self._stub.Push(timeout=timeout_s, metadata=self._bearer.header())
         try:
-            with _status_as_errors(self.address):
+            with status_as_errors(self.address):
                 await self._send(call, snapshot, header)
                 reply = await call
         finally:
@@ -193,95 +162,6 @@ class WeightsClient:
             await call.done_writing()
         except asyncio.InvalidStateError:
             return  # the call ended under the writer; its status says why
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcServer:
-    """A started server, the port it is bound to, and its health.
-
-    Example:
-        ``GrpcServer(server, 50051, health_servicer)``
-    """
-
-    server: grpc.aio.Server
-    port: int
-    health: health.aio.HealthServicer
-
-    async def set_ready(self, ready: bool) -> None:
-        """Tell gRPC health checks whether verified weights are being served."""
-        status = health_pb2.HealthCheckResponse
-        await self.health.set("", status.SERVING if ready else status.NOT_SERVING)
-
-    async def stop(self, grace_s: float = 0.0) -> None:
-        """Report not serving, refuse new calls, let running ones end within ``grace_s``."""
-        await self.health.enter_graceful_shutdown()
-        await self.server.stop(grace_s)
-
-
-async def start_grpc_server(
-    servicers: Sequence[Servicer],
-    host: str,
-    port: int,
-    *,
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-) -> GrpcServer:
-    """Serve ``servicers``, gRPC health and reflection on ``host:port`` (0: any free port).
-
-    Health says NOT_SERVING until :meth:`GrpcServer.set_ready`. ``interceptors`` see every call,
-    health included.
-
-    Raises:
-        InvalidInput: the address cannot be listened on.
-    """
-    # Imported here: the learner, which only pushes, imports this module too and serves nothing.
-    from grpc_reflection.v1alpha import reflection
-
-    server = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=tuple(interceptors))
-    for servicer in servicers:
-        servicer.add_to(server)
-    health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = [servicer.service_name for servicer in servicers]
-    reflection.enable_server_reflection(
-        (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
-    started = GrpcServer(server, _bind(server, host, port), health_servicer)
-    await started.set_ready(False)
-    await server.start()
-    return started
-
-
-@asynccontextmanager
-async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-    """Answer a call with the status of the error its body raises; log what is our own fault."""
-    try:
-        yield
-    except Exception as error:
-        status = status_of(error)
-        if not isinstance(error, ForethoughtError):
-            logger.exception("a gRPC call failed")
-        await context.abort(grpc.StatusCode[status.grpc_code], status.message, trailers_of(error))
-
-
-_ERROR_OF_CODE: Mapping[str, type[ForethoughtError]] = {
-    "INVALID_ARGUMENT": InvalidInput,
-    "UNAUTHENTICATED": Unauthenticated,
-    "PERMISSION_DENIED": Forbidden,
-    "FAILED_PRECONDITION": Stale,
-    "UNAVAILABLE": Unreachable,
-    "DEADLINE_EXCEEDED": Unreachable,
-}
-
-
-@contextmanager
-def _status_as_errors(address: str) -> Iterator[None]:
-    """The inverse of :func:`errors_as_status`, on the client's side."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        code = error.code().name
-        kind = _ERROR_OF_CODE.get(code, ForethoughtError)
-        raise kind(f"replica at {address} answered {code}: {error.details()}") from error
 
 
 class _IncomingPush:
@@ -346,22 +226,4 @@ def _header_to_proto(header: PushHeader) -> weights_pb2.PushHeader:
             weights_pb2.PushedFile(name=f.name, num_bytes=f.num_bytes, sha256=f.sha256)
             for f in header.files
         ],
-    )
-
-
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
-    bracketed = f"[{host}]" if ":" in host else host
-    try:
-        bound_port = int(server.add_insecure_port(f"{bracketed}:{port}"))
-    except RuntimeError as error:
-        raise _cannot_listen(host, port) from error
-    if not bound_port:  # how older releases of grpcio tell it
-        raise _cannot_listen(host, port)
-    return bound_port
-
-
-def _cannot_listen(host: str, port: int) -> InvalidInput:
-    return InvalidInput(
-        f"cannot listen for gRPC on {host!r} port {port}; expected an address of this machine and "
-        "a free port; set grpc_port = 0 to let the system choose one"
     )

@@ -16,8 +16,8 @@ from forethought.auth import Guard
 from forethought.config import Settings
 from forethought.errors import InvalidInput, NotInstalled
 from forethought.queue.interface import Broker, Stage
-from forethought.queue.worker import Worker
-from forethought.replica import ReplicaHost, new_replica_id
+from forethought.replica.host import ReplicaHost, new_replica_id
+from forethought.replica.worker import Worker
 from forethought.telemetry.metrics import process_registry
 
 if TYPE_CHECKING:

@@ -16,16 +16,16 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from forethought.auth import Guard
-from forethought.auth.grpc_guard import GrpcGuard
 from forethought.compute.model import add_markers
 from forethought.compute.served_model import ServedModel
 from forethought.config import Settings
 from forethought.errors import InvalidInput
-from forethought.telemetry.grpc_calls import GrpcCalls
+from forethought.replica.metrics import ServedMetrics
+from forethought.rpc.calls import GrpcCalls
+from forethought.rpc.guard import GrpcGuard
+from forethought.rpc.server import start_grpc_server
 from forethought.telemetry.ops import EmbeddedHttpServer, OpsServer
-from forethought.telemetry.replica_metrics import ServedMetrics
 from forethought.types import WeightManifest
-from forethought.weights.grpc_weights import start_grpc_server
 from services.reward.grpc_server import RewardServicer
 from services.reward.scoring import Scorer
 from services.reward.service import RewardService

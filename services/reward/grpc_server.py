@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import grpc
 
-from forethought.weights.grpc_weights import errors_as_status
+from forethought.rpc.errors import errors_as_status
 from forethought.wire import reward_codec as codec
 from forethought.wire.codec import check_wire_version
 from forethought.wire.v1 import reward_service_pb2, reward_service_pb2_grpc

@@ -1,7 +1,7 @@
 """The queue door: rollouts in, scored rollouts out.
 
 Design: this is only the handler; leases, retries and draining are the shared worker's
-(:mod:`forethought.queue.worker`). A message is decoded for its verdict and again needed for
+(:mod:`forethought.replica.worker`). A message is decoded for its verdict and again needed for
 scoring, maybe after many verdicts while it waits for weights, so decoded rollouts are kept in a
 small cache by their bytes. The price is the memory of that cache.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from forethought.errors import InvalidInput
 from forethought.queue import Message
-from forethought.queue.worker import Verdict
+from forethought.replica.worker import Verdict
 from forethought.types import ScoredRollout, WeightManifest
 from forethought.wire import decode_rollout, encode_scored
 from services.reward.scoring import Scorer, versions_of

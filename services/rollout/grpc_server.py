@@ -18,8 +18,8 @@ import math
 import grpc
 
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale
+from forethought.rpc.errors import errors_as_status
 from forethought.types import Document, Position, Prompting, Sampling, Task, WeightManifest
-from forethought.weights.grpc_weights import errors_as_status
 from forethought.wire.codec import (
     WIRE_VERSION,
     check_wire_version,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from forethought import wire
 from forethought.queue.interface import Message
-from forethought.queue.worker import Verdict
+from forethought.replica.worker import Verdict
 from forethought.types import Rollout, WeightManifest
 from forethought.weights.receiver import WeightReceiver
 from services.rollout.engine import Engine

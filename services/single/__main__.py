@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from forethought import process
 from forethought.background import end, first_failure
 from forethought.config import Settings, write_resolved
-from forethought.config.checks import check_corpus, check_run
 from forethought.config.sections import AuthSection
+from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
 
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ from forethought.errors import (
     Stale,
     Superseded,
     Unreachable,
+    error_of_grpc,
 )
-from forethought.rpc.errors import error_of, trailers_of
-from forethought.weights.grpc_weights import errors_as_status
+from forethought.rpc.errors import ERROR_KEY, errors_as_status, retry_after_s, trailers_of
 from forethought.wire import reward_codec as codec
 from forethought.wire.v1 import reward_service_pb2 as pb
 from forethought.wire.v1 import reward_service_pb2_grpc as pb_grpc
@@ -392,8 +392,9 @@ def test_patience_ends_with_the_deadline() -> None:
     ids=repr,
 )  # fmt: skip
 def test_errors_survive_the_wire(error: ForethoughtError) -> None:
-    back = error_of(error.grpc_code, str(error), dict(trailers_of(error)))
+    trailers = dict(trailers_of(error))
+    back = error_of_grpc(error.grpc_code, str(error), trailers[ERROR_KEY], retry_after_s(trailers))
     assert (type(back), str(back)) == (type(error), str(error))
     assert getattr(back, "retry_after_s", None) == getattr(error, "retry_after_s", None)
-    by_code = error_of(error.grpc_code, "x", {"forethought-error": "os"})
+    by_code = error_of_grpc(error.grpc_code, "x", "os")
     assert by_code.grpc_code == error.grpc_code

@@ -12,8 +12,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forethought.errors import ForethoughtError
-from forethought.telemetry.grpc_calls import GrpcCalls
-from forethought.weights.grpc_weights import WeightsClient, WeightsServicer, start_grpc_server
+from forethought.rpc.calls import GrpcCalls
+from forethought.rpc.server import start_grpc_server
+from forethought.weights.grpc_weights import WeightsClient, WeightsServicer
 from forethought.weights.receiver import WeightReceiver
 from tests.fake_replica import CHUNK_BYTES, snapshot_of, until
 

@@ -16,13 +16,13 @@ from prometheus_client import CollectorRegistry
 from forethought.auth import Guard
 from forethought.clients import AsyncRolloutClient, Generated, Retries
 from forethought.clients.grpc_methods import METHODS
-from forethought.clients.rollout import GenerateQuestion
+from forethought.clients.rollout_questions import GenerateQuestion
 from forethought.config.sections import RolloutSection
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, Unreachable
 from forethought.queue.interface import Stage
 from forethought.queue.memory_broker import MemoryBroker
-from forethought.queue.worker import Worker
-from forethought.replica import ReplicaHost
+from forethought.replica.host import ReplicaHost
+from forethought.replica.worker import Worker
 from forethought.types import Prompting, Rollout, Sampling, Task, Thought, WeightManifest
 from forethought.wire.v1 import rollout_service_pb2 as pb
 from forethought.wire.v1.rollout_service_pb2_grpc import RolloutsStub

@@ -17,10 +17,10 @@ import pytest
 
 from forethought import estimators, objectives
 from forethought.config import Settings, load_settings
-from forethought.config.checks import check_run
 from forethought.errors import InvalidInput
 from forethought.objectives import Group, Objective
 from forethought.objectives.selection import SelectingObjective
+from forethought.preflight import check_run
 from forethought.testing.objective_contract import (
     CHECKS,
     DOCUMENTS,

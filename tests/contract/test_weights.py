@@ -11,11 +11,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forethought.errors import InvalidInput, Stale, Unreachable
+from forethought.rpc.server import start_grpc_server
 from forethought.types import WeightManifest
-from forethought.weights.grpc_weights import (
-    WeightsClient,
-    start_grpc_server,
-)
+from forethought.weights.grpc_weights import WeightsClient
 from forethought.weights.snapshot import (
     WEIGHTS_FILE,
     Snapshot,

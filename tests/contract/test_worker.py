@@ -12,8 +12,8 @@ import pytest
 
 from forethought.queue import MAX_VALUE_BYTES, Broker, Consumer, Message, Stage, connect
 from forethought.queue.embedded import EmbeddedRedis
-from forethought.queue.worker import Verdict, Worker
-from forethought.queue.worker_counts import Activity
+from forethought.replica.worker import Verdict, Worker
+from forethought.replica.worker_counts import Activity
 
 LEASE_S = 0.3
 
@@ -161,7 +161,7 @@ async def test_waits_for_weights_without_spending_attempts(broker: Broker) -> No
     await broker.put(Stage.TASKS, [task(3), task(5)])
     handler = Weights(version=2)
     thief = consumer_of(broker, "thief")
-    async with running(worker_of(handler, consumer_of(broker), patience_s=60)):
+    async with running(worker_of(handler, consumer_of(broker), weights_timeout_s=60)):
         await holds(broker, 2)
         assert await thief.receive(10, 2 * LEASE_S) == []
         assert handler.batches == []
@@ -176,7 +176,7 @@ async def test_waits_for_weights_without_spending_attempts(broker: Broker) -> No
 async def test_a_replica_that_lags_hands_work_on(broker: Broker) -> None:
     await broker.put(Stage.TASKS, [task(3)])
     lagging, newest = Weights(version=2), Weights(version=3)
-    behind = worker_of(lagging, consumer_of(broker, "lagging"), patience_s=0.1)
+    behind = worker_of(lagging, consumer_of(broker, "lagging"), weights_timeout_s=0.1)
     async with running(behind):
         await holds(broker, 1)
         async with running(worker_of(newest, consumer_of(broker, "newest"))):
@@ -267,7 +267,7 @@ async def test_leases_are_renewed_while_working(broker: Broker) -> None:
 async def test_a_lost_lease_loses_the_work_waiting_on_it(broker: Broker) -> None:
     await broker.put(Stage.TASKS, [task(5)])
     handler = Weights(version=1)
-    worker = worker_of(handler, consumer_of(broker), patience_s=60)
+    worker = worker_of(handler, consumer_of(broker), weights_timeout_s=60)
     async with running(worker):
         await holds(broker, 1)
         await broker.clear_work()

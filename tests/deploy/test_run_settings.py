@@ -16,7 +16,7 @@ from rendering import ROOT, Object, Rendered, containers_of, main_container, pod
 
 from forethought.cli.init import init
 from forethought.config import Settings, load_settings
-from forethought.config.checks import check_corpus, check_redis, check_run
+from forethought.preflight import check_corpus, check_redis, check_run
 from forethought.queue.interface import Stage
 from forethought.queue.keys import Keys
 from forethought.telemetry.ops import OpsServer

@@ -9,13 +9,8 @@ import pytest
 
 from forethought import objectives, wire
 from forethought.config import Settings, load_settings, write_resolved
-from forethought.config.checks import (
-    check_corpus,
-    check_redis,
-    check_run,
-    largest_value_bytes,
-)
 from forethought.errors import InvalidInput
+from forethought.preflight import check_corpus, check_redis, check_run, largest_value_bytes
 from forethought.queue.interface import MAX_VALUE_BYTES
 from forethought.types import (
     Document,

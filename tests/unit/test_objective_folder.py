@@ -11,9 +11,9 @@ import pytest
 
 from forethought import objectives
 from forethought.config import load_settings
-from forethought.config.checks import check_run
 from forethought.errors import InvalidInput
 from forethought.objectives import Group
+from forethought.preflight import check_run
 from forethought.run.journal import read_journal
 from forethought.types import (
     Document,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forethought.config import Settings, load_settings
-from forethought.config.checks import check_run, estimator_name
+from forethought.preflight import check_run, estimator_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(file for file in CONFIGS.glob("*.toml") if not file.stem.startswith("compare"))

@@ -12,7 +12,7 @@ import pytest
 from forethought.compute.served_model import ServedModel
 from forethought.errors import InvalidInput
 from forethought.queue import Message
-from forethought.queue.worker import Verdict
+from forethought.replica.worker import Verdict
 from forethought.types import (
     Document,
     Position,

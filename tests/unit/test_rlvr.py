@@ -13,10 +13,10 @@ from forethought import estimators, objectives
 from forethought.compute.model import find_markers
 from forethought.compute.prompting import prompting_of
 from forethought.config import load_settings
-from forethought.config.checks import check_run
 from forethought.corpus.spelling import Speller
 from forethought.errors import InvalidInput
 from forethought.objectives.rlvr import TEMPLATE
+from forethought.preflight import check_run
 from forethought.types import (
     Document,
     Position,

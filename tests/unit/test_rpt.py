@@ -9,11 +9,11 @@ import pytest
 
 from forethought import estimators, objectives
 from forethought.config import load_settings
-from forethought.config.checks import check_run
 from forethought.errors import InvalidInput
 from forethought.objectives import Group
 from forethought.objectives.grading import Spelling, Truth, boxed, is_byte_prefix
 from forethought.objectives.prompts import RPT
+from forethought.preflight import check_run
 from forethought.types import Thought
 
 # " caf" + the two bytes of "é" as two tokens + "{x}" + a newline + a space + " end"

@@ -13,9 +13,9 @@ from scored import PROMPTING, make_results
 from forethought import estimators, objectives
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config import load_settings
-from forethought.config.checks import check_run
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.errors import InvalidInput
+from forethought.preflight import check_run
 from forethought.types import Document, ScoredRollout
 from trainer.learner import Learner
 from trainer.lesson import Recipe

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
-from forethought.queue.worker import Worker
-from forethought.queue.worker_counts import Outcome
-from forethought.telemetry.grpc_calls import GrpcCalls
+from forethought.replica.worker import Worker
+from forethought.replica.worker_counts import Outcome
+from forethought.rpc.calls import GrpcCalls
 from forethought.telemetry.metrics import counter, gauge, histogram
 from forethought.types import WeightManifest
 from forethought.weights.receiver import WeightReceiver

@@ -4,7 +4,7 @@ Design: one batch at a time and no prefetch, so a busy replica never sits on wor
 could do; while something waits for newer weights nothing more is received, because what comes
 later needs weights at least as new. The price is one round trip to the broker between batches.
 
-A delivery may wait here for ``patience_s`` only. Then it goes back in line, where a replica that
+A delivery may wait here for ``weights_timeout_s`` only. Then it goes back in line, where a replica that
 has the weights gets it: a replica that is stuck in a push must not hold up the batch that it took
 work of. Neither waiting nor going back counts as an attempt.
 
@@ -16,21 +16,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from typing import Protocol, TypeVar
 
-from forethought.background import end
+from forethought.background import backoff, end, wait_for_event
 from forethought.errors import InvalidInput, Unreachable
 from forethought.queue.interface import Consumer, Delivery, Message
-from forethought.queue.worker_counts import ANSWERED, Activity, Outcome, WorkerCounts
+from forethought.replica.worker_counts import ANSWERED, Activity, Outcome, WorkerCounts
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_PAUSE_S = 0.1
-_MAX_PAUSE_S = 5.0
 
 
 class Verdict(Enum):
@@ -67,7 +64,7 @@ class Handler(Protocol):
 #   task     consumes             produces           waits for              unblocked by
 #   ------   ------------------   ----------------   --------------------   ----------------------
 #   _serve   deliveries of the    results; error     a delivery             the broker, <= wait_s
-#            consumer's stage     results;           newer weights          _wake, <= patience_s
+#            consumer's stage     results;           newer weights          _wake, <= weights_timeout_s
 #                                 released tasks     the handler            the handler
 #   _watch   handler.changed()    _wake              a change of weights    the handler
 #   _renew   what is held         longer leases;     a third of a lease     the clock
@@ -79,7 +76,7 @@ class Worker:
     """Serves one consumer with one handler until told to stop.
 
     ``max_batch_tasks`` bounds what is received and handled at once; ``wait_s`` how long one
-    receive waits, and so how long an idle worker takes to stop; ``patience_s`` (default: one
+    receive waits, and so how long an idle worker takes to stop; ``weights_timeout_s`` (default: one
     lease) how long a delivery may wait here for newer weights.
     """
 
@@ -90,13 +87,15 @@ class Worker:
         consumer: Consumer,
         max_batch_tasks: int,
         wait_s: float = 1.0,
-        patience_s: float | None = None,
+        weights_timeout_s: float | None = None,
     ) -> None:
         self._handler = handler
         self._consumer = consumer
         self._max_batch_tasks = max_batch_tasks
         self._wait_s = wait_s
-        self._patience_s = consumer.lease_s if patience_s is None else patience_s
+        self._weights_timeout_s = (
+            consumer.lease_s if weights_timeout_s is None else weights_timeout_s
+        )
         self._held: dict[str, Delivery] = {}  # by entry id; waiting or being worked on
         self._release_at_s = 0.0  # when what is waiting goes back in line
         self._leased_at_s = 0.0  # when the broker last confirmed our leases
@@ -139,14 +138,14 @@ class Worker:
                 await end(helpers)
 
     async def _serve(self) -> None:
-        pauses_s = _pauses()
+        waits_s = backoff()
         while not self._stopping.is_set():
             try:
                 await self._turn()
-                pauses_s = _pauses()
+                waits_s = backoff()
             except Unreachable as error:
                 log.warning("%s; trying again", error)
-                await _comes(self._stopping, next(pauses_s))
+                await wait_for_event(self._stopping, next(waits_s))
         await self._release_all()
 
     async def _turn(self) -> None:
@@ -166,7 +165,7 @@ class Worker:
         self.counts.deliveries += len(deliveries)
         self.counts.redeliveries += sum(d.num_earlier_attempts > 0 for d in deliveries)
         self._leased_at_s = _now_s()
-        self._release_at_s = _now_s() + self._patience_s
+        self._release_at_s = _now_s() + self._weights_timeout_s
         self._held = {delivery.entry_id: delivery for delivery in deliveries}
 
     async def _sort(self) -> list[Delivery]:
@@ -189,11 +188,11 @@ class Worker:
 
     async def _wait_for_weights(self) -> None:
         with self.counts.spending(Activity.WAITING):
-            if await _comes(self._wake, self._release_at_s - _now_s()):
+            if await wait_for_event(self._wake, self._release_at_s - _now_s()):
                 return
             await self._release_all()
             # Stand back, or we would take the same work again before a replica that can do it.
-            await _comes(self._wake, self._wait_s)
+            await wait_for_event(self._wake, self._wait_s)
 
     async def _work(self, deliveries: list[Delivery]) -> None:
         """Begin, handle and finish one batch; what fails is answered with an error result."""
@@ -208,7 +207,7 @@ class Worker:
         self.counts.batch_seconds.add(_now_s() - started_s)
 
     async def _begin(self, delivery: Delivery) -> bool:
-        is_mine = await self._insist(delivery, lambda: self._consumer.begin(delivery))
+        is_mine = await self._retry(delivery, lambda: self._consumer.begin(delivery))
         if not is_mine:
             self._lost(delivery.entry_id)
         return bool(is_mine)
@@ -232,7 +231,7 @@ class Worker:
             await self._fail(delivery, result)
             return
         try:
-            done = await self._insist(delivery, lambda: self._consumer.finish(delivery, result))
+            done = await self._retry(delivery, lambda: self._consumer.finish(delivery, result))
         except InvalidInput as error:  # the result is too large to publish
             await self._bury(delivery, _reason(error))
         else:
@@ -248,7 +247,7 @@ class Worker:
             await self._finish(delivery, result, Outcome.FAILED)
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
-        done = await self._insist(delivery, lambda: self._consumer.bury(delivery, reason))
+        done = await self._retry(delivery, lambda: self._consumer.bury(delivery, reason))
         self._retired(delivery, bool(done), Outcome.BURIED)
 
     def _retired(self, delivery: Delivery, done: bool, outcome: Outcome) -> None:
@@ -266,9 +265,9 @@ class Worker:
         self.counts.outcomes[Outcome.LOST] += 1
         return True
 
-    async def _insist(self, delivery: Delivery, act: Callable[[], Awaitable[T]]) -> T | None:
+    async def _retry(self, delivery: Delivery, act: Callable[[], Awaitable[T]]) -> T | None:
         """Repeat ``act`` until the broker answers; None once the lease is known to be lost."""
-        pauses_s = _pauses()
+        waits_s = backoff()
         while True:
             try:
                 return await act()
@@ -276,10 +275,10 @@ class Worker:
                 if not self._may_still_hold(delivery):
                     return None
                 log.warning("%s; task %d tries again", error, delivery.message.task_id)
-            await asyncio.sleep(next(pauses_s))  # there is nothing to wait for but time
+            await asyncio.sleep(next(waits_s))  # there is nothing to wait for but time
 
     def _may_still_hold(self, delivery: Delivery) -> bool:
-        """Whether insisting makes sense: while running, until told otherwise; when stopping, until
+        """Whether retrying makes sense: while running, until told otherwise; when stopping, until
         the lease must have run out, or a dead Redis would keep this process from ever stopping."""
         if self._stopping.is_set() and _now_s() > self._leased_at_s + self._consumer.lease_s:
             return False
@@ -315,23 +314,6 @@ class Worker:
                 if self._lost(entry_id):
                     log.warning("the lease on entry %s was lost", entry_id)
                     self._wake.set()
-
-
-async def _comes(event: asyncio.Event, within_s: float) -> bool:
-    """Whether an event comes within some seconds."""
-    try:
-        async with asyncio.timeout(within_s):
-            return await event.wait()
-    except TimeoutError:
-        return False
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds to wait between attempts to reach the broker: doubling, bounded, without end."""
-    pause_s = _PAUSE_S
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
 
 def _reason(error: Exception) -> str:

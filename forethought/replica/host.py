@@ -23,18 +23,19 @@ from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
 
-from forethought.auth.grpc_guard import GrpcGuard
 from forethought.auth.guard import Guard, is_loopback
 from forethought.background import end, first_failure
 from forethought.config.sections import ReplicaSection
 from forethought.errors import InvalidInput, Unreachable
 from forethought.queue.interface import Broker
-from forethought.queue.worker import Worker
-from forethought.telemetry.grpc_calls import GrpcCalls
+from forethought.replica.metrics import ServedMetrics, WeightMetrics, WorkerMetrics
+from forethought.replica.worker import Worker
+from forethought.rpc.calls import GrpcCalls
+from forethought.rpc.guard import GrpcGuard
+from forethought.rpc.server import Servicer, start_grpc_server
 from forethought.telemetry.ops import OpsServer
-from forethought.telemetry.replica_metrics import ServedMetrics, WeightMetrics, WorkerMetrics
 from forethought.types import Replica, WeightManifest
-from forethought.weights.grpc_weights import Servicer, WeightsServicer, start_grpc_server
+from forethought.weights.grpc_weights import WeightsServicer
 from forethought.weights.receiver import WeightReceiver
 
 log = logging.getLogger(__name__)

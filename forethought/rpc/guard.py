@@ -18,7 +18,7 @@ import grpc
 
 from forethought.auth.guard import Guard, Role
 from forethought.errors import Forbidden, Unauthenticated
-from forethought.weights.grpc_weights import errors_as_status
+from forethought.rpc.errors import errors_as_status
 
 _OPEN = frozenset({"grpc.health.v1.Health"})
 _ASKING = frozenset(

@@ -1,0 +1,37 @@
+"""What is asked of a rollout replica over gRPC, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forethought.types import Prompting, Sampling, Thought
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateQuestion:
+    """What is asked of ``Generate``; either ``prefix_ids`` or a context with its prompting.
+
+    Example:
+        ``GenerateQuestion((1, 5, 39), (), None, Sampling(8, 9), seed=7, epoch=None, min_version=0)``
+    """
+
+    prefix_ids: tuple[int, ...]
+    context_ids: tuple[int, ...]
+    prompting: Prompting | None
+    sampling: Sampling
+    seed: int
+    epoch: int | None
+    min_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One group of thoughts, and who sampled it. The versions in their spans are of ``epoch``.
+
+    Example:
+        ``Generated((thought, other), epoch=1, replica="rollout-a1")``
+    """
+
+    thoughts_G: tuple[Thought, ...]
+    epoch: int
+    replica: str
