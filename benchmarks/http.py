@@ -109,7 +109,7 @@ def model_app() -> Any:
     import torch
 
     from forethought.compute.served_model import ServedModel
-    from forethought.demo.arms import base_model
+    from forethought.lab.demo.arms import base_model
     from forethought.types import WeightManifest
     from services.reward.scoring import Scorer
 

@@ -13,9 +13,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from forethought.compare.plan import ComparisonPlan
-    from forethought.compare.schedule import Outcome
-    from forethought.compare.trial import Trial
+    from forethought.lab.compare.plan import ComparisonPlan
+    from forethought.lab.compare.schedule import Outcome
+    from forethought.lab.compare.trial import Trial
 
 _FILE_WIDTH = 180  # of the table where nobody says how wide a line is
 
@@ -36,7 +36,7 @@ def compare(
     """
     from rich.console import Console
 
-    from forethought.compare.plan import load_plan
+    from forethought.lab.compare.plan import load_plan
 
     plan = load_plan(config, tuple(words or ()))
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
@@ -63,7 +63,7 @@ def _list(plan: ComparisonPlan) -> None:
 
 
 def _write_demo_corpus(plan: ComparisonPlan) -> None:
-    from forethought.demo.comparison import write_corpora
+    from forethought.lab.demo.comparison import write_corpora
     from forethought.process import quiet_libraries
 
     quiet_libraries()
@@ -74,7 +74,7 @@ async def _run(plan: ComparisonPlan, console: Console) -> list[Outcome]:
     """Run everything under a bar that names what is running; a line for each measured trial."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from forethought.compare.schedule import Schedule
+    from forethought.lab.compare.schedule import Schedule
 
     columns = (
         MofNCompleteColumn(),
@@ -106,9 +106,9 @@ def _line(outcome: Outcome) -> str:
 
 
 def _report(plan: ComparisonPlan, outcomes: Sequence[Outcome], console: Console) -> None:
-    from forethought.compare.figure import draw
-    from forethought.compare.results import results_of, write_results
-    from forethought.compare.table import table_of
+    from forethought.lab.compare.figure import draw
+    from forethought.lab.compare.results import results_of, write_results
+    from forethought.lab.compare.table import table_of
 
     results = results_of(plan, outcomes)
     file, figure = plan.directory / "compare.json", plan.directory / "compare.png"

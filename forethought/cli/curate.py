@@ -14,7 +14,7 @@ import typer
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forethought.compute.curation import CurationOrder
+    from forethought.lab.curation import CurationOrder
 
 _CORPUS = typer.Argument(metavar="CORPUS", help="A file, a folder or a saved Hugging Face dataset.")
 _MODEL = typer.Option(..., "--model", metavar="DIR", help="The proxy: a local model directory.")
@@ -44,8 +44,8 @@ def curate(
     The output is a corpus: train on it with corpus.path=DIR and the tokenizer of the proxy. Started again,
     it goes on where it was stopped.
     """
-    from forethought.compute.curation import CurationOrder
     from forethought.config.sections import SourceSection
+    from forethought.lab.curation import CurationOrder
 
     part, num_shards = _parsed(shard)
     _check_dtype(dtype)
@@ -69,7 +69,7 @@ def curate(
 def _run(order: CurationOrder) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from forethought.compute.curation import curate as write_parts
+    from forethought.lab.curation import curate as write_parts
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:

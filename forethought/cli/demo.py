@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from forethought.demo.arms import DemoPlan
+    from forethought.lab.demo.arms import DemoPlan
 
 RLP_STEPS, UNIFORM_STEPS = 120, 160
 
@@ -30,7 +30,7 @@ def demo(
 
     Everything in DIR is written anew. Results: a table, DIR/report.json and DIR/report.png.
     """
-    from forethought.demo.arms import DemoPlan
+    from forethought.lab.demo.arms import DemoPlan
 
     plan = DemoPlan(directory, engine, replicas, seed)
     if rebuild_base:
@@ -39,7 +39,7 @@ def demo(
     plan.write_corpus()
     rlp = _run(plan, "rlp", plan.rlp("rlp", "marked", RLP_STEPS))
     _run(plan, "rlp_uniform", plan.rlp("rlp_uniform", "uniform", UNIFORM_STEPS))
-    from forethought.demo.arms import matched_tokens
+    from forethought.lab.demo.arms import matched_tokens
 
     _run(plan, "cpt", plan.cpt(matched_tokens(rlp)))
     _report(plan, rlp)
@@ -67,9 +67,8 @@ def _run(plan: DemoPlan, arm: str, words: list[str]) -> dict[str, Any]:
 def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from forethought.demo import report as reports
-    from forethought.demo.arms import base_model
-    from forethought.demo.measure import measure
+    from forethought.lab.demo import report as reports
+    from forethought.lab.demo.arms import base_model
     from forethought.process import quiet_libraries
     from forethought.run.directory import RunDirectory
 
@@ -83,7 +82,7 @@ def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:
     with console.status("measuring on held-out documents"):
         for arm, model in models.items():
             heldout, cache = plan.corpus / "heldout.jsonl", plan.directory / "cache"
-            report[arm] = dict(measure(model, heldout, cache))
+            report[arm] = _measured(model, heldout, cache)
     report["run"] = reports.run_figures(rlp_summary)
     reports.write_report(report, plan.directory / "report.json")
     reports.draw(report, runs, plan.directory / "report.png")
@@ -92,8 +91,26 @@ def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:
     console.print(f"checkpoint  {models['rlp']}")
 
 
+def _measured(model: Path, heldout: Path, cache: Path) -> dict[str, float]:
+    """Think and no-think figures at the answers of held-out documents, the same for every arm."""
+    from forethought.lab.compare.measurement import measure
+    from forethought.lab.compare.plan import EvaluationEntry
+    from forethought.lab.demo import arms
+
+    entry = EvaluationEntry(
+        corpus=str(heldout),
+        window_tokens=arms.WINDOW_TOKENS,
+        num_documents=arms.NUM_HELDOUT_DOCUMENTS,
+        num_thoughts=arms.GROUP_SIZE,
+        max_thought_tokens=arms.MAX_THOUGHT_TOKENS,
+        seed=1,
+        elsewhere=False,
+    )
+    return dict(measure(model, entry, cache)["answers"])
+
+
 def _rebuild_base(plan: DemoPlan) -> None:
-    from forethought.demo.base_model import prepare
+    from forethought.lab.demo.base_model import prepare
     from forethought.process import quiet_libraries
 
     quiet_libraries()

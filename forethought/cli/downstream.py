@@ -15,8 +15,8 @@ import typer
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forethought.downstream.harness import Asking
-    from forethought.downstream.suites import Suite
+    from forethought.lab.downstream.harness import Asking
+    from forethought.lab.downstream.suites import Suite
 
 _MODEL = typer.Argument(
     None, metavar="CHECKPOINT", help="A run, a checkpoint or a model directory."
@@ -25,7 +25,7 @@ _MODEL = typer.Argument(
 
 def _print_tasks_path(asked: bool) -> None:
     if asked:
-        from forethought.downstream.harness import TASKS
+        from forethought.lab.downstream.harness import TASKS
 
         typer.echo(TASKS)
         raise typer.Exit
@@ -33,7 +33,7 @@ def _print_tasks_path(asked: bool) -> None:
 
 def _print_suites(asked: bool) -> None:
     if asked:
-        from forethought.downstream.suites import SUITES
+        from forethought.lab.downstream.suites import SUITES
 
         for name, suite in SUITES.items():
             typer.echo(
@@ -78,7 +78,7 @@ def downstream(
     ),
 ) -> None:
     """Evaluate a checkpoint with lm-evaluation-harness; prints a table."""
-    from forethought.downstream.harness import Asking, adjusted
+    from forethought.lab.downstream.harness import Asking, adjusted
 
     name, chosen = _chosen(suite, tasks)
     chosen = adjusted(chosen, runs, temperature, max_tokens, shots)
@@ -101,8 +101,8 @@ def downstream(
 
 
 def _chosen(name: str, tasks: str) -> tuple[str, Suite]:
-    from forethought.downstream.harness import suite_of_tasks
-    from forethought.downstream.suites import suite
+    from forethought.lab.downstream.harness import suite_of_tasks
+    from forethought.lab.downstream.suites import suite
 
     if bool(name) == bool(tasks):
         raise InvalidInput("expected one of --suite NAME (see --list-suites) and --tasks A,B")
@@ -110,7 +110,7 @@ def _chosen(name: str, tasks: str) -> tuple[str, Suite]:
 
 
 def _device(device: str) -> str:
-    from forethought.downstream.harness import check_installed
+    from forethought.lab.downstream.harness import check_installed
 
     check_installed()
     if device != "auto":
@@ -123,8 +123,8 @@ def _device(device: str) -> str:
 def _run(checkpoint: Path, name: str, suite: Suite, asking: Asking, out: Path | None) -> None:
     from rich.console import Console
 
-    from forethought.downstream.harness import evaluate, find_model
-    from forethought.downstream.scores import report, scores_of, table
+    from forethought.lab.downstream.harness import evaluate, find_model
+    from forethought.lab.downstream.scores import report, scores_of, table
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # not offline: benchmarks are fetched
     model = find_model(checkpoint)

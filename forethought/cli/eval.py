@@ -15,7 +15,7 @@ import typer
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forethought.evaluation.order import Order
+    from forethought.lab.evaluation.request import Order
     from forethought.run.checkpoints import Checkpoint
 
 _SPLITS, _ASKING, _TEXT = "Positions", "Thoughts", "Text"
@@ -102,9 +102,8 @@ def evaluate(
     All checkpoints are asked the same with the same random numbers. --series fits accuracy as a power
     law of training compute.
     """
-    from forethought.evaluation.conditions import Wishes
-    from forethought.evaluation.order import Order
-    from forethought.evaluation.text import Noise
+    from forethought.lab.evaluation.request import Order, Wishes
+    from forethought.lab.evaluation.text import Noise
 
     _check("--dtype", dtype, ("float32", "bfloat16"))
     wishes = Wishes(
@@ -141,7 +140,7 @@ def _run(order: Order, out: Path | None, num_threads: int) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from forethought.evaluation.study import evaluate as carry_out
+    from forethought.lab.evaluation.study import evaluate as carry_out
     from forethought.process import quiet_libraries
 
     quiet_libraries()
@@ -165,8 +164,8 @@ def _show(report: dict[str, Any], out: Path | None) -> None:
 
     from rich.console import Console
 
-    from forethought.evaluation.drawing import draw
-    from forethought.evaluation.table import law_lines, lines, tables
+    from forethought.lab.evaluation.drawing import draw
+    from forethought.lab.evaluation.table import law_lines, lines, tables
 
     console = Console()
     typer.echo("\n".join(lines(report)) + "\n")

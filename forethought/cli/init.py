@@ -27,7 +27,7 @@ def init(
     They are the demo's: the run that they make teaches a model of 0.12M parameters to think, in minutes
     on two cores. Nothing that exists is written over.
     """
-    from forethought.demo.first_run import CONFIG, parts
+    from forethought.lab.demo.first_run import CONFIG, parts
 
     written = parts(directory)
     there = [name for name in written if (directory / name).exists()]

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from forethought.lab.report.numbers import duration
+
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.live import Live
@@ -227,19 +229,6 @@ def plain_line(reading: Reading) -> str:
     parts += [f"{label} {value}" for label, value in reading.facts()]
     warning = reading.warning()
     return "  ".join([*parts, f"({warning})"] if warning else parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    Example:
-        ``duration(3700)`` is ``"1h 1m"``
-    """
-    minutes, rest_s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h {minutes}m"
-    return f"{minutes}m {rest_s}s" if minutes else f"{rest_s}s"
 
 
 def _block(reading: Reading) -> Group:

@@ -27,8 +27,8 @@ def report(runs: list[Path] = _RUNS, out: Path | None = _OUT) -> None:
     """
     from rich.console import Console
 
+    from forethought.lab.report import read_runs, write_page
     from forethought.process import quiet_libraries
-    from forethought.report import read_runs, write_page
 
     quiet_libraries()
     page = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from forethought.cli.plan import Plan
-from forethought.cli.progress import Metrics, duration
+from forethought.cli.progress import Metrics
 from forethought.config.sections import AuthSection
+from forethought.lab.report.numbers import duration
 from forethought.run.directory import RunDirectory
 
 _COUNTS = (

@@ -1,7 +1,7 @@
-"""What a run cost: tokens and FLOPs, counted from its metrics.
+"""What a run cost: tokens and FLOPs, counted from its metrics by one formula for all who ask.
 
     tokens  sampled + learned                        every row whole, context included
-    FLOPs   2 N (sampled + scored) + 6 N learned     N parameters; attention over positions left out
+    FLOPs   2 P (sampled + scored) + 6 P learned     P parameters; attention over positions left out
 
 Design: rows are counted as if nothing were shared (a group's context once for each of its thoughts), so
 that an arm is charged the most it could have cost and its next-token controls get no less than they are
@@ -12,7 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from forethought.errors import InvalidInput
+from forethought.run.checkpoints import Checkpoint
+
+Unit = Literal["flops", "tokens", "steps"]
 
 _FORWARD, _FORWARD_AND_BACKWARD = 2, 6
 
@@ -63,3 +68,26 @@ def cost_of(metrics: Sequence[Mapping[str, Any]]) -> Cost:
         scored_tokens=sum(row.get("scored_tokens", 0) for row in metrics),
         learned_tokens=metrics[-1]["tokens"] if metrics else 0,
     )
+
+
+def compute_of(checkpoint: Checkpoint, unit: Unit, num_parameters: int) -> float | None:
+    """The training compute behind a checkpoint; 0 for what a run began with, None outside of runs.
+
+    ``tokens`` are those learned, ``steps`` the optimizer steps that closed a batch.
+
+    Raises:
+        InvalidInput: the run's metrics have no line of the checkpoint's step.
+    """
+    if checkpoint.run is None or checkpoint.step is None:
+        return None
+    if checkpoint.step == 0 or unit == "steps":
+        return float(checkpoint.step)
+    rows = [row for row in checkpoint.run.read_metrics() if row["step"] <= checkpoint.step]
+    if not rows or rows[-1]["step"] != checkpoint.step or "tokens" not in rows[-1]:
+        raise InvalidInput(
+            f"{checkpoint.run.metrics} has no tokens for step {checkpoint.step} of {checkpoint.label}; "
+            "expected the metrics of its own run: use --compute steps"
+        )
+    cost = cost_of(rows)
+    flops = cost.flops_per_parameter * num_parameters
+    return float(cost.learned_tokens if unit == "tokens" else flops)

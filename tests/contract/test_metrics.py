@@ -25,8 +25,8 @@ import services.rollout.__main__ as rollout
 import trainer.__main__ as learner
 from forethought.clients import AsyncRolloutClient
 from forethought.config import load_settings
-from forethought.demo.arms import base_model
-from forethought.demo.corpus import PLAIN, write_corpus
+from forethought.lab.demo.arms import base_model
+from forethought.lab.demo.corpus import PLAIN, write_corpus
 from forethought.types import Sampling
 from trainer.assembly import assemble
 

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import pytest
 
 from forethought.auth import Bearer, Tokens
-from forethought.demo.arms import base_model
-from forethought.demo.corpus import PLAIN, write_corpus
+from forethought.lab.demo.arms import base_model
+from forethought.lab.demo.corpus import PLAIN, write_corpus
 from forethought.orphan import death_with_parent
 from forethought.run.directory import RunDirectory
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from forethought.compare.plan import ComparisonPlan
-from forethought.compare.schedule import Schedule
+from forethought.lab.compare.plan import ComparisonPlan
+from forethought.lab.compare.schedule import Schedule
 from forethought.run.directory import RunDirectory
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -57,7 +57,7 @@ def compare(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_comparison(tmp_path: Path) -> None:
-    from forethought.demo.corpus import PLAIN, write_corpus
+    from forethought.lab.demo.corpus import PLAIN, write_corpus
 
     directory, file = tmp_path / "out", tmp_path / "small.toml"
     write_corpus(directory / "corpus", num_documents=200, seed=0, mixture=PLAIN, num_heldout=64)

@@ -12,8 +12,8 @@ from processes import Cluster
 from typer.testing import CliRunner
 
 from forethought.cli.eval import evaluate
-from forethought.demo.arms import base_model
-from forethought.demo.corpus import PLAIN, write_corpus
+from forethought.lab.demo.arms import base_model
+from forethought.lab.demo.corpus import PLAIN, write_corpus
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

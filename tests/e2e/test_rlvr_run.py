@@ -9,8 +9,8 @@ import pytest
 from processes import BATCH_TASKS, GROUP_SIZE, Cluster
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forethought.demo.corpus import EQUALS, documents
-from forethought.demo.corpus import Mixture as DemoMixture
+from forethought.lab.demo.corpus import EQUALS, documents
+from forethought.lab.demo.corpus import Mixture as DemoMixture
 from forethought.run.journal import read_journal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]

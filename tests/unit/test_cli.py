@@ -18,8 +18,9 @@ from forethought import __version__, cli
 from forethought.cli import launch
 from forethought.cli.doctor import Check, Level, configuration_checks, machine_checks, render
 from forethought.cli.plan import child_environment, prepare
-from forethought.cli.progress import MetricsTail, Reading, duration, plain_line
+from forethought.cli.progress import MetricsTail, Reading, plain_line
 from forethought.errors import InvalidInput
+from forethought.lab.report.numbers import duration
 from forethought.queue import connect
 from forethought.types import Replica
 

@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 import tomli_w
 
-from forethought.compare.plan import ComparisonPlan, layered, load_plan
-from forethought.compare.trial import Trial, arm_settings, base_settings, stage_settings, start_of
 from forethought.config import Settings
-from forethought.demo.arms import base_model
-from forethought.demo.comparison import write_questions
-from forethought.demo.corpus import documents
 from forethought.errors import InvalidInput
+from forethought.lab.compare.plan import ComparisonPlan, layered, load_plan
+from forethought.lab.compare.trial import (
+    Trial,
+    arm_settings,
+    base_settings,
+    stage_settings,
+    start_of,
+)
+from forethought.lab.demo.arms import base_model
+from forethought.lab.demo.comparison import write_questions
+from forethought.lab.demo.corpus import documents
 from forethought.run.cost import Cost
 
 REPOSITORY = Path(__file__).parents[2]

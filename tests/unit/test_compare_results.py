@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from forethought.compare.figure import draw
-from forethought.compare.interval import interval
-from forethought.compare.plan import ComparisonPlan
-from forethought.compare.results import FIGURES, results_of, value, write_results
-from forethought.compare.schedule import Outcome
-from forethought.compare.table import table_of
-from forethought.compare.trial import Trial
+from forethought.lab.compare.figure import draw
+from forethought.lab.compare.plan import ComparisonPlan
+from forethought.lab.compare.results import FIGURES, results_of, value, write_results
+from forethought.lab.compare.schedule import Outcome
+from forethought.lab.compare.table import table_of
+from forethought.lab.compare.trial import Trial
+from forethought.lab.statistics import seed_interval
 from forethought.run.cost import Cost, cost_of
 
 PLAN = ComparisonPlan.model_validate(
@@ -68,13 +68,13 @@ def test_a_cost_counts_what_metrics_say() -> None:
 
 
 def test_an_interval_is_students() -> None:
-    found = interval([1.0, 2.0, 4.0])
+    found = seed_interval([1.0, 2.0, 4.0])
     assert found.mean == pytest.approx(7 / 3)
     deviation = sqrt(sum((x - 7 / 3) ** 2 for x in (1, 2, 4)) / 2)
     assert found.half_width == pytest.approx(4.302653 * deviation / sqrt(3), rel=1e-6)
     assert f"{found:.1f}" == "2.3 ± 3.8"
-    assert interval([0.25]).half_width is None
-    assert f"{interval([0.25]):.2f}" == "0.25"
+    assert seed_interval([0.25]).half_width is None
+    assert f"{seed_interval([0.25]):.2f}" == "0.25"
 
 
 def test_rows_have_means_differences_and_failures() -> None:

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from forethought.cli import app
-from forethought.compute import curation
-from forethought.compute.curation import CurationOrder, curate
 from forethought.config.sections import CorpusSection, SourceSection
 from forethought.corpus.mixture import open_corpus
 from forethought.errors import InvalidInput
+from forethought.lab import curation
+from forethought.lab.curation import CurationOrder, curate
 from forethought.objectives.selection import Selection
 from forethought.types import Document
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from forethought.demo.arms import base_model
-from forethought.demo.corpus import documents
-from forethought.downstream import harness
-from forethought.downstream.harness import TASKS, Asking, adjusted, find_model, suite_of_tasks
-from forethought.downstream.scores import report, scores_of, suite_mean, table
-from forethought.downstream.suites import SUITES, Scored, Suite, suite
 from forethought.errors import InvalidInput
+from forethought.lab.demo.arms import base_model
+from forethought.lab.demo.corpus import documents
+from forethought.lab.downstream import harness
+from forethought.lab.downstream.harness import TASKS, Asking, adjusted, find_model, suite_of_tasks
+from forethought.lab.downstream.scores import report, scores_of, suite_mean, table
+from forethought.lab.downstream.suites import SUITES, Scored, Suite, suite
 
 LM = pytest.importorskip("lm_eval.api.model").LM
 

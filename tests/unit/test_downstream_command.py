@@ -14,10 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 from forethought.cli.downstream import downstream
-from forethought.demo.arms import base_model
-from forethought.downstream.harness import TASKS
-from forethought.downstream.suites import SUITES
 from forethought.errors import InvalidInput
+from forethought.lab.demo.arms import base_model
+from forethought.lab.downstream.harness import TASKS
+from forethought.lab.downstream.suites import SUITES
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 

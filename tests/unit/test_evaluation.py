@@ -13,7 +13,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from forethought.compute.evaluation import Answer, Query, ask, evaluate, thought_ids
+from forethought.compute.answers import Answer, Query, ask, evaluate, thought_ids
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.types import Document, Position, Prompting, Sampling
 
@@ -103,7 +103,7 @@ def test_random_numbers_are_of_the_place_and_not_of_the_batch(
     queries = queries_of(TEXT, 4, 9, 14, 19, 24)
     together = ask(model, queries, PROMPTING, SAMPLING, seed=2)
     told: list[int] = []
-    monkeypatch.setattr("forethought.compute.evaluation._BATCH_POSITIONS", 2)
+    monkeypatch.setattr("forethought.compute.answers._BATCH_POSITIONS", 2)
     apart = ask(model, queries, PROMPTING, SAMPLING, 2, told.append)
     assert told == [2, 4, 5]
     for one, other in zip(together, apart, strict=True):

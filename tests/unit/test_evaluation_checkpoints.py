@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from forethought.cli.eval import evaluate
 from forethought.config import load_settings, write_resolved
 from forethought.errors import InvalidInput
-from forethought.evaluation.conditions import Wishes, conditions
+from forethought.lab.evaluation.request import Wishes, conditions
 from forethought.run.checkpoints import distinct, resolve, series
 
 
@@ -100,7 +100,7 @@ def test_wishes_win(run: Path) -> None:
     given = conditions([resolve(run)], wishes)
     settings = given.settings
     assert (settings.sampling.group_size, settings.sampling.temperature) == (3, 0.5)
-    assert (given.objective.config.prompt, given.learned_with.config.prompt) == ("plain", "v3")
+    assert given.objective.config.prompt == "plain"
     (source,) = settings.corpus.resolved_sources()
     assert (source.path, source.marks_field) == ("other.txt", "m")
     assert settings.model.think_open == "["

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forethought import objectives
 from forethought.errors import InvalidInput
-from forethought.evaluation.scaling import fit_law, limit_interval, why_no_fit
-from forethought.evaluation.spent import Price, compute_of
+from forethought.lab.evaluation.scaling import fit_law, limit_interval, why_no_fit
 from forethought.run.checkpoints import Checkpoint
+from forethought.run.cost import compute_of
 from forethought.run.directory import RunDirectory
 
 
@@ -84,16 +83,18 @@ def test_the_interval_of_the_limit_holds_it() -> None:
 
 def test_compute_is_counted_from_the_metrics(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    rows = [{"step": 5, "tokens": 1000}, {"step": 10, "tokens": 2500}, {"step": 15}]
+    rows = [
+        {"step": 5, "tokens": 1000, "sampled_tokens": 300, "scored_tokens": 40},
+        {"step": 10, "tokens": 2500, "sampled_tokens": 500, "scored_tokens": 60},
+        {"step": 15},
+    ]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     at = {step: Checkpoint("c", tmp_path, run, step) for step in (0, 5, 10, 15)}
-    rpt, rlp, ntp = (objectives.load(name) for name in ("rpt", "rlp", "ntp"))
-    assert compute_of(at[10], Price.of(rlp, 7, "tokens")) == 2500
-    assert compute_of(at[10], Price.of(rlp, 7, "steps")) == 10
-    assert compute_of(at[10], Price.of(rlp, 7, "flops")) == 2500 * 7 * (6 + 2 + 2)
-    assert compute_of(at[5], Price.of(rpt, 7, "flops")) == 1000 * 7 * (6 + 2)
-    assert compute_of(at[5], Price.of(ntp, 7, "flops")) == 1000 * 7 * 6
-    assert compute_of(at[0], Price.of(rlp, 7, "flops")) == 0
-    assert compute_of(Checkpoint("c", tmp_path), Price.of(rlp, 7, "flops")) is None
+    assert compute_of(at[10], "tokens", 7) == 2500
+    assert compute_of(at[10], "steps", 7) == 10
+    assert compute_of(at[10], "flops", 7) == 7 * (6 * 2500 + 2 * (300 + 500) + 2 * (40 + 60))
+    assert compute_of(at[5], "flops", 7) == 7 * (6 * 1000 + 2 * 300 + 2 * 40)
+    assert compute_of(at[0], "flops", 7) == 0
+    assert compute_of(Checkpoint("c", tmp_path), "flops", 7) is None
     with pytest.raises(InvalidInput, match=r"no tokens for step 15 .* use --compute steps"):
-        compute_of(at[15], Price.of(rlp, 7, "tokens"))
+        compute_of(at[15], "tokens", 7)

@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from forethought.evaluation.splits import NAMES, Draw, Place, draw
-from forethought.evaluation.text import Noise, Room, find_places
+from forethought.lab.evaluation.splits import NAMES, Draw, Place, draw
+from forethought.lab.evaluation.text import Noise, Room, find_places
 from forethought.types import Document
 
 OPEN_ID = 39

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from forethought.errors import InvalidInput
-from forethought.evaluation.bootstrap import Interval
-from forethought.evaluation.passing import checked, pass_at_k, usual_k
-from forethought.evaluation.patterns import KEYWORDS, count_patterns, pattern_rates
+from forethought.lab.evaluation.pass_at_k import checked, pass_at_k, usual_k
+from forethought.lab.evaluation.patterns import KEYWORDS, count_patterns, pattern_rates
+from forethought.lab.statistics import BootstrapInterval
 
 
 @pytest.mark.parametrize(("num_right", "k"), [(0, 1), (1, 1), (2, 3), (3, 2), (5, 2), (6, 6)])
@@ -31,18 +31,18 @@ def test_k_is_at_most_the_group() -> None:
 
 def test_an_interval_is_that_of_the_mean() -> None:
     values = np.random.default_rng(0).normal(2.0, 3.0, 400)
-    interval = Interval.of(values, seed=1)
+    interval = BootstrapInterval.of(values, seed=1)
     half = 1.96 * values.std() / 20
     assert interval.mean == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - half, abs=0.05)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.05)
-    assert interval == Interval.of(values, seed=1) != Interval.of(values, seed=2)
+    assert interval == BootstrapInterval.of(values, seed=1) != BootstrapInterval.of(values, seed=2)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     generator = np.random.default_rng(7)
     samples = generator.exponential(1.0, (200, 80))
-    found = [Interval.of(sample, seed=0) for sample in samples]
+    found = [BootstrapInterval.of(sample, seed=0) for sample in samples]
     covered = sum(i.low <= 1.0 <= i.high for i in found) / len(found)
     assert 0.88 <= covered <= 0.985  # 0.95, less a little for a skewed law and 80 positions
 
@@ -51,9 +51,9 @@ def test_pairs_are_known_better_than_what_they_compare() -> None:
     generator = np.random.default_rng(3)
     first = generator.normal(0, 5, 300)
     other = first + 0.3 + generator.normal(0, 0.1, 300)
-    pair = Interval.of(other - first, seed=0)
+    pair = BootstrapInterval.of(other - first, seed=0)
     assert 0.25 < pair.low < 0.3 < pair.high < 0.35
-    assert Interval.of(other, seed=0).low < 0 < Interval.of(other, seed=0).high
+    assert BootstrapInterval.of(other, seed=0).low < 0 < BootstrapInterval.of(other, seed=0).high
 
 
 def test_patterns_are_whole_words_in_any_case() -> None:

@@ -11,17 +11,15 @@ import pytest
 import tiny
 
 from forethought import objectives
-from forethought.compute.evaluation import Answer
+from forethought.compute.answers import Answer
 from forethought.compute.logprob import Scored
 from forethought.compute.sampling import Sample
-from forethought.demo.arms import base_model
 from forethought.errors import InvalidInput
-from forethought.evaluation.conditions import Wishes
-from forethought.evaluation.order import Order
-from forethought.evaluation.predictions import Grader
-from forethought.evaluation.study import evaluate
-from forethought.evaluation.table import law_lines, lines, tables
-from forethought.evaluation.text import Noise
+from forethought.lab.demo.arms import base_model
+from forethought.lab.evaluation.request import Order, Wishes
+from forethought.lab.evaluation.study import Grader, evaluate
+from forethought.lab.evaluation.table import law_lines, lines, tables
+from forethought.lab.evaluation.text import Noise
 from forethought.run.checkpoints import Checkpoint
 from forethought.types import Document
 

@@ -9,8 +9,8 @@ import pytest
 
 from forethought.cli.init import init
 from forethought.config import Settings, load_settings
-from forethought.demo import arms
 from forethought.errors import InvalidInput
+from forethought.lab.demo import arms
 
 RLP_STEPS = 120
 

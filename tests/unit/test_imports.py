@@ -277,8 +277,8 @@ def test_the_wheel_contains_the_three_packages_and_nothing_else(wheel_names: set
 
 
 def test_the_wheel_carries_what_is_not_code(wheel_names: set[str]) -> None:
-    base = REPOSITORY / "forethought/demo/base"
-    shipped = {f"forethought/demo/base/{file.name}" for file in base.iterdir()}
+    base = REPOSITORY / "forethought/lab/demo/base"
+    shipped = {f"forethought/lab/demo/base/{file.name}" for file in base.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         f.name for f in base.iterdir()
     }

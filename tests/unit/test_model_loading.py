@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from forethought import objectives
-from forethought.compute.evaluation import Query, evaluate
+from forethought.compute.answers import Query, evaluate
 from forethought.compute.model import (
     LanguageModel,
     Markers,

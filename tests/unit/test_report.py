@@ -23,11 +23,11 @@ from forethought.cli.report import report
 from forethought.compute.model import load_language_model
 from forethought.config import load_settings, write_resolved
 from forethought.errors import InvalidInput
-from forethought.report import read_runs, write_page
-from forethought.report.curves import CURVES, ends, mean_phases, points, thinned
-from forethought.report.evaluation import evaluation_tables
-from forethought.report.facts import identity_rows, work_rows
-from forethought.report.settings import setting_rows
+from forethought.lab.report import read_runs, write_page
+from forethought.lab.report.curves import CURVES, ends, mean_phases, points, thinned
+from forethought.lab.report.evaluation import evaluation_tables
+from forethought.lab.report.facts import identity_rows, work_rows
+from forethought.lab.report.settings import setting_rows
 from forethought.run.directory import RunDirectory
 from forethought.run.journal import Journal
 from forethought.types import ScoredRollout

@@ -1,0 +1,107 @@
+"""``python -m forethought.lab.compare.measurement``: one model on the held-out corpus of a comparison.
+
+    answers    where the corpus marks that thinking pays (or at one uniformly random place per document)
+    elsewhere  one other position per document: what thinking does where there is nothing to think about
+
+Design: a process of its own, so that the comparison itself never loads torch. All models see the same
+positions and the same random numbers; only their weights differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forethought.lab.compare.plan import EvaluationEntry
+
+if TYPE_CHECKING:
+    from forethought.compute.answers import Query
+    from forethought.types import Document
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--evaluation", required=True, help="the plan's section, as JSON")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    from forethought import process
+
+    def run() -> int:
+        entry = EvaluationEntry.model_validate_json(arguments.evaluation)
+        measured = measure(arguments.model, entry, arguments.cache)
+        asked = {"model": str(arguments.model), "evaluation": entry.model_dump()}
+        record = asked | measured
+        partial = arguments.out.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        partial.replace(arguments.out)
+        return 0
+
+    return process.exit_status("measurement", run)
+
+
+def measure(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str, Any]:
+    """``num_parameters``, and the figures at ``answers`` and ``elsewhere`` by name.
+
+    Raises:
+        InvalidInput: the model cannot be loaded, the corpus not read, or it has no such positions.
+    """
+    import torch
+
+    from forethought.compute.answers import evaluate
+    from forethought.compute.model import find_markers, load_language_model
+    from forethought.config.sections import CorpusSection, ModelSection
+    from forethought.corpus.mixture import open_corpus
+    from forethought.types import Prompting, Sampling
+
+    torch.set_num_threads(1)
+    language_model = load_language_model(model, "float32", "cpu")
+    names = ModelSection()
+    markers = find_markers(language_model.tokenizer, names.think_open, names.think_close)
+    section = CorpusSection(path=entry.corpus, window_tokens=entry.window_tokens)
+    corpus = open_corpus(section, language_model.tokenizer, 0, cache)
+    documents = corpus.take(min(entry.num_documents, corpus.num_windows))
+    prompting = Prompting(bridge_ids=(markers.open_id,), close_ids=(markers.close_id,))
+    sampling = Sampling(
+        entry.num_thoughts, entry.max_thought_tokens, entry.temperature, (markers.close_id,)
+    )
+    figures: dict[str, Any] = {
+        "num_parameters": sum(p.numel() for p in language_model.model.parameters())
+    }
+    for place, queries in _places(documents, entry).items():
+        evaluation = evaluate(language_model, queries, prompting, sampling, entry.seed)
+        figures[place] = {"num_positions": len(queries)} | evaluation.to_dict()
+    return figures
+
+
+def _places(documents: Sequence[Document], entry: EvaluationEntry) -> dict[str, list[Query]]:
+    from forethought.compute.answers import Query
+    from forethought.errors import InvalidInput
+    from forethought.objectives.positions import at
+
+    rng = random.Random(f"elsewhere/{entry.seed}")
+    answers: list[Query] = []
+    elsewhere: list[Query] = []
+    for document in documents:
+        every = set(range(1, len(document.token_ids_N)))
+        chosen = set(document.marks) if entry.positions == "marked" else {rng.choice(sorted(every))}
+        answers += (Query(document, p) for p in at(document, sorted(chosen), target_tokens=1))
+        if entry.elsewhere and (others := sorted(every - chosen)):
+            elsewhere += (Query(document, p) for p in at(document, [rng.choice(others)], 1))
+    if not answers:
+        raise InvalidInput(
+            f"the {len(documents)} documents of {entry.corpus} mark no position; expected marks, or "
+            'evaluation.positions = "uniform"'
+        )
+    return {"answers": answers, "elsewhere": elsewhere} if elsewhere else {"answers": answers}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

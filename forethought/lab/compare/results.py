@@ -1,0 +1,110 @@
+"""The results of a comparison: every trial, means over seeds, and differences from the reference.
+
+Design: this JSON is the result; table and figure are drawn from it alone. Differences are paired by seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from forethought.lab.compare.plan import ComparisonPlan
+from forethought.lab.compare.schedule import Outcome
+from forethought.lab.statistics import SeedInterval, seed_interval
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+FIGURES = (
+    "think_accuracy",
+    "no_think_accuracy",
+    "think_nll",
+    "marginal_nll",
+    "no_think_nll",
+    "information_gain",
+    "thought_tokens_mean",
+    "truncated_share",
+)
+ELSEWHERE = ("information_gain", "no_think_nll")
+
+
+def results_of(plan: ComparisonPlan, outcomes: Sequence[Outcome]) -> Results:
+    """Everything by name, ready for JSON."""
+    trials = [_trial(outcome) for outcome in outcomes]
+    return {
+        "name": plan.name,
+        "plan": plan.model_dump(mode="json"),
+        "trials": trials,
+        "rows": [
+            _row(plan, trials, base.name, arm.name, stage)
+            for base in plan.bases
+            for stage in ("", *(stage.name for stage in plan.stages))
+            for arm in plan.arms
+        ],
+    }
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write the JSON."""
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def value(row: Row, name: str) -> SeedInterval | None:
+    """A figure of a row as an interval, None where nothing was measured."""
+    found = row["values"].get(name)
+    return SeedInterval(**found) if found else None
+
+
+def _trial(outcome: Outcome) -> Row:
+    trial, figures = outcome.trial, outcome.figures
+    values: dict[str, float] = {}
+    if outcome.error is None:
+        answers, elsewhere = figures["answers"], figures.get("elsewhere", {})
+        values = {name: answers[name] for name in FIGURES}
+        values |= {f"elsewhere_{name}": elsewhere[name] for name in ELSEWHERE if elsewhere}
+        values |= outcome.cost.to_dict(figures["num_parameters"]) | {"seconds": outcome.seconds}
+    return {
+        "base": trial.base,
+        "arm": trial.arm,
+        "stage": trial.stage,
+        "seed": trial.seed,
+        "error": outcome.error,
+        "values": values,
+    }
+
+
+def _row(plan: ComparisonPlan, trials: Sequence[Row], base: str, arm: str, stage: str) -> Row:
+    own, reference = (_by_seed(trials, base, name, stage) for name in (arm, plan.reference))
+    names = next(iter(own.values()), {}).keys()
+    label = next(entry.label or entry.name for entry in plan.arms if entry.name == arm)
+    return {
+        "base": base,
+        "arm": arm,
+        "label": label,
+        "stage": stage,
+        "num_failed": sum(
+            trial["error"] is not None
+            for trial in trials
+            if (trial["base"], trial["arm"], trial["stage"]) == (base, arm, stage)
+        ),
+        "values": {
+            name: seed_interval([v[name] for v in own.values()]).to_dict() for name in names
+        },
+        "minus_reference": {
+            name: seed_interval(
+                [own[seed][name] - reference[seed][name] for seed in both]
+            ).to_dict()
+            for name in FIGURES
+            if (both := [seed for seed in own if seed in reference])
+        },
+    }
+
+
+def _by_seed(trials: Sequence[Row], base: str, arm: str, stage: str) -> dict[int, dict[str, float]]:
+    return {
+        trial["seed"]: trial["values"]
+        for trial in trials
+        if (trial["base"], trial["arm"], trial["stage"]) == (base, arm, stage) and trial["values"]
+    }

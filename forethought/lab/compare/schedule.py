@@ -1,0 +1,223 @@
+"""Running the trials of a comparison, a few processes at a time.
+
+    base's run -> arm's run -> measurement
+                      └─────-> stage's run -> measurement -> …
+
+Design: every trial is an asyncio task that awaits what it starts from (its base, its reference's budget,
+the stage before), made once and awaited by all who need it; only ``processes`` of them run something at a
+time. What was finished under the same settings is not done again, so a comparison that was stopped goes
+on. A trial that fails takes along those that start from it, and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forethought.background import end
+from forethought.errors import ForethoughtError
+from forethought.lab.compare.plan import ArmEntry, BaseEntry, ComparisonPlan
+from forethought.lab.compare.trial import (
+    Trial,
+    arm_settings,
+    base_settings,
+    stage_settings,
+    start_of,
+)
+from forethought.run.cost import Cost, cost_of
+from forethought.run.directory import RunDirectory
+
+_SHOWN_LINES = 5
+
+
+class TrialFailed(ForethoughtError):
+    """A process of a trial ended with a status; the message tells its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a trial came to: its figures by place, what it cost, and how long its run took.
+
+    Example:
+        ``Outcome(Trial("late", "rlp"), {"answers": {…}}, Cost(…), seconds=61.0)``
+    """
+
+    trial: Trial
+    figures: dict[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
+    error: str | None = None
+
+
+class Schedule:
+    """Runs every trial of a plan; ``told`` hears of each outcome, ``active`` of what is running."""
+
+    def __init__(
+        self,
+        plan: ComparisonPlan,
+        told: Callable[[Outcome], None] = lambda _: None,
+        active: Callable[[Sequence[Trial]], None] = lambda _: None,
+    ) -> None:
+        self._plan, self._told, self._active = plan, told, active
+        self._free = asyncio.Semaphore(plan.processes)
+        self._running: dict[Trial, asyncio.Task[Path]] = {}
+        self._bases = {base.name: base for base in plan.bases}
+        self._arms = {arm.name: arm for arm in plan.arms}
+        self._in_hand: dict[Trial, None] = {}  # in the order they began
+
+    async def run(self) -> list[Outcome]:
+        """All outcomes, of each base and seed the reference first; failed ones carry their error."""
+        chains = [
+            asyncio.create_task(self._chain(base, arm, seed))
+            for base in self._plan.bases
+            for seed in self._plan.seeds
+            for arm in self._by_need()
+            if arm.trains or seed == self._plan.seeds[0]
+        ]
+        try:
+            return [outcome for chain in chains for outcome in await chain]
+        finally:
+            await end([*chains, *self._running.values()])
+
+    def _by_need(self) -> list[ArmEntry]:
+        """The reference first: matched arms wait for it."""
+        return sorted(
+            self._plan.arms, key=lambda arm: (arm.name != self._plan.reference, arm.match)
+        )
+
+    async def _chain(self, base: BaseEntry, arm: ArmEntry, seed: int) -> list[Outcome]:
+        """An arm and the stages behind it; the first failure ends it."""
+        outcomes: list[Outcome] = []
+        for stage in ("", *(stage.name for stage in self._plan.stages)):
+            outcome = await self._outcome(Trial(base.name, arm.name, seed, stage))
+            outcomes.append(outcome)
+            self._told(outcome)
+            if outcome.error is not None:
+                break
+        return outcomes
+
+    async def _outcome(self, trial: Trial) -> Outcome:
+        try:
+            model = await self._model(trial)
+            figures = await self._measured(trial, model)
+        except TrialFailed as error:
+            return Outcome(trial, error=str(error))
+        seconds = _summary(trial.run(self._plan)).get("seconds", 0.0)
+        return Outcome(trial, figures, self._cost(trial), seconds)
+
+    def _cost(self, trial: Trial) -> Cost:
+        return cost_of(trial.run(self._plan).read_metrics())
+
+    async def _model(self, trial: Trial) -> Path:
+        """The model that a trial makes, by whoever asks first."""
+        if trial not in self._running:
+            self._running[trial] = asyncio.create_task(self._make(trial))
+        return await asyncio.shield(self._running[trial])
+
+    async def _make(self, trial: Trial) -> Path:
+        base = self._bases[trial.base]
+        if not trial.arm:
+            return await self._trained(trial, base_settings(self._plan, base))
+        if trial.stage:
+            names = ["", *(stage.name for stage in self._plan.stages)]
+            place = names.index(trial.stage)
+            before = await self._model(Trial(trial.base, trial.arm, trial.seed, names[place - 1]))
+            stage = self._plan.stages[place - 1]
+            return await self._trained(trial, stage_settings(self._plan, trial, stage, before))
+        start = await self._model(Trial(base.name)) if base.settings else start_of(base)
+        arm = self._arms[trial.arm]
+        if not arm.trains:
+            return start
+        budget = await self._budget(trial) if arm.match else Cost()
+        settings = arm_settings(self._plan, trial, arm, base, start, budget)
+        return await self._trained(trial, settings)
+
+    async def _budget(self, trial: Trial) -> Cost:
+        """What the reference arm of the same base and seed took."""
+        reference = Trial(trial.base, self._plan.reference, trial.seed)
+        await self._model(reference)
+        return self._cost(reference)
+
+    async def _trained(self, trial: Trial, settings: dict[str, Any]) -> Path:
+        """Run the trial unless it is done."""
+        import tomli_w
+
+        run, config = trial.run(self._plan), trial.folder(self._plan) / "trial.toml"
+        wanted = tomli_w.dumps(settings)
+        if not config.exists() or config.read_text(encoding="utf-8") != wanted:
+            shutil.rmtree(trial.what_follows(self._plan), ignore_errors=True)
+            config.parent.mkdir(parents=True)
+            config.write_text(wanted, encoding="utf-8")
+        if not _summary(run).get("done"):
+            await self._process(trial, "run", "services.single", "--config", str(config))
+        if not _summary(run).get("done"):
+            raise TrialFailed(f"run of {trial} was stopped; the same command goes on from there")
+        return run.model()
+
+    async def _measured(self, trial: Trial, model: Path) -> dict[str, Any]:
+        out = trial.folder(self._plan) / "measurement.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        entry = self._plan.evaluation
+        record = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        if (record.get("model"), record.get("evaluation")) != (str(model), entry.model_dump()):
+            words = (
+                *("--model", str(model), "--evaluation", entry.model_dump_json()),
+                *("--cache", str(self._plan.directory / "cache"), "--out", str(out)),
+            )
+            await self._process(trial, "measurement", "forethought.lab.compare.measurement", *words)
+            record = json.loads(out.read_text(encoding="utf-8"))
+        return {key: value for key, value in record.items() if key not in ("model", "evaluation")}
+
+    async def _process(self, trial: Trial, name: str, module: str, *words: str) -> None:
+        """Run a module to its end once there is room, its output in the trial's folder.
+
+        Raises:
+            TrialFailed: it ended with a status.
+        """
+        file = trial.folder(self._plan) / f"{name}.log"
+        async with self._free:
+            self._in_hand[trial] = None
+            self._active(tuple(self._in_hand))
+            try:
+                with file.open("wb") as output:
+                    status = await _ended(_started(module, words, output))
+            finally:
+                self._in_hand.pop(trial, None)
+        if status:
+            raise TrialFailed(f"{name} of {trial} ended with status {status}: {_tail(file)}")
+
+
+def _summary(run: RunDirectory) -> dict[str, Any]:
+    """What a run came to, empty while it has come to nothing."""
+    if not run.summary.exists():
+        return {}
+    read: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
+    return read
+
+
+async def _started(module: str, words: Sequence[str], output: Any) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *words, stdout=output, stderr=output
+    )
+
+
+async def _ended(starting: Coroutine[Any, Any, asyncio.subprocess.Process]) -> int:
+    """The exit status; whoever is cancelled meanwhile takes the process along."""
+    child = await starting
+    try:
+        return await child.wait()
+    finally:
+        if child.returncode is None:
+            child.terminate()
+            await child.wait()
+
+
+def _tail(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return f"{' | '.join(lines[-_SHOWN_LINES:])} (all of it in {file})"

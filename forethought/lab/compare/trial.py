@@ -1,0 +1,97 @@
+"""One run of a comparison: an arm, or a stage behind it, from one base with one seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forethought.lab.compare.plan import (
+    DEMO_MODEL,
+    ArmEntry,
+    BaseEntry,
+    ComparisonPlan,
+    StageEntry,
+    Tables,
+    layered,
+)
+from forethought.run.cost import Cost
+from forethought.run.directory import RunDirectory
+
+_UNTIL_THE_BUDGET = 1_000_000_000  # steps, where learner.max_tokens ends the run
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What is run. Arms that do nothing have no trials; bases are trained with the first seed.
+
+    Example:
+        ``Trial("late", "rlp", seed=0)``
+    """
+
+    base: str
+    arm: str = ""  # empty: the training of the base itself
+    seed: int = 0
+    stage: str = ""
+
+    def __str__(self) -> str:
+        parts = (self.base, self.arm, f"seed-{self.seed}" if self.arm else "base", self.stage)
+        return "/".join(part for part in parts if part)
+
+    def folder(self, plan: ComparisonPlan) -> Path:
+        """Where everything of the trial stands."""
+        return plan.directory / "trials" / str(self)
+
+    def what_follows(self, plan: ComparisonPlan) -> Path:
+        """The folder of all that is void when the trial is another: with a base, its arms."""
+        return self.folder(plan) if self.arm else plan.directory / "trials" / self.base
+
+    def run(self, plan: ComparisonPlan) -> RunDirectory:
+        """Its run."""
+        return RunDirectory(self.folder(plan) / "run")
+
+
+def base_settings(plan: ComparisonPlan, base: BaseEntry) -> dict[str, Any]:
+    """The settings of the run that trains a base."""
+    trial = Trial(base.name, seed=plan.seeds[0])
+    return _settings(plan, trial, start_of(base), base.settings)
+
+
+def arm_settings(
+    plan: ComparisonPlan, trial: Trial, arm: ArmEntry, base: BaseEntry, model: Path, budget: Cost
+) -> dict[str, Any]:
+    """The settings of an arm's run from ``model``; ``budget`` is what the reference took."""
+    settings = _settings(plan, trial, model, base.arm_settings, arm.settings)
+    if arm.match:
+        num_tokens = budget.tokens if arm.match == "tokens" else budget.tokens_to_learn_for_flops
+        settings["learner"] |= {"steps": _UNTIL_THE_BUDGET, "max_tokens": num_tokens}
+    return settings
+
+
+def stage_settings(
+    plan: ComparisonPlan, trial: Trial, stage: StageEntry, model: Path
+) -> dict[str, Any]:
+    """The settings of a stage's run, from what came before it."""
+    return _settings(plan, trial, model, stage.settings)
+
+
+def start_of(base: BaseEntry) -> Path:
+    """The model directory that a base is, or is trained from."""
+    if base.model != DEMO_MODEL:
+        return Path(base.model)
+    from forethought.lab.demo.arms import base_model
+
+    return base_model()
+
+
+def _settings(plan: ComparisonPlan, trial: Trial, model: Path, *layers: Tables) -> dict[str, Any]:
+    own: Tables = {
+        "run": {
+            "name": str(trial).replace("/", "."),
+            "directory": str(trial.run(plan).root),
+            "seed": trial.seed,
+        },
+        "model": {"path": str(model)},
+        "learner": {},
+    }
+    return layered(plan.settings, *layers, own)

@@ -1,0 +1,97 @@
+"""The files of a first run: the demo's model and corpus, and a configuration that says what it does.
+
+Design: the configuration is text with comments rather than settings written out, because it is there to
+be read and changed. The price is that it could drift from the demo's ``rlp`` arm; a test holds them
+together.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from string import Template
+
+from forethought.lab.demo.arms import NUM_CORPUS_DOCUMENTS, NUM_HELDOUT_DOCUMENTS, base_model
+from forethought.lab.demo.corpus import PLAIN, write_corpus
+
+CONFIG = "run.toml"
+"""The configuration's name in the folder; it is written last."""
+
+_RUN = Template("""\
+# A first run: the demo's reinforcement arm, on the small model and the synthetic text beside this file.
+#   forethought up $config                    everything, on one machine
+#   python -m trainer --config $config        the learner alone; replicas run elsewhere
+# FORETHOUGHT_LEARNER_STEPS=10 in the environment, or learner.steps=10 on the command line, wins over what
+# stands here. docs/configuration.md has every setting.
+
+[run]
+name = "demo"              # replicas are told the same name: FORETHOUGHT_RUN_NAME=demo
+directory = "runs/demo"    # below the working directory, which in the images is /
+seed = 0
+
+[model]
+path = "$model"
+dtype = "float32"
+
+[corpus]
+path = "$corpus"
+window_tokens = 32
+
+[objective]
+name = "rlp"
+parameters = { positions = "marked" }  # think where the corpus has marks; "uniform": as published
+
+[sampling]
+group_size = 8             # thoughts per position
+max_thought_tokens = 9     # the budget of each, its close token included
+
+[learner]
+steps = 120
+batch_tasks = 32           # documents of a step
+learning_rate = 2e-4
+max_staleness = 0          # strictly on-policy; 1 lets sampling and learning overlap
+
+[checkpoint]
+every_steps = 20
+
+[rollout]                  # read by `up`; replicas elsewhere have an environment of their own
+max_batch_tasks = 16
+
+[reward]
+max_batch_tasks = 32
+""")
+
+
+def parts(directory: Path) -> dict[str, Callable[[Path], None]]:
+    """What belongs into ``directory``, by name and in order: functions that write it to a path."""
+    return {
+        "model": _write_model,
+        "corpus": _write_corpus,
+        CONFIG: partial(_write_config, directory),
+    }
+
+
+def _write_model(path: Path) -> None:
+    shutil.copytree(base_model(), path, copy_function=shutil.copyfile)  # whoever owns the original
+
+
+def _write_corpus(path: Path) -> None:
+    write_corpus(
+        path,
+        num_documents=NUM_CORPUS_DOCUMENTS,
+        seed=0,
+        mixture=PLAIN,
+        num_heldout=NUM_HELDOUT_DOCUMENTS,
+    )
+
+
+def _write_config(directory: Path, path: Path) -> None:
+    root = directory.resolve()
+    names = {
+        "config": root / CONFIG,
+        "model": root / "model",
+        "corpus": root / "corpus" / "train.jsonl",
+    }
+    path.write_text(_RUN.substitute(names), encoding="utf-8")

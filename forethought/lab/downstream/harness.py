@@ -1,0 +1,210 @@
+"""A checkpoint in front of lm-evaluation-harness: once loaded, asked in as many runs as a suite wants.
+
+Design: tasks are loaded and evaluated by the harness's own functions, run by run with another seed each, so
+that pass@1 over n runs works for every task, also for those that only look at their first answer. Where a
+thought is opened for the model, or its chat template may do so, what it says up to its last close marker is
+cut off before an answer is looked for; a thought that does not close is left as it is, and a task may find
+its answer in it. The price of runs: documents are prepared again in each.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from forethought.errors import InvalidInput
+from forethought.lab.downstream.suites import Scored, Suite
+from forethought.run.directory import RunDirectory
+
+TASKS = Path(__file__).parent / "tasks"
+"""Our own tasks, for ``lm_eval --include_path``."""
+
+_PREFIX = "forethought_"
+
+Results = dict[str, dict[str, Any]]
+"""One run's figures as the harness gives them: ``{task: {"metric,filter": value}}``, groups included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a model is asked. ``limit`` questions a task at most; ``opens_thought`` puts the think-open
+    marker behind every prompt that is answered in words and does not end with it already.
+
+    Example:
+        ``Asking(batch_size=16, limit=100, opens_thought=True)``
+    """
+
+    batch_size: int = 8
+    limit: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "auto"
+    opens_thought: bool = False
+    chat: bool = False
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+
+
+def find_model(path: Path) -> Path:
+    """The transformers directory of a checkpoint, a run (its newest checkpoint), or itself.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    for candidate in (path, path / "model"):
+        if (candidate / "config.json").exists():
+            return candidate
+    if (path / "checkpoints").is_dir():
+        return RunDirectory(path).model()
+    raise InvalidInput(
+        f"{path} holds no model; expected a run directory, a checkpoint, or a directory with config.json"
+    )
+
+
+def check_installed() -> None:
+    """Refuse to go on without the harness.
+
+    Raises:
+        InvalidInput: lm_eval is not installed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InvalidInput(
+            "lm-evaluation-harness is not installed; expected `pip install 'forethought[downstream]'`"
+        )
+
+
+def suite_of_tasks(names: Sequence[str]) -> Suite:
+    """Tasks or groups that somebody named, each with all its figures."""
+    return Suite(tuple(Scored(name, "") for name in names), has_mean=False)
+
+
+def evaluate(model: Path, suite: Suite, asking: Asking) -> list[Results]:
+    """One result a run, in order. Blocking, for minutes to days.
+
+    Raises:
+        InvalidInput: the harness is missing, knows no such task, or cannot get its data.
+    """
+    check_installed()
+    from lm_eval import evaluator
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    loaded = _load_tasks(_manager(suite), suite)
+    for task in loaded["tasks"].values():
+        _configure(task, suite, asking)
+    language_model = _load_model(model, asking)
+    runs: list[Results] = []
+    for run in range(suite.num_runs):
+        _seed(asking.seed + run)
+        found = evaluator.evaluate(
+            language_model,
+            loaded,
+            limit=asking.limit,
+            bootstrap_iters=0 if suite.num_runs > 1 else 1000,
+            log_samples=False,
+            apply_chat_template=asking.chat,
+        )
+        runs.append(dict(found["results"]))
+    return runs
+
+
+def _manager(suite: Suite) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    # Reading the harness's own thousands of files takes seconds, which ours alone do not need.
+    only_ours = all(scored.task.startswith(_PREFIX) for scored in suite.tasks)
+    return TaskManager(include_path=str(TASKS), include_defaults=not only_ours)
+
+
+def _load_tasks(manager: Any, suite: Suite) -> dict[str, Any]:
+    known = set(manager.all_tasks)
+    for name in (scored.task for scored in suite.tasks):
+        if name not in known:
+            raise InvalidInput(
+                f"lm-evaluation-harness knows no task or group {name!r}; `lm_eval ls tasks --include_path "
+                f"{TASKS}` lists them"
+            )
+    try:
+        loaded: dict[str, Any] = manager.load([scored.task for scored in suite.tasks])
+    except (OSError, ValueError) as error:  # no network, a gated data set, an unknown split
+        raise InvalidInput(
+            f"the data of a task cannot be had ({error}); expected a network or a filled cache "
+            "(HF_HOME), and for gated sets such as GPQA a login: `hf auth login`"
+        ) from error
+    return loaded
+
+
+def _configure(task: Any, suite: Suite, asking: Asking) -> None:
+    """A suite's wishes over a task's own settings, as the harness's command line does it."""
+    task.set_fewshot_seed(seed=asking.seed)
+    if suite.num_fewshot is not None:
+        task.set_config(key="num_fewshot", value=suite.num_fewshot)
+    elif task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    if task.get_config("output_type") != "generate_until":
+        return
+    if wishes := _generation(suite):
+        task.set_config(key="generation_kwargs", value=wishes, update=True)
+    if asking.opens_thought and not _opens_itself(task):
+        task.set_config(key="gen_prefix", value=asking.think_open)
+
+
+def _generation(suite: Suite) -> dict[str, Any]:
+    wishes: dict[str, Any] = {}
+    if suite.temperature is not None:
+        wishes |= {"temperature": suite.temperature, "do_sample": suite.temperature > 0}
+    if suite.max_tokens is not None:
+        wishes["max_gen_toks"] = suite.max_tokens
+    return wishes
+
+
+def _opens_itself(task: Any) -> bool:
+    return bool((task.get_config("metadata") or {}).get("opens_thought"))
+
+
+def _load_model(model: Path, asking: Asking) -> Any:
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    close_id = tokenizer.get_vocab().get(asking.think_close)
+    if asking.opens_thought and (
+        close_id is None or asking.think_open not in tokenizer.get_vocab()
+    ):
+        raise InvalidInput(
+            f"{model} has no tokens {asking.think_open!r} and {asking.think_close!r}; expected both to "
+            "begin answers with a thought: name its markers, or leave thoughts to the prompt"
+        )
+    return HFLM(
+        pretrained=str(model),
+        device=asking.device,
+        dtype=asking.dtype,
+        batch_size=asking.batch_size,
+        think_end_token=close_id if asking.opens_thought or asking.chat else None,
+    )
+
+
+def _seed(seed: int) -> None:
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def adjusted(
+    suite: Suite,
+    num_runs: int | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    num_fewshot: int | None = None,
+) -> Suite:
+    """The suite with what is given in the place of its own."""
+    wishes = {
+        "num_runs": num_runs,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "num_fewshot": num_fewshot,
+    }
+    return replace(suite, **{key: value for key, value in wishes.items() if value is not None})  # type: ignore[arg-type]

@@ -1,0 +1,190 @@
+"""What every model of an evaluation is asked: positions, prompt, sampling.
+
+Design: made once, with the first model's tokenizer, before any model is asked, so that no checkpoint has a
+part in choosing its own questions but the first, and that only where no proxy is named. The price is that
+the first model is loaded twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from forethought.errors import InvalidInput
+from forethought.lab.evaluation.request import Conditions, Order, Progress
+from forethought.lab.evaluation.splits import NAMES, Draw, draw
+from forethought.lab.evaluation.text import (
+    Room,
+    find_entropies,
+    find_places,
+    noise_marks,
+    read_documents,
+)
+from forethought.objectives.positions import at
+from forethought.types import Document, Prompting, Sampling
+
+if TYPE_CHECKING:
+    from forethought.compute.answers import Query
+    from forethought.compute.model import LanguageModel, Markers
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What every model is asked, alike: ``queries`` are those of ``drawn.places``, in order.
+
+    ``vocabulary`` and ``num_parameters`` are the first model's, ``proxy`` says whose entropies chose.
+
+    Example:
+        ``make_questions(order, conditions(order.checkpoints, order.wishes), progress).queries[0]``
+    """
+
+    documents: list[Document]
+    queries: list[Query]
+    drawn: Draw
+    prompting: Prompting
+    sampling: Sampling
+    window_tokens: int
+    vocabulary: dict[str, int]
+    num_parameters: int
+    proxy: str
+
+
+def make_questions(order: Order, given: Conditions, progress: Progress) -> Questions:
+    """The questions of an order.
+
+    Raises:
+        InvalidInput: the first model, the corpus or the proxy cannot be used, or no position fits.
+    """
+    from forethought.compute.answers import Query
+    from forethought.compute.model import find_markers
+    from forethought.compute.prompting import prompting_of
+
+    model, section = load_model(order.checkpoints[0].model, order), given.settings.model
+    markers = find_markers(model.tokenizer, section.think_open, section.think_close)
+    prompting = prompting_of(given.objective, model.tokenizer, markers)
+    sampling = _sampling(given, model, markers)
+    room = _room(given, model, markers, prompting, sampling)
+    window_tokens = _window_tokens(order, given, model)
+    documents, drawn, proxy = _drawn(order, given, model, window_tokens, room, progress)
+    queries = [
+        Query(documents[place.document], position)
+        for place in drawn.places
+        for position in at(documents[place.document], [place.index], room.target_tokens)
+    ]
+    return Questions(
+        documents=documents,
+        queries=queries,
+        drawn=drawn,
+        prompting=prompting,
+        sampling=sampling,
+        window_tokens=window_tokens,
+        vocabulary=model.tokenizer.get_vocab(),
+        num_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+        proxy=proxy,
+    )
+
+
+def load_model(path: Path, order: Order) -> LanguageModel:
+    """A model directory, on the order's device."""
+    from forethought.compute.model import load_language_model
+
+    return load_language_model(path, order.dtype, order.device)
+
+
+def check_vocabulary(model: LanguageModel, vocabulary: dict[str, int], label: str) -> None:
+    """Refuse a model that would read other words in the same tokens.
+
+    Raises:
+        InvalidInput: its vocabulary is another one.
+    """
+    if model.tokenizer.get_vocab() != vocabulary:
+        raise InvalidInput(
+            f"{label} has another vocabulary than the first checkpoint; expected the same one, because all "
+            "are asked about the same tokens: evaluate them apart"
+        )
+
+
+def _sampling(given: Conditions, model: LanguageModel, markers: Markers) -> Sampling:
+    """As in training: thoughts end at the close token, predictions where the objective says."""
+    from forethought.compute.prompting import end_ids
+
+    section, objective = given.settings.sampling, given.objective
+    return Sampling(
+        section.group_size,
+        section.max_thought_tokens,
+        section.temperature,
+        (markers.close_id,),
+        objective.prediction_tokens,
+        end_ids(model.model, model.tokenizer) if objective.prediction_ends else (),
+    )
+
+
+def _room(
+    given: Conditions,
+    model: LanguageModel,
+    markers: Markers,
+    prompting: Prompting,
+    sampling: Sampling,
+) -> Room:
+    target_tokens = getattr(given.objective.config, "target_tokens", 1)
+    needed = prompting.num_thinking_tokens + sampling.max_response_tokens + target_tokens
+    return Room(
+        model.max_length_tokens - needed,
+        target_tokens,
+        frozenset((markers.open_id, markers.close_id)),
+    )
+
+
+def _window_tokens(order: Order, given: Conditions, model: LanguageModel) -> int:
+    """As asked for or as the run had it; where nobody said, no more than the model can read."""
+    wanted, longest = given.settings.corpus.window_tokens, model.max_length_tokens
+    if order.wishes.window_tokens and wanted > longest:
+        raise InvalidInput(
+            f"windows of {wanted} tokens; expected at most the model's {longest}: lower --window-tokens"
+        )
+    return min(wanted, longest)
+
+
+def _drawn(
+    order: Order,
+    given: Conditions,
+    model: LanguageModel,
+    window_tokens: int,
+    room: Room,
+    progress: Progress,
+) -> tuple[list[Document], Draw, str]:
+    """Documents, the places in them that are asked about, and whose entropies chose these."""
+    section = given.settings.corpus.model_copy(update={"window_tokens": window_tokens})
+    with TemporaryDirectory(prefix="forethought-eval-") as folder:
+        cache = Path(folder)
+        documents = read_documents(section, model.tokenizer, order.num_documents, order.seed, cache)
+        marked = noise_marks(section, model.tokenizer, order.noise, order.seed, cache)
+    entropies, proxy = _entropies(order, documents, model, progress)
+    places = find_places(documents, entropies, marked, order.noise, room)
+    if not places:
+        raise InvalidInput(
+            f"no position of {len(documents)} windows can be asked about: prompt, thought, target leave "
+            f"{max(0, room.max_index)} of the model's {model.max_length_tokens} tokens for a context, and "
+            "no think marker is a target; expected one token at least: lower --max-thought-tokens, choose "
+            "--prompt plain, or give text without thoughts"
+        )
+    return documents, draw(places, NAMES, order.num_positions, order.seed), proxy
+
+
+def _entropies(
+    order: Order, documents: Sequence[Document], first: LanguageModel, progress: Progress
+) -> tuple[Sequence[Sequence[float]], str]:
+    """One entropy a token, and whose they are."""
+    if order.proxy is None and all(document.entropies_N for document in documents):
+        return [document.entropies_N for document in documents], "the corpus's own entropies"
+    proxy = first
+    if order.proxy is not None:
+        proxy = load_model(order.proxy, order)
+        check_vocabulary(proxy, first.tokenizer.get_vocab(), str(order.proxy))
+    num_documents = len(documents)
+    found = find_entropies(proxy, documents, lambda n: progress("entropies", n, num_documents))
+    name = str(order.proxy) if order.proxy else f"{order.checkpoints[0].label} (the first given)"
+    return found, name

@@ -1,0 +1,122 @@
+"""The walk of an evaluation: conditions, questions, and every checkpoint's answers to the same of them.
+
+Design: models are loaded one after the other and only their numbers kept, so that a long series needs the
+memory of one. The price is that nothing can be asked of an earlier model once a later one has answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from forethought.corpus.spelling import speller_of
+from forethought.lab.evaluation.figures import measure
+from forethought.lab.evaluation.pass_at_k import checked
+from forethought.lab.evaluation.questions import (
+    Questions,
+    check_vocabulary,
+    load_model,
+    make_questions,
+)
+from forethought.lab.evaluation.request import Conditions, Order, Progress, conditions
+from forethought.lab.evaluation.summary import Examined, Report, summarise
+from forethought.lab.evaluation.text import plain_text_nll
+from forethought.objectives import Objective
+from forethought.objectives.grading import Truth, is_byte_prefix
+from forethought.run.checkpoints import Checkpoint
+from forethought.run.cost import compute_of
+from forethought.types import Document
+
+if TYPE_CHECKING:
+    from forethought.compute.answers import Answer
+    from forethought.compute.sampling import Sample
+
+
+def evaluate(order: Order, progress: Progress) -> Report:
+    """Carry an order out.
+
+    Raises:
+        InvalidInput: a model, corpus or proxy that cannot be used, models of different vocabularies, no
+            position at all, or a k beyond the group size.
+    """
+    given = conditions(order.checkpoints, order.wishes)
+    k_list = checked(order.k_list, given.settings.sampling.group_size)
+    questions = make_questions(order, given, progress)
+    examined = [
+        _examine(checkpoint, order, given, questions, progress) for checkpoint in order.checkpoints
+    ]
+    return summarise(order, given, questions, examined, k_list)
+
+
+def _examine(
+    checkpoint: Checkpoint,
+    order: Order,
+    given: Conditions,
+    questions: Questions,
+    progress: Progress,
+) -> Examined:
+    from forethought.compute.answers import ask
+
+    compute = compute_of(checkpoint, order.unit, questions.num_parameters)
+    model = load_model(checkpoint.model, order)
+    check_vocabulary(model, questions.vocabulary, checkpoint.label)
+    num_queries, prompting = len(questions.queries), questions.prompting
+    answers = ask(
+        model,
+        questions.queries,
+        prompting,
+        questions.sampling,
+        order.seed,
+        lambda num_done: progress(checkpoint.label, num_done, num_queries),
+    )
+    texts = _texts(model.tokenizer, answers)
+    rewarded = _rewarded(model.tokenizer, given.objective, questions, answers)
+    nll = plain_text_nll(model, questions.documents, prompting.no_think_head_ids, prompting.open_id)
+    return Examined(checkpoint, measure(answers, texts, rewarded), compute, nll)
+
+
+def _rewarded(
+    tokenizer: Any, objective: Objective, questions: Questions, answers: Sequence[Answer]
+) -> list[int]:
+    """After how many thoughts of each position the prediction is right; empty without predictions."""
+    if not objective.prediction_tokens:
+        return []
+    grader = Grader(tokenizer, objective)
+    return [
+        grader.num_right(answer, query.document, query.position.index)
+        for answer, query in zip(answers, questions.queries, strict=True)
+    ]
+
+
+def _texts(tokenizer: Any, answers: Sequence[Answer]) -> list[list[str]]:
+    """Every thought in words; the same one is decoded once."""
+    from forethought.compute.answers import thought_ids
+
+    ids_QG = [[thought_ids(thought) for thought in answer.thoughts_G] for answer in answers]
+    text = {ids: tokenizer.decode(ids) for ids in {ids for ids_G in ids_QG for ids in ids_G}}
+    return [[text[ids] for ids in ids_G] for ids_G in ids_QG]
+
+
+class Grader:
+    """Grades predictions of one vocabulary.
+
+    Example:
+        ``Grader(tokenizer, rpt).num_right(answer, document, index=10)``
+    """
+
+    def __init__(self, tokenizer: Any, objective: Objective) -> None:
+        self._speller, self._objective = speller_of(tokenizer), objective
+
+    def num_right(self, answer: Answer, document: Document, index: int) -> int:
+        """How many of the thoughts at a position are followed by a right prediction."""
+        stored = document.token_bytes_N[index:]
+        truth = self._speller.truth(document.token_ids_N[index:], stored)
+        return sum(self._is_right(thought, truth) for thought in answer.thoughts_G)
+
+    def _is_right(self, thought: Sample, truth: Truth) -> bool:
+        if not thought.stopped or not thought.num_prediction_tokens:
+            return False
+        spell = self._speller.said if self._objective.prediction_ends else self._speller.spelled
+        said = spell(thought.token_ids_L[-thought.num_prediction_tokens :])
+        prediction = self._objective.prediction(said)
+        return prediction is not None and is_byte_prefix(prediction.text, truth.text, truth.ends)

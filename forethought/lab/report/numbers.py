@@ -1,0 +1,40 @@
+"""Numbers as a report shows them, and as JSON may hold them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Example:
+        ``duration(3700)`` is ``"1h 1m"``
+    """
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {rest_s}s" if minutes else f"{rest_s}s"
+
+
+def signed(value: float) -> str:
+    """A number of about three digits.
+
+    Example:
+        ``signed(0.12345)`` is ``"0.123"``
+    """
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 1000
+        else f"{value:.3g}"
+        if abs(value) >= 10
+        else f"{value:.3f}"
+    )
+
+
+def number(value: Any) -> float | None:
+    """A finite number that JSON held, else None: metrics are data of any kind."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < float("inf") else None

@@ -1,0 +1,181 @@
+"""What a run directory says about its run, as far as it says anything.
+
+Design: reading never fails. A file that is absent or damaged becomes a sentence among ``missing``, which
+the page shows beside what there is; only a path that is no directory is refused, because that is a typing
+error. The price is that every field may be empty and everything that shows one has to cope.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forethought.errors import InvalidInput
+from forethought.lab.report.numbers import number
+from forethought.run.directory import RunDirectory
+from forethought.run.review import Review, review
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run as it lies on disk. ``label`` is unique on its page; ``rows`` are lines of metrics.
+
+    ``evaluation`` is ``eval.json``, where there is one. ``missing`` are sentences.
+
+    Example:
+        ``read_runs([Path("runs/demo/rlp")])[0].rows[-1]["reward_mean"]``
+    """
+
+    label: str
+    directory: RunDirectory
+    status: str
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    review: Review = field(default_factory=Review)
+    missing: tuple[str, ...] = ()
+
+    def setting(self, section: str, key: str, default: Any = None) -> Any:
+        """A resolved setting, or ``default`` where the configuration is missing or of another kind."""
+        of_section = self.config.get(section)
+        return of_section.get(key, default) if isinstance(of_section, dict) else default
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was written down; 0 before the first."""
+        return int(number(self.rows[-1].get("step")) or 0) if self.rows else 0
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """The runs of some directories, in order, each under a label of its own.
+
+    Raises:
+        InvalidInput: a path is no directory, or is given twice.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise InvalidInput(
+                f"{path} is no directory; expected a run directory (run.directory of the run)"
+            )
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InvalidInput("the same run directory is given twice; expected each once")
+    return [_read(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest tails of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for size in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-size:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(path) for path in paths]
+
+
+def _read(path: Path, label: str) -> RunRecord:
+    directory, missing = RunDirectory(path), _Missing()
+    config = missing.of(directory.config, _toml, "the resolved configuration")
+    rows = missing.rows(directory)
+    is_owned = _is_owned(directory)
+    if is_owned and not directory.summary.exists():
+        summary: dict[str, Any] = {}  # nobody misses what is yet to come
+    else:
+        summary = missing.of(directory.summary, _json, "the summary a learner writes when it ends")
+    evaluation = _optional(directory.root / "eval.json", missing)
+    reviewed = review(directory)
+    missing.sentences += reviewed.problems
+    if not directory.complete_checkpoints():
+        missing.sentences.append("There is no checkpoint.")
+    status = "running" if is_owned else _status(config, rows, summary)
+    return RunRecord(
+        label,
+        directory,
+        status,
+        config,
+        rows,
+        summary,
+        evaluation,
+        reviewed,
+        tuple(missing.sentences),
+    )
+
+
+class _Missing:
+    """Reads files and gathers what could not be read."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def of(self, path: Path, parse: Callable[[str], Any], what: str) -> dict[str, Any]:
+        """A table of a file; empty, and told, where there is none."""
+        if not path.exists():
+            self.sentences.append(f"{path.name} is not there: {what}.")
+            return {}
+        try:
+            read = parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self.sentences.append(f"{path.name} cannot be read: {error}.")
+            return {}
+        if isinstance(read, dict):
+            return read
+        self.sentences.append(f"{path.name} holds no table: {what}.")
+        return {}
+
+    def rows(self, directory: RunDirectory) -> list[Row]:
+        """The lines of metrics that are one object each."""
+        try:
+            read: list[Any] = directory.read_metrics()
+        except (OSError, ValueError):
+            return []  # the review says so too, in the same words
+        rows = [
+            row for row in read if isinstance(row, dict) and number(row.get("step")) is not None
+        ]
+        if not rows:
+            self.sentences.append("metrics.jsonl holds no step: none was finished.")
+        return rows
+
+
+def _optional(path: Path, missing: _Missing) -> dict[str, Any]:
+    return missing.of(path, _json, "an evaluation") if path.exists() else {}
+
+
+def _toml(text: str) -> Any:
+    return tomllib.loads(text)
+
+
+def _json(text: str) -> Any:
+    return json.loads(text)
+
+
+def _status(config: dict[str, Any], rows: list[Row], summary: dict[str, Any]) -> str:
+    """Of a run that nobody owns: ``done``, ``stopped``, ``ended without a summary``, or ``empty``.
+
+    A summary that is older than the last step is of an earlier learner.
+    """
+    last = number(rows[-1].get("step")) if rows else None
+    steps = number(summary.get("steps"))
+    if steps is None or (last is not None and last > steps):
+        return "empty" if last is None else "ended without a summary"
+    learner = config.get("learner")
+    wanted = number(learner.get("steps")) if isinstance(learner, dict) else None
+    return "done" if wanted is None or steps >= wanted else "stopped"
+
+
+def _is_owned(directory: RunDirectory) -> bool:
+    """Whether a living learner holds the run's lock, which is asked for, shared, and let go at once."""
+    try:
+        with (directory.root / "lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
