@@ -12,6 +12,8 @@ from typing import Protocol, cast
 
 from forethought.errors import InvalidInput
 
+_FOLDER = Path(__file__).parent / "estimator_files"
+
 Rewards = Sequence[Sequence[float]]
 """Rewards of every group of a batch, ragged: [B][G]."""
 
@@ -28,22 +30,22 @@ class Estimator(Protocol):
 
 def names() -> list[str]:
     """Every estimator there is."""
-    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem[0] != "_")
+    return sorted(file.stem for file in _FOLDER.glob("*.py") if file.stem[0] != "_")
 
 
 def load(name: str) -> Estimator:
-    """The estimator of a file in this folder.
+    """The estimator of a file in that folder.
 
     Raises:
         InvalidInput: there is none of that name.
     """
-    module = f"{__name__}.{name}"
+    module = f"forethought.estimator_files.{name}"
     try:
         return cast(Estimator, importlib.import_module(module))
     except ModuleNotFoundError as error:
         if error.name != module:
             raise  # the estimator exists and something it imports does not
         raise InvalidInput(
-            f"no estimator {name!r}: expected a file of forethought/estimators, one of "
+            f"no estimator {name!r}: expected a file of forethought/estimator_files, one of "
             f"{', '.join(names())}"
         ) from error

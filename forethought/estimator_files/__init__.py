@@ -1,0 +1,1 @@
+"""One advantage estimator per file; see forethought/estimators.py."""
