@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from forethought.objectives import Group, Objective
-from forethought.objectives.positions import uniform
+from forethought.objectives.parts.positions import uniform
 from forethought.types import Document, Position
 
 

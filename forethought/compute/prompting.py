@@ -13,7 +13,7 @@ from typing import Any
 from forethought.compute.model import Markers
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
-from forethought.objectives.prompts import Template
+from forethought.objectives.parts.prompts import Template
 from forethought.types import Prompting
 
 _MARK = "\u241fcontext\u241f"  # survives templates that strip a message

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from forethought.corpus.token_bytes import names_of_vocabulary, spelling_of_vocabulary
-from forethought.objectives.grading import Spelling, Truth
+from forethought.objectives.parts.grading import Spelling, Truth
 
 
 class Speller:

@@ -17,12 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from forethought.errors import InvalidInput
-from forethought.objectives.base import Group, Imitation, Objective
-from forethought.objectives.plugins import PluginFolder
+from forethought.objectives.parts.base import Group, Imitation, Objective
+from forethought.objectives.parts.plugins import PluginFolder
 
 __all__ = ["Group", "Imitation", "Objective", "load", "names"]
-
-_NOT_OBJECTIVES = ("__init__", "base", "grading", "plugins", "positions", "prompts", "selection")
 
 
 def names(folder: str = "") -> list[str]:
@@ -31,7 +29,7 @@ def names(folder: str = "") -> list[str]:
     Raises:
         InvalidInput: the folder cannot be used; see :class:`PluginFolder`.
     """
-    built_in = sorted(_built_in() - set(_NOT_OBJECTIVES))
+    built_in = sorted(_built_in())
     return built_in + (_plugins(folder).names() if folder else [])
 
 
@@ -56,7 +54,7 @@ def load(name: str, parameters: Mapping[str, Any] | None = None, folder: str = "
 
 
 def _built_in() -> set[str]:
-    return {file.stem for file in Path(__file__).parent.glob("*.py")}
+    return {file.stem for file in Path(__file__).parent.glob("*.py")} - {"__init__"}
 
 
 def _plugins(folder: str) -> PluginFolder:

@@ -15,8 +15,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from forethought.objectives.base import Group
-from forethought.objectives.selection import SelectingObjective, Selection
+from forethought.objectives.parts.base import Group
+from forethought.objectives.parts.selection import SelectingObjective, Selection
 
 
 class CotCptConfig(Selection):

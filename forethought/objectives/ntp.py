@@ -11,7 +11,7 @@ from random import Random
 
 from pydantic import BaseModel, ConfigDict
 
-from forethought.objectives.base import Group, Objective
+from forethought.objectives.parts.base import Group, Objective
 from forethought.types import Document, Position
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forethought.objectives.base import Imitation
+from forethought.objectives.parts.base import Imitation
 from forethought.objectives.rlp import Rlp, RlpConfig
 
 

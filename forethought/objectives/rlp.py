@@ -19,9 +19,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from forethought.objectives import prompts
-from forethought.objectives.base import Group, Imitation
-from forethought.objectives.selection import SelectingObjective, Selection
+from forethought.objectives.parts import prompts
+from forethought.objectives.parts.base import Group, Imitation
+from forethought.objectives.parts.selection import SelectingObjective, Selection
 
 
 class RlpConfig(Selection):

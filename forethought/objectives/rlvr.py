@@ -26,10 +26,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forethought.objectives import positions
-from forethought.objectives.base import Group, Objective
-from forethought.objectives.grading import Spelling, boxed
-from forethought.objectives.prompts import Template
+from forethought.objectives.parts import positions
+from forethought.objectives.parts.base import Group, Objective
+from forethought.objectives.parts.grading import Spelling, boxed
+from forethought.objectives.parts.prompts import Template
 from forethought.types import Document, Position
 from forethought.verification.answers import ExactVerifier, Verifier
 from forethought.verification.mathematics import MathVerifier

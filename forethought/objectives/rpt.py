@@ -22,16 +22,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from forethought.objectives import prompts
-from forethought.objectives.base import Group
-from forethought.objectives.grading import (
+from forethought.objectives.parts import prompts
+from forethought.objectives.parts.base import Group
+from forethought.objectives.parts.grading import (
     Spelling,
     Truth,
     boxed,
     is_byte_prefix,
     is_first_token,
 )
-from forethought.objectives.selection import SelectingObjective, Selection
+from forethought.objectives.parts.selection import SelectingObjective, Selection
 
 _PLAIN_TOKENS = 1
 _BOXED_TOKENS = 256

@@ -33,7 +33,7 @@ from typing import Any
 from forethought import estimators, objectives
 from forethought.errors import InvalidInput
 from forethought.objectives import Group, Objective
-from forethought.objectives.grading import Spelling, Truth
+from forethought.objectives.parts.grading import Spelling, Truth
 from forethought.types import Document, Thought, VersionSpan
 
 LIKELIHOODS = frozenset({"policy", "baseline", "prediction"})

@@ -16,7 +16,7 @@ from forethought.compute.logprob import Continuation
 from forethought.compute.model import LanguageModel
 from forethought.compute.served_model import Serving
 from forethought.errors import ForethoughtError
-from forethought.objectives.grading import Spelling, Truth
+from forethought.objectives.parts.grading import Spelling, Truth
 from forethought.types import Prompting, Thought
 
 

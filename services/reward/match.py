@@ -25,7 +25,7 @@ from fractions import Fraction
 from itertools import accumulate
 
 from forethought.errors import InvalidInput
-from forethought.objectives.grading import is_byte_prefix
+from forethought.objectives.parts.grading import is_byte_prefix
 
 KINDS = ("byte_prefix", "exact", "numeric")
 

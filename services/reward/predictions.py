@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from forethought.corpus.spelling import Speller
 from forethought.objectives import Objective
-from forethought.objectives.grading import Spelling
+from forethought.objectives.parts.grading import Spelling
 from forethought.types import Thought
 
 

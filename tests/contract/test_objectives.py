@@ -19,7 +19,7 @@ from forethought import estimators, objectives
 from forethought.config import Settings, load_settings
 from forethought.errors import InvalidInput
 from forethought.objectives import Group, Objective
-from forethought.objectives.selection import SelectingObjective
+from forethought.objectives.parts.selection import SelectingObjective
 from forethought.preflight import check_run
 from forethought.testing.objective_contract import (
     CHECKS,

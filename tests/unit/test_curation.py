@@ -21,7 +21,7 @@ from forethought.corpus.mixture import open_corpus
 from forethought.errors import InvalidInput
 from forethought.lab import curation
 from forethought.lab.curation import CurationOrder, curate
-from forethought.objectives.selection import Selection
+from forethought.objectives.parts.selection import Selection
 from forethought.types import Document
 
 WINDOW = 24

@@ -17,7 +17,7 @@ from forethought.corpus.base import train_tokenizer
 from forethought.corpus.spelling import Speller
 from forethought.corpus.token_bytes import bytes_of_vocabulary, spelling_of_vocabulary
 from forethought.lab.demo.corpus import build_tokenizer
-from forethought.objectives.grading import is_byte_prefix
+from forethought.objectives.parts.grading import is_byte_prefix
 from forethought.types import (
     Document,
     Position,

@@ -12,7 +12,7 @@ from forethought import objectives
 from forethought.compute.model import Markers
 from forethought.compute.prompting import end_ids, prompting_of
 from forethought.errors import InvalidInput
-from forethought.objectives.prompts import RPT, Template
+from forethought.objectives.parts.prompts import RPT, Template
 from forethought.types import Prompting
 
 MARKERS = Markers(tiny.OPEN_ID, tiny.CLOSE_ID)

@@ -11,8 +11,8 @@ from forethought import estimators, objectives
 from forethought.config import load_settings
 from forethought.errors import InvalidInput
 from forethought.objectives import Group
-from forethought.objectives.grading import Spelling, Truth, boxed, is_byte_prefix
-from forethought.objectives.prompts import RPT
+from forethought.objectives.parts.grading import Spelling, Truth, boxed, is_byte_prefix
+from forethought.objectives.parts.prompts import RPT
 from forethought.preflight import check_run
 from forethought.types import Thought
 

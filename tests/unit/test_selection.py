@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from forethought import objectives
 from forethought.errors import InvalidInput
-from forethought.objectives.selection import Selection
+from forethought.objectives.parts.selection import Selection
 from forethought.types import Document
 
 ENTROPIES = (0.0, 0.5, 2.0, 1.0, 2.0, 0.25, 1.5)

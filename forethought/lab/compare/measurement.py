@@ -84,7 +84,7 @@ def measure(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str, Any]:
 def _places(documents: Sequence[Document], entry: EvaluationEntry) -> dict[str, list[Query]]:
     from forethought.compute.answers import Query
     from forethought.errors import InvalidInput
-    from forethought.objectives.positions import at
+    from forethought.objectives.parts.positions import at
 
     rng = random.Random(f"elsewhere/{entry.seed}")
     answers: list[Query] = []

@@ -23,7 +23,7 @@ from forethought.lab.evaluation.text import (
     noise_marks,
     read_documents,
 )
-from forethought.objectives.positions import at
+from forethought.objectives.parts.positions import at
 from forethought.types import Document, Prompting, Sampling
 
 if TYPE_CHECKING:

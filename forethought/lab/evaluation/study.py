@@ -22,7 +22,7 @@ from forethought.lab.evaluation.request import Conditions, Order, Progress, cond
 from forethought.lab.evaluation.summary import Examined, Report, summarise
 from forethought.lab.evaluation.text import plain_text_nll
 from forethought.objectives import Objective
-from forethought.objectives.grading import Truth, is_byte_prefix
+from forethought.objectives.parts.grading import Truth, is_byte_prefix
 from forethought.run.checkpoints import Checkpoint
 from forethought.run.cost import compute_of
 from forethought.types import Document

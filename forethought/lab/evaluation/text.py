@@ -17,7 +17,7 @@ from forethought.config.sections import CorpusSection
 from forethought.corpus.mixture import open_corpus
 from forethought.errors import InvalidInput
 from forethought.lab.evaluation.splits import Place, is_uncertain_and_unmarked
-from forethought.objectives.positions import valid
+from forethought.objectives.parts.positions import valid
 from forethought.types import Document
 
 TOP_K = 16  # candidates that an entropy is over, as RPT has it

@@ -16,7 +16,7 @@ _TIMEOUT_S = 5.0
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 where the last box of what the model said is the document's ``answer``, else 0."""
-    from forethought.objectives.grading import Spelling, boxed
+    from forethought.objectives.parts.grading import Spelling, boxed
 
     found = boxed(Spelling((None,), (results[0].encode(),)))
     if found is None:

@@ -13,8 +13,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forethought.objectives import positions
-from forethought.objectives.base import Objective
+from forethought.objectives.parts import positions
+from forethought.objectives.parts.base import Objective
 from forethought.types import Document, Position
 
 Nats = Annotated[float, Field(ge=0)]

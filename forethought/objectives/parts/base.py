@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from forethought.objectives.grading import Spelling, Truth
-from forethought.objectives.prompts import Template
+from forethought.objectives.parts.grading import Spelling, Truth
+from forethought.objectives.parts.prompts import Template
 from forethought.types import Document, Position, Prompting, Thought
 
 

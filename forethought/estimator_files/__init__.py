@@ -1,1 +1,0 @@
-"""One advantage estimator per file; see forethought/estimators.py."""
