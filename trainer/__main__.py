@@ -64,7 +64,7 @@ def dry_run(settings: Settings) -> int:
     check_run(settings)
     check_corpus(settings)
     from trainer.assembly import assemble
-    from trainer.memory import estimate_memory
+    from trainer.learner.memory import estimate_memory
 
     assemble(settings)
     estimate = estimate_memory(settings)

@@ -29,7 +29,7 @@ from forethought.objectives import Objective
 from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
 from forethought.types import Prompting
-from trainer.learner import Learner
+from trainer.learner.learner import Learner
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from forethought import wire
 from forethought.errors import InvalidInput
 from forethought.run.directory import RunDirectory
 from forethought.types import Task
-from trainer.learner import Learner
+from trainer.learner.learner import Learner
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from typing import Any
 
 from forethought.background import end
 from forethought.corpus.mixture import CorpusCursor
+from trainer.admission.feed import Documents
 from trainer.assembly import Assembly
+from trainer.batch.thought_tree import trees_of_documents
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
-from trainer.feed import Documents
-from trainer.learner import StepResult
-from trainer.metrics import MetricsLog
-from trainer.thought_tree import trees_of_documents
+from trainer.learner.learner import StepResult
+from trainer.metrics.step_log import MetricsLog
 
 
 class NextTokenRun:

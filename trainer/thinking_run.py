@@ -32,18 +32,18 @@ from forethought.run.alarms import Alarms
 from forethought.run.journal import Journal, audit, first_kept_batch
 from forethought.types import ScoredRollout, Task, attempt_of
 from forethought.weights.snapshot import make_snapshot
+from trainer.admission.feed import TaskFeed
+from trainer.admission.replacement import Replacing
+from trainer.admission.work_in_flight import WorkInFlight
 from trainer.assembly import Assembly
+from trainer.batch.builder import Recipe
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
-from trainer.depth_watch import DepthWatch
-from trainer.exposition import PushMetrics, StepMetrics, TaskMetrics
-from trainer.feed import TaskFeed
-from trainer.lesson import Recipe
-from trainer.metrics import MetricsLog, rollout_metrics
+from trainer.metrics.depth_watch import DepthWatch
+from trainer.metrics.prometheus import PushMetrics, StepMetrics, TaskMetrics
+from trainer.metrics.step_counts import StepCounts, TaskCounts
+from trainer.metrics.step_log import MetricsLog, rollout_metrics
 from trainer.publisher import Publisher
-from trainer.replacement import Replacing
-from trainer.step_counts import StepCounts, TaskCounts
-from trainer.study import Studied, Study
-from trainer.work_in_flight import WorkInFlight
+from trainer.train_step import Studied, Study
 
 log = logging.getLogger(__name__)
 

@@ -86,7 +86,7 @@ class Plan:
 
     def base_program(self, redis_url: str) -> Program:
         """The program that trains tokenizer and base into DIR/base."""
-        return self._program("base", "trainer.base", (), redis_url)
+        return self._program("base", "trainer.make_base", (), redis_url)
 
     def trainer(self, redis_url: str) -> Program:
         """The learner."""

@@ -28,9 +28,9 @@ from services.rollout.grpc_server import RolloutServicer
 from services.rollout.vllm_engine import EngineLost
 from tests import tiny, vllm_engines
 from tests.doors import grpc_door
-from trainer.batching import micro_batches
-from trainer.loss import policy_logprobs
-from trainer.thought_tree import Branch, ThoughtTree
+from trainer.batch.thought_tree import Branch, ThoughtTree
+from trainer.learner.batching import micro_batches
+from trainer.learner.loss import policy_logprobs
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), *vllm_engines.MARKS]
 

@@ -34,9 +34,9 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from trainer.learner import Learner
-from trainer.lesson import Recipe
-from trainer.thought_tree import ThoughtTree
+from trainer.batch.builder import Recipe
+from trainer.batch.thought_tree import ThoughtTree
+from trainer.learner.learner import Learner
 
 DEVICE = "cuda"
 

@@ -10,11 +10,11 @@ from itertools import chain
 import pytest
 
 from forethought.config.sections import CorpusSection, SourceSection
-from forethought.corpus.base import train_tokenizer
 from forethought.corpus.readers import BLOCK_BYTES
 from forethought.corpus.sources import iterate_texts, open_source
 from forethought.corpus.windows import cut_windows
 from forethought.errors import InvalidInput
+from trainer.base_corpus import train_tokenizer
 
 TEXT = "The naïve cat sat 日本語 on the mat 🙂, and then it slept.\r\n" * 20
 

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from forethought.corpus.base import quote_thoughts, train_tokenizer
 from forethought.errors import InvalidInput
 from forethought.types import Document
+from trainer.base_corpus import quote_thoughts, train_tokenizer
 
 OPEN, CLOSE = 998, 999
 

@@ -10,9 +10,9 @@ from collections import Counter
 import pytest
 
 from forethought.config.sections import CorpusSection, SourceSection
-from forethought.corpus.base import train_tokenizer
 from forethought.corpus.mixture import Corpus, CorpusCursor, open_corpus
 from forethought.errors import InvalidInput
+from trainer.base_corpus import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_no_sources_and_twin_names_are_refused(section, open_mixture):
 
 def test_importing_the_corpus_loads_nothing_heavy():
     code = (
-        "import sys, forethought.corpus.mixture, forethought.corpus.base\n"
+        "import sys, forethought.corpus.mixture, trainer.base_corpus\n"
         "print([m for m in ('torch', 'datasets', 'transformers', 'tokenizers', 'numpy', 'pyarrow')"
         " if m in sys.modules])"
     )

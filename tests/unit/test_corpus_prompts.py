@@ -15,9 +15,9 @@ from forethought.compute.model import load_language_model
 from forethought.config.sections import CorpusSection, SourceSection
 from forethought.corpus.mixture import Corpus, open_corpus
 from forethought.errors import InvalidInput
-from trainer.batching import micro_batches
-from trainer.loss import batch_loss, policy_logprobs
-from trainer.thought_tree import trees_of_documents
+from trainer.batch.thought_tree import trees_of_documents
+from trainer.learner.batching import micro_batches
+from trainer.learner.loss import batch_loss, policy_logprobs
 
 CHARACTERS = tiny.build_tokenizer()  # one token a byte
 

@@ -16,8 +16,8 @@ from forethought.telemetry.distribution import REQUEST_BOUNDS_S, TOKEN_BOUNDS, D
 from forethought.telemetry.metrics import counter, gauge, histogram, process_registry
 from forethought.types import Document, Prompting, Rollout, Sampling, ScoredRollout, Task
 from services.reward.metrics import HttpSeconds
-from trainer.depth_watch import DepthWatch
-from trainer.step_counts import StepCounts, TaskCounts
+from trainer.metrics.depth_watch import DepthWatch
+from trainer.metrics.step_counts import StepCounts, TaskCounts
 
 
 def samples(family: Metric) -> set[tuple[str, tuple[tuple[str, str], ...], float]]:

@@ -14,7 +14,7 @@ from forethought.compute.model import Markers
 from forethought.config import load_settings
 from forethought.errors import InvalidInput
 from forethought.types import Document, Prompting, Sampling, Task
-from trainer.feed import TaskFeed
+from trainer.admission.feed import TaskFeed
 
 MARKERS = Markers(open_id=90, close_id=91)
 

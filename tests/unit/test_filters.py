@@ -21,9 +21,9 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from trainer import filters
-from trainer.lesson import Lesson, Recipe
-from trainer.thought_tree import Branch
+from trainer.batch import filters
+from trainer.batch.builder import Lesson, Recipe
+from trainer.batch.thought_tree import Branch
 
 PROMPTING = Prompting(bridge_ids=(90,), close_ids=(91, 92))
 BUDGET = 8

@@ -23,9 +23,9 @@ from forethought.config import load_settings
 from forethought.errors import InvalidInput
 from forethought.types import WeightManifest
 from trainer.assembly import assemble
-from trainer.batching import micro_batches
-from trainer.lesson import Recipe
-from trainer.loss import batch_loss, policy_logprobs
+from trainer.batch.builder import Recipe
+from trainer.learner.batching import micro_batches
+from trainer.learner.loss import batch_loss, policy_logprobs
 
 IDS = (5, 60, 7, 80, 9, 33)
 

@@ -36,11 +36,11 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from trainer.batching import micro_batches
-from trainer.ema import Baseline
-from trainer.lesson import Recipe
-from trainer.loss import batch_loss, policy_logprobs
-from trainer.thought_tree import ThoughtTree
+from trainer.batch.builder import Recipe
+from trainer.batch.thought_tree import ThoughtTree
+from trainer.learner.batching import micro_batches
+from trainer.learner.ema import Baseline
+from trainer.learner.loss import batch_loss, policy_logprobs
 
 # The whole vocabulary: two words and the think markers.
 VOCAB, OPEN, CLOSE = 4, 2, 3

@@ -16,11 +16,11 @@ from forethought import estimators, objectives
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.types import Document, Rollout, ScoredRollout
-from trainer.batching import micro_batches
-from trainer.learner import Learner
-from trainer.lesson import Recipe
-from trainer.loss import batch_loss, policy_logprobs
-from trainer.thought_tree import ThoughtTree, trees_of_documents
+from trainer.batch.builder import Recipe
+from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
+from trainer.learner.batching import micro_batches
+from trainer.learner.learner import Learner
+from trainer.learner.loss import batch_loss, policy_logprobs
 
 SECTION = LearnerSection(micro_batch_tokens=64, learning_rate=1e-3, clip_low=0.1, clip_high=0.3)
 

@@ -24,14 +24,14 @@ from forethought.queue.memory_broker import MemoryBroker
 from forethought.run.directory import RunDirectory
 from forethought.run.journal import BATCHES_PER_FILE, Journal, audit, first_kept_batch, read_journal
 from forethought.types import Document, Position, Prompting, Rollout, Sampling, ScoredRollout, Task
+from trainer.admission.feed import TaskFeed
+from trainer.admission.ledger import Ledger
+from trainer.admission.work_in_flight import WorkInFlight
 from trainer.assembly import assemble
+from trainer.batch.thought_tree import trees_of_documents
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
-from trainer.feed import TaskFeed
-from trainer.learner import Learner
-from trainer.ledger import Ledger
+from trainer.learner.learner import Learner
 from trainer.thinking_run import ThinkingRun
-from trainer.thought_tree import trees_of_documents
-from trainer.work_in_flight import WorkInFlight
 
 N = 4
 """Tasks of a batch."""

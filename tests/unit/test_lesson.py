@@ -16,9 +16,9 @@ from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import FilterSection, LearnerSection
 from forethought.objectives import Group
 from forethought.types import Document, ScoredRollout, Thought
-from trainer.batching import micro_batches
-from trainer.lesson import Lesson, Recipe
-from trainer.loss import batch_loss, policy_logprobs
+from trainer.batch.builder import Lesson, Recipe
+from trainer.learner.batching import micro_batches
+from trainer.learner.loss import batch_loss, policy_logprobs
 
 
 @pytest.fixture(scope="module")

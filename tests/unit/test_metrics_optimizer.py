@@ -24,8 +24,8 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from trainer.metrics import MetricsLog, rollout_metrics
-from trainer.optimizer import MasterOptimizer, schedule_factor
+from trainer.learner.optimizer import MasterOptimizer, schedule_factor
+from trainer.metrics.step_log import MetricsLog, rollout_metrics
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ import tiny
 import torch
 
 from forethought import objectives
-from forethought.corpus.base import train_tokenizer
 from forethought.corpus.spelling import Speller
 from forethought.corpus.token_bytes import bytes_of_vocabulary, spelling_of_vocabulary
 from forethought.lab.demo.corpus import build_tokenizer
@@ -31,6 +30,7 @@ from forethought.types import (
 )
 from services.reward.predictions import split_at_close
 from services.reward.scoring import Scorer
+from trainer.base_corpus import train_tokenizer
 
 PROMPTING = Prompting((1, 2), (tiny.OPEN_ID,), (tiny.CLOSE_ID,), (9,))
 TEXT = "the cat sat on the mat. Füße, 日本語 🙂\n\ttabs  and\x00nul "

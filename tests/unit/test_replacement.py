@@ -29,10 +29,10 @@ from forethought.types import (
     next_attempt,
     original_of,
 )
-from trainer.lesson import Recipe
-from trainer.replacement import Replacing
+from trainer.admission.replacement import Replacing
+from trainer.admission.work_in_flight import WorkInFlight
+from trainer.batch.builder import Recipe
 from trainer.thinking_run import models_needed
-from trainer.work_in_flight import WorkInFlight
 
 FLAT, VARIED = (1.0, 1.0), (1.0, 0.0)
 RECIPE = Recipe(

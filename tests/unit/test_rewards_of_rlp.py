@@ -18,10 +18,10 @@ from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.errors import InvalidInput
 from forethought.objectives import Group, Objective
 from forethought.types import ScoredRollout, Task, Thought, VersionSpan
-from trainer.batching import micro_batches
-from trainer.learner import Learner
-from trainer.lesson import Recipe
-from trainer.loss import batch_loss, policy_logprobs
+from trainer.batch.builder import Recipe
+from trainer.learner.batching import micro_batches
+from trainer.learner.learner import Learner
+from trainer.learner.loss import batch_loss, policy_logprobs
 
 THOUGHT = Thought((7,), (-0.1,), (VersionSpan(0, 1),), closed=True)
 LN2 = math.log(2)

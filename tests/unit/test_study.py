@@ -17,10 +17,10 @@ from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.errors import InvalidInput
 from forethought.preflight import check_run
 from forethought.types import Document, ScoredRollout
-from trainer.learner import Learner
-from trainer.lesson import Recipe
-from trainer.no_think import no_think_metrics
-from trainer.study import Study
+from trainer.batch.builder import Recipe
+from trainer.learner.learner import Learner
+from trainer.metrics.no_think import no_think_metrics
+from trainer.train_step import Study
 
 
 class Shelf:

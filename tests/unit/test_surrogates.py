@@ -15,13 +15,13 @@ from forethought import estimators, objectives
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.types import ScoredRollout
-from trainer import aggregation
-from trainer.batching import MicroBatch, micro_batches
-from trainer.learner import Learner
-from trainer.lesson import Recipe
-from trainer.loss import LossParts, batch_loss, policy_logprobs
-from trainer.surrogate import SURROGATES
-from trainer.thought_tree import ThoughtTree
+from trainer.batch import aggregation
+from trainer.batch.builder import Recipe
+from trainer.batch.thought_tree import ThoughtTree
+from trainer.learner.batching import MicroBatch, micro_batches
+from trainer.learner.learner import Learner
+from trainer.learner.loss import LossParts, batch_loss, policy_logprobs
+from trainer.learner.surrogate import SURROGATES
 
 LN = math.log
 

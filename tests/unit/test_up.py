@@ -24,7 +24,7 @@ PROCESSES = {
     "services/rollout/__main__.py": "fake_run.service('rollout')",
     "services/reward/__main__.py": "fake_run.service('reward')",
     "trainer/__main__.py": "fake_run.trainer()",
-    "trainer/base.py": "fake_run.base()",
+    "trainer/make_base.py": "fake_run.base()",
 }
 
 

@@ -1,4 +1,4 @@
-"""``python -m trainer.base``: a small base model for any corpus, when none is given.
+"""``python -m trainer.make_base``: a small base model for any corpus, when none is given.
 
     DIR/base/init/    byte-level BPE tokenizer trained on the corpus, random weights
     DIR/base/run/     a next-token run of its own
@@ -30,23 +30,23 @@ from forethought.compute.model import Markers
 from forethought.compute.sampling import derive_seed
 from forethought.config import Settings
 from forethought.config.sections import ObjectiveSection
-from forethought.corpus.base import quote_thoughts, train_tokenizer
 from forethought.corpus.mixture import Corpus
 from forethought.corpus.sources import iterate_texts
 from forethought.preflight import check_corpus
 from forethought.run.directory import RunDirectory
 from forethought.types import Document
 from trainer.assembly import assemble
+from trainer.base_corpus import quote_thoughts, train_tokenizer
 from trainer.next_token_run import NextTokenRun
 
-log = logging.getLogger("trainer.base")
+log = logging.getLogger("trainer.make_base")
 
 _TOKENIZER_CHARACTERS = 20_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and make the base; returns the exit status."""
-    arguments = process.parser("python -m trainer.base", __doc__ or "").parse_args(argv)
+    arguments = process.parser("python -m trainer.make_base", __doc__ or "").parse_args(argv)
     return process.exit_status("base", lambda: make_base(process.settings_of(arguments)))
 
 

@@ -3,7 +3,7 @@
 RLP eq. 8 (arXiv 2510.01265):
     L = -(1/(B G)) sum_{b,i} (1/|c_i|) sum_u min(rho_u A_i, clip(rho_u, 1 - eps_l, 1 + eps_h) A_i)
 with rho_u = exp(log pi_policy(l_u) - log pi_old(l_u)) at the sampling temperature, A_i a constant. The
-factors before the sums are in ``weights_BH``; other surrogates are in :mod:`trainer.surrogate`. No KL term.
+factors before the sums are in ``weights_BH``; other surrogates are in :mod:`trainer.learner.surrogate`. No KL term.
 
 Design: old log-probs are the sampler's own (behaviour) unless an importance cap C is set; then they are
 the learner's at the start of the batch, and the mismatch between the two enters as a constant factor
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from forethought.compute.rows import tail_logits
-from trainer.batching import MicroBatch
-from trainer.surrogate import SURROGATES, SurrogateInputs
+from trainer.learner.batching import MicroBatch
+from trainer.learner.surrogate import SURROGATES, SurrogateInputs
 
 
 @dataclass(frozen=True, slots=True)

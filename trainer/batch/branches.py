@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forethought.types import Thought
-from trainer.learned_group import LearnedGroup
-from trainer.thought_tree import Branch
+from trainer.batch.learned_group import LearnedGroup
+from trainer.batch.thought_tree import Branch
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
 from forethought.telemetry.metrics import counter, gauge, histogram
-from trainer.depth_watch import DepthWatch
+from trainer.admission.work_in_flight import WorkInFlight
+from trainer.metrics.depth_watch import DepthWatch
+from trainer.metrics.step_counts import StepCounts, TaskCounts
 from trainer.publisher import Publisher
-from trainer.step_counts import StepCounts, TaskCounts
-from trainer.work_in_flight import WorkInFlight
 
 _OF_NEWEST_STEP = {
     "lag_mean": ("policy_lag_steps", "Versions from the one that sampled to the one that learned"),

@@ -3,7 +3,7 @@
 Batch k is exactly tasks kN … (k+1)N-1. N(1+S) tasks are admitted at start and N after every batch, S
 being ``learner.max_staleness``, so batch k is admitted once batch k-1-S is closed, and a sampled token
 is at most S versions old. Nothing is admitted beyond the last step, so a finished run owes nothing.
-Dynamic sampling admits further tasks of the batch that is being taken (:mod:`trainer.replacement`).
+Dynamic sampling admits further tasks of the batch that is being taken (:mod:`trainer.admission.replacement`).
 
     loop     consumes           produces          waits for     unblocked by
     intake   stream `scored`    results (ledger)  a delivery    reward replicas
@@ -23,9 +23,9 @@ from forethought.config.sections import LearnerSection
 from forethought.errors import InvalidInput, Superseded
 from forethought.queue.interface import Broker, Message, Stage
 from forethought.types import ScoredRollout, Task
-from trainer.feed import TaskFeed
-from trainer.ledger import Ledger
-from trainer.replacement import Replacing
+from trainer.admission.feed import TaskFeed
+from trainer.admission.ledger import Ledger
+from trainer.admission.replacement import Replacing
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from forethought.config.sections import FilterSection, LearnerSection
 from forethought.estimators import Estimator
 from forethought.objectives import Objective
 from forethought.types import ScoredRollout
-from trainer import aggregation, filters
-from trainer.branches import Shares, branches_of
-from trainer.learned_group import LearnedGroup, groups_of
-from trainer.thought_tree import ThoughtTree, trees_of_documents
-from trainer.written_thoughts import written_documents
+from trainer.batch import aggregation, filters
+from trainer.batch.branches import Shares, branches_of
+from trainer.batch.learned_group import LearnedGroup, groups_of
+from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
+from trainer.batch.written_thoughts import written_documents
 
 
 @dataclass(frozen=True, slots=True)

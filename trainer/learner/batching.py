@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from forethought.compute.rows import PaddedRows, pad_left, pad_left_values, token_budget_batches
-from trainer.thought_tree import Branch, ThoughtTree
+from trainer.batch.thought_tree import Branch, ThoughtTree
 
 
 @dataclass(frozen=True, slots=True)

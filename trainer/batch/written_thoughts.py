@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from forethought.types import Document, Thought
-from trainer.learned_group import LearnedGroup
+from trainer.batch.learned_group import LearnedGroup
 
 
 def written_documents(

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from forethought.config.sections import LearnerSection
 from forethought.types import ScoredRollout
-from trainer.feed import Documents
-from trainer.learner import Learner, StepResult
-from trainer.lesson import Recipe
-from trainer.no_think import no_think_metrics
-from trainer.thought_tree import trees_of_documents
+from trainer.admission.feed import Documents
+from trainer.batch.builder import Recipe
+from trainer.batch.thought_tree import trees_of_documents
+from trainer.learner.learner import Learner, StepResult
+from trainer.metrics.no_think import no_think_metrics
 
 
 @dataclass(frozen=True, slots=True)

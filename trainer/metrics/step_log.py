@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from forethought.types import ScoredRollout, Thought
-from trainer.filters import is_flat, spread
+from trainer.batch.filters import is_flat, spread
 
 
 class MetricsLog:

@@ -19,11 +19,11 @@ import torch
 from forethought.compute.model import LanguageModel
 from forethought.compute.weights import named_weights, serialise
 from forethought.config.sections import BaselineSection, LearnerSection
-from trainer.batching import MicroBatch, micro_batches, num_row_tokens
-from trainer.ema import Baseline
-from trainer.loss import LossParts, batch_loss, policy_logprobs
-from trainer.optimizer import MasterOptimizer
-from trainer.thought_tree import ThoughtTree
+from trainer.batch.thought_tree import ThoughtTree
+from trainer.learner.batching import MicroBatch, micro_batches, num_row_tokens
+from trainer.learner.ema import Baseline
+from trainer.learner.loss import LossParts, batch_loss, policy_logprobs
+from trainer.learner.optimizer import MasterOptimizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""From scored rollouts to what the learner is given: filters, advantages, weights, thought trees."""

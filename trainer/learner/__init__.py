@@ -1,0 +1,1 @@
+"""The optimizer step: micro-batches, loss, optimizer, EMA baseline."""
