@@ -70,8 +70,8 @@ async def serve_app(app: Any) -> None:
 
 def protocol_of(app: Any) -> Any:
     """Our front has a protocol of its own, as the service does; the peer has uvicorn's."""
-    from services.reward.http_protocol import RewardProtocol
-    from services.reward.http_server import RewardApp
+    from services.reward.http.fast_path import RewardProtocol
+    from services.reward.http.server import RewardApp
 
     return RewardProtocol if isinstance(app, RewardApp) else None
 
@@ -122,7 +122,7 @@ def model_app() -> Any:
 def app_over(scorer: Any) -> Any:
     from forethought import objectives
     from forethought.auth import Guard
-    from services.reward.http_server import RewardApp
+    from services.reward.http.server import RewardApp
     from services.reward.service import Limits, RewardService
 
     service = RewardService(

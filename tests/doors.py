@@ -23,8 +23,8 @@ from forethought.rpc.guard import GrpcGuard
 from forethought.rpc.server import Servicer, start_grpc_server
 from forethought.telemetry.ops import EmbeddedHttpServer
 from services.reward.grpc_server import RewardServicer
-from services.reward.http_protocol import RewardProtocol
-from services.reward.http_server import RewardApp
+from services.reward.http.fast_path import RewardProtocol
+from services.reward.http.server import RewardApp
 from services.reward.scoring import Scorer
 from services.reward.service import Limits, RewardService
 from tests.tiny import CLOSE_ID, OPEN_ID, THINK_CLOSE, THINK_OPEN, build_tokenizer

@@ -52,7 +52,7 @@ def train(settings: Settings) -> int:
     directory = RunDirectory(settings.run.directory)
     with directory.owned():
         write_resolved(settings, directory.config)
-        parts = assemble(settings)
+        parts = assemble(settings, objective)
         summary = _supervised(parts)
         directory.write_summary(summary)
     log.info("step %d, checkpoint %s", summary["steps"], summary["checkpoint"])
@@ -61,12 +61,12 @@ def train(settings: Settings) -> int:
 
 def dry_run(settings: Settings) -> int:
     """Build everything that can be built without Redis, and print what it would take."""
-    check_run(settings)
+    objective = check_run(settings)
     check_corpus(settings)
     from trainer.assembly import assemble
     from trainer.learner.memory import estimate_memory
 
-    assemble(settings)
+    assemble(settings, objective)
     estimate = estimate_memory(settings)
     print(f"configuration is sound: {estimate.num_parameters:,} parameters, {settings.model.dtype}")
     for name in (

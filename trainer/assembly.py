@@ -26,7 +26,6 @@ from forethought.config import Settings
 from forethought.corpus.mixture import Corpus, open_corpus
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
-from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
 from forethought.types import Prompting
 from trainer.learner.learner import Learner
@@ -39,7 +38,7 @@ class Assembly:
     """The parts of a run.
 
     Example:
-        ``assemble(load_settings(Path("configs/demo.toml")))``
+        ``assemble(settings, check_run(settings))``
     """
 
     settings: Settings
@@ -66,14 +65,12 @@ class Assembly:
             return read_model_files(folder)
 
 
-def assemble(settings: Settings) -> Assembly:
-    """Build every part.
+def assemble(settings: Settings, objective: Objective) -> Assembly:
+    """Build every part of a run whose settings and ``objective`` passed :mod:`forethought.preflight`.
 
     Raises:
-        InvalidInput: anything that is wrong with the configuration, the model or the corpus.
+        InvalidInput: anything that is wrong with the model or the corpus, or with both together.
     """
-    objective = check_run(settings)
-    check_corpus(settings)
     if settings.learner.num_threads:
         torch.set_num_threads(settings.learner.num_threads)
     torch.manual_seed(settings.run.seed)

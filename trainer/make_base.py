@@ -32,7 +32,7 @@ from forethought.config import Settings
 from forethought.config.sections import ObjectiveSection
 from forethought.corpus.mixture import Corpus
 from forethought.corpus.sources import iterate_texts
-from forethought.preflight import check_corpus
+from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
 from forethought.types import Document
 from trainer.assembly import assemble
@@ -56,7 +56,8 @@ def make_base(settings: Settings) -> int:
     root = settings.run.directory / "base"
     if not (root / "init").is_dir():
         _initialise(settings, root)
-    parts = assemble(_base_settings(settings, root))
+    of_base = _base_settings(settings, root)
+    parts = assemble(of_base, check_run(of_base))
     tokenizer = parts.learner.language_model.tokenizer
     markers = Markers(
         tokenizer.convert_tokens_to_ids(settings.model.think_open),

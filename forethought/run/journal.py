@@ -32,7 +32,8 @@ _NAME = re.compile(r"^epoch-(\d+)-batch-(\d+)\.zst$")
 class Audit:
     """What the surviving history says: ids that were consumed twice, never, with and without error.
 
-    ``num_replaced`` of the trained and failed stand in for another task (:mod:`trainer.admission.replacement`).
+    ``num_replaced`` of the trained and failed stand in for another task
+    (:mod:`trainer.admission.replacement`).
 
     Example:
         ``Audit(num_admitted=3840, num_trained=3838, num_failed=2, num_lost=0, num_duplicated=0)``

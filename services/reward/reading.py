@@ -4,7 +4,7 @@ Design: requests are read by hand rather than by a schema validator, because one
 fail alone and every refusal says what was got, what was expected and what to do. A sound
 ``/v1/score``, the one that is asked thousands of times, is decoded in one go into typed structs
 first, and read by hand only if that fails. Both doors use these functions: gRPC makes the same plain
-values of its messages. The price is that types are stated in :mod:`services.reward.http_messages`
+values of its messages. The price is that types are stated in :mod:`services.reward.http.openapi`
 and checked here; the keys are read off there.
 """
 
@@ -19,7 +19,7 @@ import msgspec
 from forethought.errors import InvalidInput
 from forethought.types import Prompting, Thought
 from services.reward.groups import GroupQuery
-from services.reward.http_messages import ScoreItem, ScoreRequest
+from services.reward.requests import ScoreItem, ScoreRequest
 
 
 class TooLarge(InvalidInput):

@@ -45,8 +45,8 @@ from services.reward.groups import (
     fault_of,
     likelihoods_of,
     policy_branches,
+    predictions_of,
 )
-from services.reward.predictions import predictions_of
 
 __all__ = ["GroupLikelihoods", "GroupQuery", "Outcome", "Scorer", "rewards_of", "versions_of"]
 

@@ -19,8 +19,7 @@ from forethought.corpus.token_bytes import bytes_of_offsets, bytes_of_vocabulary
 from forethought.errors import InvalidInput, NotReady
 from forethought.objectives import Objective
 from forethought.types import Prompting
-from services.reward.groups import GroupQuery
-from services.reward.predictions import predictions_of, split_at_close
+from services.reward.groups import GroupQuery, predictions_of, split_at_close
 
 
 class TokenizerFacts:

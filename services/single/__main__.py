@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings) -> int:
     """Own the run directory and train until done or told to stop."""
-    check_run(settings)
+    objective = check_run(settings)
     check_corpus(settings)
     settings = _of_one_process(settings)
     from trainer.assembly import assemble
@@ -44,7 +44,7 @@ def run(settings: Settings) -> int:
     directory = RunDirectory(settings.run.directory)
     with directory.owned():
         write_resolved(settings, directory.config)
-        parts = assemble(settings)
+        parts = assemble(settings, objective)
         summary: dict[str, Any] = {}
 
         async def train(stop: asyncio.Event) -> int:
@@ -68,8 +68,8 @@ def _of_one_process(settings: Settings) -> Settings:
 
 async def _think(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
     from forethought import queue
-    from services.reward.__main__ import serve_run as serve_reward
-    from services.rollout.__main__ import serve_run as serve_rollout
+    from services.reward.assembly import serve_run as serve_reward
+    from services.rollout.assembly import serve_run as serve_rollout
     from trainer.thinking_run import ThinkingRun
 
     settings, done = parts.settings, asyncio.Event()

@@ -16,8 +16,8 @@ from forethought.auth import Guard
 from forethought.auth.tokens import Tokens
 from forethought.compute.served_model import ServedModel
 from forethought.telemetry.ops import EmbeddedHttpServer
-from services.reward.http_protocol import RewardProtocol
-from services.reward.http_server import RewardApp
+from services.reward.http.fast_path import RewardProtocol
+from services.reward.http.server import RewardApp
 from services.reward.metrics import HUNG_UP
 from services.reward.scoring import Scorer
 from services.reward.service import Limits, RewardService

@@ -27,6 +27,7 @@ from forethought.clients import AsyncRolloutClient
 from forethought.config import load_settings
 from forethought.lab.demo.arms import base_model
 from forethought.lab.demo.corpus import PLAIN, write_corpus
+from forethought.preflight import check_run
 from forethought.types import Sampling
 from trainer.assembly import assemble
 
@@ -93,7 +94,9 @@ async def scrape_around(settings: Any, ports: dict[str, int]) -> Scrapes:
     tasks = [asyncio.create_task(module.serve(settings, stop)) for module in (rollout, reward)]
     try:
         before = {name: await scraped(ports[name], tasks) for name in replicas}
-        tasks.append(asyncio.create_task(learner.think(assemble(settings), stop)))
+        tasks.append(
+            asyncio.create_task(learner.think(assemble(settings, check_run(settings)), stop))
+        )
         while not (families := await scraped(ports["learner"], tasks)) or not is_done(families):
             await asyncio.sleep(0.05)
         await ask(ports)

@@ -14,7 +14,7 @@ import pytest
 
 from forethought import objectives
 from forethought.compute.served_model import ServedModel
-from services.reward.http_server import RewardApp
+from services.reward.http.server import RewardApp
 from services.reward.scoring import Scorer
 from services.reward.service import Limits, RewardService
 from tests.doors import OPEN

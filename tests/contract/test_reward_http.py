@@ -13,7 +13,7 @@ from forethought import objectives
 from forethought.compute.served_model import ServedModel
 from forethought.errors import NotReady
 from forethought.types import Prompting, Thought
-from services.reward.http_server import RewardApp
+from services.reward.http.server import RewardApp
 from services.reward.scoring import GroupLikelihoods, GroupQuery, Scorer
 from services.reward.service import Limits, RewardService
 from tests.doors import OPEN, http_door

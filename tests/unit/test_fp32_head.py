@@ -21,6 +21,7 @@ from forethought.compute.rows import pad_left, tail_logits
 from forethought.compute.served_model import ServedModel
 from forethought.config import load_settings
 from forethought.errors import InvalidInput
+from forethought.preflight import check_run
 from forethought.types import WeightManifest
 from trainer.assembly import assemble
 from trainer.batch.builder import Recipe
@@ -161,6 +162,7 @@ def test_the_configuration_decides(directory: Path, tmp_path: Path, fp32_head: s
         f"model.path={directory}", f"corpus.path={corpus}", f"run.directory={tmp_path / 'run'}",
         "model.dtype=bfloat16", f"model.fp32_head={fp32_head}", "corpus.window_tokens=32",
     ]  # fmt: skip
-    parts = assemble(load_settings(None, words, {}))
+    settings = load_settings(None, words, {})
+    parts = assemble(settings, check_run(settings))
     config = json.loads(parts.model_files()["config.json"])
     assert config.get(FLAG, False) == (fp32_head == "true")

@@ -19,6 +19,7 @@ from forethought.compute.model import load_language_model
 from forethought.config import load_settings
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.errors import InvalidInput, Superseded
+from forethought.preflight import check_run
 from forethought.queue.interface import Message, Stage
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.run.directory import RunDirectory
@@ -322,7 +323,9 @@ async def test_an_epoch_is_never_taken_twice_even_if_redis_forgets(tmp_path: Pat
 async def epoch_of_a_killed_learner(settings: Any) -> int:
     """Start a learner on a Redis that knows nothing, and cancel it once it has taken its epoch."""
     broker = MemoryBroker()
-    running = asyncio.create_task(ThinkingRun(assemble(settings), broker, asyncio.Event()).run())
+    running = asyncio.create_task(
+        ThinkingRun(assemble(settings, check_run(settings)), broker, asyncio.Event()).run()
+    )
     async with asyncio.timeout(20):
         while not (manifest := await broker.run()):
             await asyncio.sleep(0.01)  # the manifest says when; there is nothing to wait on

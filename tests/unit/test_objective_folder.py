@@ -25,7 +25,7 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )  # fmt: skip
-from services.reward.__main__ import load_objectives
+from services.reward.assembly import load_objectives
 from services.reward.scoring import Scorer
 from tests.e2e.processes import BATCH_TASKS, Cluster
 from tests.tiny import CLOSE_ID, OPEN_ID, build_model_directory, serve

@@ -28,7 +28,7 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from services.reward.predictions import split_at_close
+from services.reward.groups import split_at_close
 from services.reward.scoring import Scorer
 from trainer.base_corpus import train_tokenizer
 

@@ -18,7 +18,7 @@ from forethought.errors import InvalidInput, NotInstalled
 from forethought.verification import mathematics
 from forethought.verification.answers import ExactVerifier
 from forethought.verification.mathematics import MathVerifier
-from services.reward.__main__ import load_objectives
+from services.reward.assembly import load_objectives
 
 pytestmark = pytest.mark.timeout(240)  # the first answer waits for the import of sympy
 

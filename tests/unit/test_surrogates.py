@@ -20,8 +20,7 @@ from trainer.batch.builder import Recipe
 from trainer.batch.thought_tree import ThoughtTree
 from trainer.learner.batching import MicroBatch, micro_batches
 from trainer.learner.learner import Learner
-from trainer.learner.loss import LossParts, batch_loss, policy_logprobs
-from trainer.learner.surrogate import SURROGATES
+from trainer.learner.loss import SURROGATES, LossParts, batch_loss, policy_logprobs
 
 LN = math.log
 

@@ -3,7 +3,8 @@
 Batch k is exactly tasks kN … (k+1)N-1. N(1+S) tasks are admitted at start and N after every batch, S
 being ``learner.max_staleness``, so batch k is admitted once batch k-1-S is closed, and a sampled token
 is at most S versions old. Nothing is admitted beyond the last step, so a finished run owes nothing.
-Dynamic sampling admits further tasks of the batch that is being taken (:mod:`trainer.admission.replacement`).
+Dynamic sampling admits further tasks of the batch that is being taken
+(:mod:`trainer.admission.replacement`).
 
     loop     consumes           produces          waits for     unblocked by
     intake   stream `scored`    results (ledger)  a delivery    reward replicas

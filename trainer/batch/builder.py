@@ -17,10 +17,9 @@ from forethought.estimators import Estimator
 from forethought.objectives import Objective
 from forethought.types import ScoredRollout
 from trainer.batch import aggregation, filters
-from trainer.batch.branches import Shares, branches_of
+from trainer.batch.branches import Shares, branches_of, written_documents
 from trainer.batch.learned_group import LearnedGroup, groups_of
 from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
-from trainer.batch.written_thoughts import written_documents
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The walk of an evaluation: conditions, questions, and every checkpoint's answers to the same of them.
+"""The course of an evaluation: conditions, questions, and every checkpoint's answers to the same questions.
 
 Design: models are loaded one after the other and only their numbers kept, so that a long series needs the
 memory of one. The price is that nothing can be asked of an earlier model once a later one has answered.
@@ -98,7 +98,11 @@ def _texts(tokenizer: Any, answers: Sequence[Answer]) -> list[list[str]]:
 
 
 class Grader:
-    """Grades predictions of one vocabulary.
+    """Whether what is sampled after a thought is right, by bytes: RPT's reward (arXiv 2506.08007, eq. 2).
+
+    Whatever variant of the reward a run learned with, runs are compared by this one rule, on tokens as sampled
+    and as stored; a thought that did not close has no prediction and is wrong. The price: a run that learned
+    a denser reward is not shown its own.
 
     Example:
         ``Grader(tokenizer, rpt).num_right(answer, document, index=10)``

@@ -1,1 +1,1 @@
-"""What objectives are made of: the base class, positions, prompts, grading, selection of samples, plugins."""
+"""What objectives are made of: base class, positions, prompts, grading, sample selection, plugins."""

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from services.reward.http_server import Answer, RewardApp
+from services.reward.http.server import Answer, RewardApp
 from services.reward.metrics import HUNG_UP
 
 _PATIENCE = 2  # times the largest body

@@ -1,14 +1,15 @@
 """The HTTP door: anyone may ask what a thought is worth.
 
 Design: a framework costs several times what reading a request costs, so the POST endpoints are
-answered here, straight from ASGI (or from the connection itself, :mod:`services.reward.http_protocol`),
+answered here, straight from ASGI (or from the connection itself, :mod:`services.reward.http.fast_path`),
 and FastAPI answers everything else: /docs, OpenAPI, GET /v1/models, and what does not exist. Its
 routes for the POST endpoints only document them. The price is that middleware of FastAPI does not
 see those requests. Reading, the line and computing are :mod:`services.reward.service`'s; a caller who
 hangs up takes its work out of the line.
 
-Nothing in a request reaches the filesystem or an import: objectives are those that were loaded at
-start.
+Every path is closed but the pages that describe the service, so one added later is closed without knowing
+of tokens; a token is asked for before a body is read. Nothing in a request reaches the filesystem or an
+import: objectives are those that were loaded at start.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from forethought.auth import Guard, Role
@@ -42,8 +44,7 @@ from forethought.errors import (
     Unauthenticated,
     status_of,
 )
-from services.reward.http_guard import DOCUMENTED, OPEN_PATHS, authorization
-from services.reward.http_messages import DOORS, Door, ErrorReply, ModelsReply
+from services.reward.http.openapi import DOORS, Door, ErrorReply, ModelsReply
 from services.reward.metrics import HUNG_UP, HttpSeconds
 from services.reward.reading import TooLarge, check_keys, read_object, read_score_request
 from services.reward.service import RewardService
@@ -300,3 +301,24 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
 def _responses(reply: type, *error_statuses: int | str) -> dict[int | str, dict[str, Any]]:
     responses: dict[int | str, dict[str, Any]] = {200: {"model": reply}}
     return responses | {status: {"model": ErrorReply} for status in error_statuses}
+
+
+OPEN_PATHS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc"})
+
+
+DOCUMENTED = Security(
+    HTTPBearer(
+        scheme_name="token",
+        description="The run's token or a client's. An open service asks for none.",
+        auto_error=False,  # the guard has decided before FastAPI sees a request
+    )
+)
+"""A dependency that does nothing but show an Authorize button on /docs."""
+
+
+def authorization(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The Authorization header of a request whose header names are in lower case."""
+    for name, value in headers:
+        if name == b"authorization":
+            return str(value, "latin-1")
+    return None

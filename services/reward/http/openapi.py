@@ -9,12 +9,13 @@ price is that the types of the other requests are stated here and checked there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
+
+from services.reward.requests import ScoreItem, ScoreRequest
 
 _EXAMPLE_ITEM: JsonDict = {
     "id": "sum-1",
@@ -50,8 +51,6 @@ _EXAMPLE_ENTROPY: JsonDict = {
     "entropies": [2.1, 0.4],
 }
 
-TokenIds = tuple[Annotated[int, Meta(ge=0)], ...]
-_AS_THEY_ARE = "Its token ids, taken as they are."
 
 MATCH_RULES = (
     "`byte_prefix`: the prediction's UTF-8 bytes are the first of the truth's and end where one of "
@@ -63,31 +62,6 @@ MATCH_RULES = (
     "that is no number is wrong; a truth that is none is an error."
 )
 EXAMPLE_REQUEST: dict[str, Any] = {"objective": "rlp", "items": [_EXAMPLE_ITEM]}
-
-
-class ScoreItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A context, what follows it, and the thoughts to compare. Each text is tokenised apart."""
-
-    id: Annotated[str | int | None, Meta(description="Given back with the answer.")] = None
-    context: Annotated[str | None, Meta(description="What is known. Or give context_ids.")] = None
-    context_ids: Annotated[TokenIds | None, Meta(description=_AS_THEY_ARE)] = None
-    target: Annotated[str | None, Meta(description="What follows. Or give target_ids.")] = None
-    target_ids: Annotated[TokenIds | None, Meta(description=_AS_THEY_ARE)] = None
-    thoughts: Annotated[
-        list[str | TokenIds],
-        Meta(
-            min_length=1,
-            description="The group, as text or token ids; a missing close token is added for "
-            "scoring.",
-        ),
-    ]
-
-
-class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Items to be scored by one objective."""
-
-    objective: Annotated[str, Meta(description="One of GET /v1/models' objectives.")]
-    items: Annotated[list[ScoreItem], Meta(min_length=1)]
 
 
 class ErrorBody(BaseModel):

@@ -1,0 +1,178 @@
+"""Putting a reward replica together: for a run, or standalone around one model directory.
+
+Design: torch and the HTTP stack are imported inside these functions, once the settings were found sound,
+so that a configuration error is reported at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from forethought import objectives
+from forethought.auth import Guard
+from forethought.config import Settings
+from forethought.errors import NotInstalled
+from forethought.queue.interface import Broker, Stage
+from forethought.replica.host import ReplicaHost, new_replica_id
+from forethought.replica.worker import Worker
+from forethought.telemetry.metrics import process_registry
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from forethought.telemetry.ops import EmbeddedHttpServer
+    from services.reward.scoring import Scorer
+    from services.reward.service import RewardService
+
+log = logging.getLogger("reward")
+
+
+async def serve_alone(settings: Settings, stop: asyncio.Event) -> int:
+    """Score with the weights of a directory."""
+    guard, made_up = Guard.alone(settings.auth)
+    from services.reward.standalone import load_models, serve_until, show_token
+
+    if made_up is not None:
+        show_token(made_up)
+    loaded = load_objectives(settings)
+    has_baseline = bool(settings.reward.baseline_path)
+    scorer = make_scorer(settings, new_replica_id("reward"), loaded, has_baseline)
+    service = make_service(settings, scorer, loaded)
+    try:
+        await scorer.run(load_models, settings, scorer)
+        registry = process_registry("reward")
+        http = make_http_server(settings, service, guard, registry)
+        await serve_until(stop, settings, scorer, service, guard, http, registry)
+    finally:
+        await service.close()
+        await scorer.close()
+    return 0
+
+
+async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> int:
+    """Score for the run behind a broker, and for whoever has a token."""
+    guard = Guard.of_replica(settings.auth)
+    from services.reward.grpc_server import RewardServicer
+    from services.reward.worker import RewardHandler, error_result
+
+    section, replica_id = settings.reward, new_replica_id("reward")
+    loaded = load_objectives(settings)
+    scorer = make_scorer(settings, replica_id, loaded)
+    handler = RewardHandler(scorer)
+    service = make_service(settings, scorer, loaded)
+    registry = process_registry("reward")
+    http = make_http_server(settings, service, guard, registry)
+    try:
+        await broker.ping()
+        await http.start()
+        log.info("HTTP on http://%s:%d, /docs shows it", section.http_host, http.port)
+        host = ReplicaHost(
+            "reward",
+            replica_id,
+            section,
+            settings.redis.url,
+            broker,
+            frozenset({"policy", "baseline"}),
+            handler.load,
+            guard,
+            registry,
+            servicers=[RewardServicer(service)],
+        )
+        consumer = broker.consumer(
+            stage=Stage.ROLLOUTS,
+            result_stage=Stage.SCORED,
+            name=replica_id,
+            lease_s=section.lease_s,
+            max_attempts=section.max_attempts,
+            error_result=error_result,
+        )
+        worker = Worker(handler, consumer=consumer, max_batch_tasks=section.max_batch_tasks)
+        await host.run(worker, stop)
+    finally:
+        await http.stop()
+        await service.close()
+        await scorer.close()
+    return 0
+
+
+def load_objectives(settings: Settings) -> dict[str, objectives.Objective]:
+    """Every objective that may be asked for: the package's, the plugin folder's, the configured one.
+
+    One that needs a library which is not here is left out, unless it is the configured one.
+
+    Raises:
+        InvalidInput: one of the folder, or the configured one, cannot be loaded.
+    """
+    configured, folder = settings.objective, settings.objective.folder
+    loaded: dict[str, objectives.Objective] = {}
+    for name in objectives.names(folder):
+        try:
+            loaded[name] = objectives.load(name, folder=folder)
+        except NotInstalled as error:
+            log.info("objective %s is not offered: %s", name, error)
+    chosen = objectives.load(configured.name, configured.parameters, folder)
+    return loaded | {configured.name: chosen}
+
+
+def make_scorer(
+    settings: Settings,
+    replica_id: str,
+    loaded: dict[str, objectives.Objective],
+    has_baseline: bool = True,
+) -> Scorer:
+    """The scorer core. Heavy imports happen here, after the settings were found sound."""
+    import torch
+
+    from forethought.compute.served_model import ServedModel
+    from services.reward.scoring import Scorer
+
+    section = settings.reward
+    if section.num_threads:
+        torch.set_num_threads(section.num_threads)
+    return Scorer(
+        ServedModel("policy", section.device),
+        ServedModel("baseline", section.device) if has_baseline else None,
+        section.max_batch_tokens,
+        section.deterministic,
+        objectives=loaded,
+        objective_folder=settings.objective.folder,
+        replica=replica_id,
+    )
+
+
+def make_service(
+    settings: Settings, scorer: Scorer, loaded: dict[str, objectives.Objective]
+) -> RewardService:
+    """The core behind every door."""
+    from services.reward.service import Limits, RewardService
+
+    section = settings.reward
+    return RewardService(
+        scorer,
+        loaded,
+        think_open=settings.model.think_open,
+        think_close=settings.model.think_close,
+        limits=Limits(
+            section.max_batch_tokens,
+            section.max_waiting_tokens,
+            one_at_a_time=section.deterministic,
+        ),
+    )
+
+
+def make_http_server(
+    settings: Settings, service: RewardService, guard: Guard, registry: CollectorRegistry
+) -> EmbeddedHttpServer:
+    """The HTTP door, guarded, whose numbers ``registry`` shows."""
+    from forethought.telemetry.ops import EmbeddedHttpServer
+    from services.reward.http.fast_path import RewardProtocol
+    from services.reward.http.server import RewardApp
+    from services.reward.metrics import RewardMetrics
+
+    section = settings.reward
+    guard.warn_if_exposed(section.http_host, "HTTP")
+    app = RewardApp(service, section.max_body_bytes, guard)
+    RewardMetrics(registry, app.seconds, service.batcher)
+    return EmbeddedHttpServer(app, section.http_host, section.http_port, RewardProtocol)

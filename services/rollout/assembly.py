@@ -1,0 +1,97 @@
+"""Putting a rollout replica together: its engine, its queue worker and its gRPC servicers.
+
+Design: an engine is imported only once the settings were found sound and name it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from forethought import process
+from forethought.auth import Guard
+from forethought.config import Settings
+from forethought.config.sections import RolloutSection
+from forethought.queue.interface import Broker, Stage
+from forethought.replica.host import ReplicaHost, new_replica_id
+from forethought.replica.worker import Worker
+from forethought.telemetry.metrics import process_registry
+from services.rollout.engine import Engine
+from services.rollout.grpc_server import RolloutServicer
+from services.rollout.metrics import MeasuredEngine, RolloutMetrics
+from services.rollout.worker import RolloutHandler, error_result
+
+
+async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> int:
+    """Sample for the run behind a broker."""
+    guard = Guard.of_replica(settings.auth)
+    section, replica_id = settings.rollout, new_replica_id("rollout")
+    engine = MeasuredEngine(make_engine(settings, replica_id, on_lost=stop.set))
+    registry = process_registry("rollout")
+    RolloutMetrics(registry, engine)
+    try:
+        await broker.ping()
+        host = ReplicaHost(
+            "rollout",
+            replica_id,
+            section,
+            settings.redis.url,
+            broker,
+            frozenset({"policy"}),
+            engine.load,
+            guard,
+            registry,
+            servicers=[RolloutServicer(engine, replica_id)],
+        )
+        consumer = broker.consumer(
+            stage=Stage.TASKS,
+            result_stage=Stage.ROLLOUTS,
+            name=replica_id,
+            lease_s=section.lease_s,
+            max_attempts=section.max_attempts,
+            error_result=error_result,
+        )
+        handler = RolloutHandler(engine, host.receiver)
+        worker = Worker(handler, consumer=consumer, max_batch_tasks=section.max_batch_tasks)
+        await host.run(worker, stop)
+        is_lost = engine.serving is None and bool(host.receiver.holding)
+    finally:
+        await engine.close()
+    return process.FAILED if is_lost else 0  # a supervisor starts a failed replica again
+
+
+def make_engine(
+    settings: Settings, replica_id: str, on_lost: Callable[[], None] = lambda: None
+) -> Engine:
+    """The configured engine. Heavy imports happen here, after the settings were found sound.
+
+    ``on_lost`` is called when the engine can serve nothing any more and the process should end.
+    """
+    if settings.rollout.engine == "vllm":
+        return _vllm_engine(settings.rollout, replica_id, on_lost)
+    import torch
+
+    from services.rollout.torch_engine import TorchEngine
+
+    section = settings.rollout
+    if section.num_threads:
+        torch.set_num_threads(section.num_threads)
+    return TorchEngine(
+        replica=replica_id,
+        device=section.device,
+        max_batch_tokens=section.max_batch_tokens,
+        deterministic=section.deterministic,
+    )
+
+
+def _vllm_engine(section: RolloutSection, replica_id: str, on_lost: Callable[[], None]) -> Engine:
+    from services.rollout.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        replica=replica_id,
+        options=section.vllm,
+        keep_kv=section.keep_kv,
+        num_threads=section.num_threads,
+        deterministic=section.deterministic,
+        on_lost=on_lost,
+    )
