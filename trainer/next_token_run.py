@@ -64,7 +64,9 @@ class NextTokenRun:
         while not self._is_done and not self._stop.is_set():
             started_s = time.monotonic()
             documents = self._documents.take(settings.learner.batch_tasks)
-            result = self._parts.learner.step(trees_of_documents(documents))
+            result = self._parts.learner.step(
+                trees_of_documents(documents), settings.learner.inner_epochs
+            )
             self._num_steps += 1
             self._num_tokens += result.num_tokens
             metrics.write(self._num_steps, self._values(result, time.monotonic() - started_s))

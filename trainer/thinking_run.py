@@ -36,14 +36,14 @@ from trainer.admission.feed import TaskFeed
 from trainer.admission.replacement import Replacing
 from trainer.admission.work_in_flight import WorkInFlight
 from trainer.assembly import Assembly
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.metrics.depth_watch import DepthWatch
 from trainer.metrics.prometheus import PushMetrics, StepMetrics, TaskMetrics
 from trainer.metrics.step_counts import StepCounts, TaskCounts
 from trainer.metrics.step_log import MetricsLog, rollout_metrics
 from trainer.publisher import Publisher
-from trainer.train_step import Studied, Study
+from trainer.train_step import StepReport, TrainStep
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,9 @@ class ThinkingRun:
         )
         self._depths = DepthWatch(broker, GUARD_S)
         self._counts, self._tasks = StepCounts(), TaskCounts(settings.learner.batch_tasks)
-        self._study = Study(parts.learner, recipe_of(parts), parts.corpus, settings.learner)
+        self._train_step = TrainStep(
+            parts.learner, batch_builder_of(parts), parts.corpus, settings.learner
+        )
         self._alarms = Alarms()
         self._model_files = parts.model_files()
         self._epoch = 0
@@ -158,9 +160,9 @@ class ThinkingRun:
             if results is None:
                 return  # told to stop: nobody waits for replicas either
             with phase("learn"):
-                studied = await asyncio.to_thread(self._study.learn, results, self._num_steps + 1)
+                report = await asyncio.to_thread(self._train_step.run, results, self._num_steps + 1)
             batch, self._num_steps = self._num_steps, self._num_steps + 1
-            self._num_tokens += studied.result.num_tokens
+            self._num_tokens += report.result.num_tokens
             with phase("publish"):
                 await self._publish(self._num_steps % settings.baseline.publish_every_steps == 0)
             with phase("admit"):
@@ -169,7 +171,7 @@ class ThinkingRun:
                 )
             with phase("journal"):
                 journal.append(batch, self._learner.version, results)
-            self._tell(metrics, batch, results, studied)
+            self._tell(metrics, batch, results, report)
             if self._num_steps % settings.checkpoint.every_steps == 0:
                 with phase("checkpoint"):
                     await self._save()
@@ -185,7 +187,7 @@ class ThinkingRun:
         if not 0 < section.replace_from_step <= self._num_steps + 1:
             return None
         rounds, version = section.replace_rounds, self._learner.version
-        return Replacing(self._study.recipe.keeps, rounds, self._epoch, version)
+        return Replacing(self._train_step.builder.keeps, rounds, self._epoch, version)
 
     async def _bring_replicas_up(self) -> None:
         """When the run is done, every replica is to serve the learner's version."""
@@ -209,7 +211,7 @@ class ThinkingRun:
 
     async def _guard(self) -> None:
         """Notice a newer learner, and a Redis that may have lost something."""
-        life = await retry_until_reachable(self._broker.life)
+        life = await retry_until_reachable(self._broker.instance_id)
         while True:
             await asyncio.sleep(GUARD_S)  # a poll by nature: Redis has nothing to wait on here
             newest = await retry_until_reachable(lambda: self._broker.restore_epoch(self._epoch))
@@ -218,7 +220,7 @@ class ThinkingRun:
                     f"epoch {newest} has taken over run {self._parts.settings.run.name!r} from "
                     f"epoch {self._epoch}; this learner stops"
                 )
-            seen, life = life, await retry_until_reachable(self._broker.life)
+            seen, life = life, await retry_until_reachable(self._broker.instance_id)
             if seen != life:
                 await retry_until_reachable(self._announce)
                 await self._work.admit_again()
@@ -264,21 +266,21 @@ class ThinkingRun:
         metrics: MetricsLog,
         batch: int,
         results: Sequence[ScoredRollout],
-        studied: Studied,
+        report: StepReport,
     ) -> None:
         """The step's numbers, to the log and to whoever scrapes."""
         self._tasks.close(batch, results)
-        values = self._values(batch, results, studied)
-        self._counts.close(values, studied.result.num_tokens)
+        values = self._values(batch, results, report)
+        self._counts.close(values, report.result.num_tokens)
         taken = self._counts.newest_phase_s
         metrics.write(self._num_steps, values | {"wait_s": taken["wait"], "step_s": taken["learn"]})
         for alarm in self._alarms.see(values):
             log.warning("step %d: %s", self._num_steps, alarm)
 
     def _values(
-        self, batch: int, results: Sequence[ScoredRollout], studied: Studied
+        self, batch: int, results: Sequence[ScoredRollout], report: StepReport
     ) -> dict[str, Any]:
-        result, num_failed = studied.result, sum(r.failure is not None for r in results)
+        result, num_failed = report.result, sum(r.failure is not None for r in results)
         return {
             "batch": batch,
             "version": self._learner.version,
@@ -290,8 +292,8 @@ class ThinkingRun:
             "ratio_max": result.ratio_max,
             "effective_sample_share": result.effective_sample_share,
             "skipped": result.skipped,
-            **rollout_metrics(results, studied.version),
-            **studied.metrics,
+            **rollout_metrics(results, report.version),
+            **report.metrics,
             "tasks_admitted": self._work.num_admitted,
             "tasks_trained": len(results) - num_failed,
             "tasks_failed": num_failed,
@@ -369,11 +371,11 @@ class ThinkingRun:
         return self._seconds_before + time.monotonic() - self._started_s
 
 
-def recipe_of(parts: Assembly) -> Recipe:
+def batch_builder_of(parts: Assembly) -> BatchBuilder:
     """How the run's lessons are made."""
     settings, objective = parts.settings, parts.objective
     estimator = load_estimator(settings, objective)
-    return Recipe(objective, estimator, settings.filter, settings.learner)
+    return BatchBuilder(objective, estimator, settings.filter, settings.learner)
 
 
 def models_needed(parts: Assembly) -> tuple[str, ...]:

@@ -16,18 +16,18 @@ from dataclasses import dataclass, replace
 from forethought.config.sections import LearnerSection
 from forethought.types import ScoredRollout
 from trainer.admission.feed import Documents
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.batch.thought_tree import trees_of_documents
 from trainer.learner.learner import Learner, StepResult
 from trainer.metrics.no_think import no_think_metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Studied:
+class StepReport:
     """What became of a batch. ``version`` is the one that learned it, before its step; tokens are all.
 
     Example:
-        ``Studied(result, version=41, metrics={"no_think_nll": 1.5})``
+        ``StepReport(result, version=41, metrics={"no_think_nll": 1.5})``
     """
 
     result: StepResult
@@ -36,24 +36,24 @@ class Studied:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """The learner, how its lessons are made, and where documents come from.
+class TrainStep:
+    """The learner, how its batches are built, and where documents come from.
 
     Example:
-        ``Study(learner, recipe, corpus, settings.learner).learn(results, step=40)``
+        ``TrainStep(learner, builder, corpus, settings.learner).run(results, step=40)``
     """
 
     learner: Learner
-    recipe: Recipe
+    builder: BatchBuilder
     documents: Documents
     section: LearnerSection
 
-    def learn(self, results: Sequence[ScoredRollout], step: int) -> Studied:
+    def run(self, results: Sequence[ScoredRollout], step: int) -> StepReport:
         """Learn the batch of ``step`` (from 1), and do what is due after it. Blocking."""
-        lesson = self.recipe.lesson(results)
+        batch = self.builder.build(results)
         version = self.learner.version
-        result = self.learner.step(lesson.trees)
-        metrics: dict[str, float] = {**lesson.metrics}
+        result = self.learner.step(batch.trees, self.section.inner_epochs)
+        metrics: dict[str, float] = {**batch.metrics}
         if self.section.next_token_coef:
             metrics["nll"] = result.nll
         if _is_due(step, self.section.next_token_every_steps):
@@ -64,11 +64,11 @@ class Study:
             metrics |= no_think_metrics(
                 self.learner.language_model, results, self.section.micro_batch_tokens
             )
-        return Studied(result, version, metrics)
+        return StepReport(result, version, metrics)
 
     def _next_token_step(self) -> StepResult:
         documents = self.documents.take(self.section.batch_tasks)
-        return self.learner.step(trees_of_documents(documents), num_epochs=1)
+        return self.learner.step(trees_of_documents(documents))
 
 
 def _is_due(step: int, every: int) -> bool:

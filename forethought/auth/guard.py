@@ -70,7 +70,7 @@ class Guard:
         return guard
 
     @classmethod
-    def alone(cls, section: AuthSection) -> tuple[Guard, str | None]:
+    def standalone(cls, section: AuthSection) -> tuple[Guard, str | None]:
         """The guard of a service without a run, and the token that had to be made up for it.
 
         Raises:
@@ -79,8 +79,8 @@ class Guard:
         guard = cls._of(section)
         if guard.is_open or guard._run or guard._client:
             return guard, None
-        made_up = secrets.token_urlsafe(24)
-        return cls(client=Tokens((made_up,))), made_up
+        generated_token = secrets.token_urlsafe(24)
+        return cls(client=Tokens((generated_token,))), generated_token
 
     @classmethod
     def _of(cls, section: AuthSection) -> Guard:

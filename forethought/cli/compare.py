@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from forethought.lab.compare.plan import ComparisonPlan
-    from forethought.lab.compare.schedule import Outcome
+    from forethought.lab.compare.schedule import TrialOutcome
     from forethought.lab.compare.trial import Trial
 
 _FILE_WIDTH = 180  # of the table where nobody says how wide a line is
@@ -70,7 +70,7 @@ def _write_demo_corpus(plan: ComparisonPlan) -> None:
     write_corpora(plan.corpus)
 
 
-async def _run(plan: ComparisonPlan, console: Console) -> list[Outcome]:
+async def _run(plan: ComparisonPlan, console: Console) -> list[TrialOutcome]:
     """Run everything under a bar that names what is running; a line for each measured trial."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -88,14 +88,14 @@ async def _run(plan: ComparisonPlan, console: Console) -> list[Outcome]:
         def active(trials: Sequence[Trial]) -> None:
             bar.update(overall, description=", ".join(map(str, trials)))
 
-        def told(outcome: Outcome) -> None:
+        def told(outcome: TrialOutcome) -> None:
             bar.advance(overall)
             bar.console.print(_line(outcome), highlight=False, soft_wrap=True)
 
         return await Schedule(plan, told, active).run()
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: TrialOutcome) -> str:
     if outcome.error is not None:
         return f"[red]{outcome.trial} failed:[/red] {outcome.error}"
     answers = outcome.figures["answers"]
@@ -105,14 +105,14 @@ def _line(outcome: Outcome) -> str:
     )
 
 
-def _report(plan: ComparisonPlan, outcomes: Sequence[Outcome], console: Console) -> None:
-    from forethought.lab.compare.figure import draw
+def _report(plan: ComparisonPlan, outcomes: Sequence[TrialOutcome], console: Console) -> None:
+    from forethought.lab.compare.figure import draw_comparison
     from forethought.lab.compare.results import results_of, write_results
     from forethought.lab.compare.table import table_of
 
     results = results_of(plan, outcomes)
     file, figure = plan.directory / "compare.json", plan.directory / "compare.png"
     write_results(results, file)
-    draw(results, figure)
+    draw_comparison(results, figure)
     console.print(table_of(results))
     console.print(f"results  {file}, {figure}", soft_wrap=True)

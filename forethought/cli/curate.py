@@ -14,7 +14,7 @@ import typer
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forethought.lab.curation import CurationOrder
+    from forethought.lab.curation import CurationRequest
 
 _CORPUS = typer.Argument(metavar="CORPUS", help="A file, a folder or a saved Hugging Face dataset.")
 _MODEL = typer.Option(..., "--model", metavar="DIR", help="The proxy: a local model directory.")
@@ -45,12 +45,12 @@ def curate(
     it goes on where it was stopped.
     """
     from forethought.config.sections import SourceSection
-    from forethought.lab.curation import CurationOrder
+    from forethought.lab.curation import CurationRequest
 
     part, num_shards = _parsed(shard)
     _check_dtype(dtype)
     _run(
-        CurationOrder(
+        CurationRequest(
             source=SourceSection(path=str(corpus), text_field=text_field, marks_field=marks_field),
             model=model,
             out=out,
@@ -66,7 +66,7 @@ def curate(
     )
 
 
-def _run(order: CurationOrder) -> None:
+def _run(order: CurationRequest) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from forethought.lab.curation import curate as write_parts

@@ -85,7 +85,7 @@ def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:
             report[arm] = _measured(model, heldout, cache)
     report["run"] = reports.run_figures(rlp_summary)
     reports.write_report(report, plan.directory / "report.json")
-    reports.draw(report, runs, plan.directory / "report.png")
+    reports.draw_demo(report, runs, plan.directory / "report.png")
     console.print(reports.table(report))
     console.print(f"report      {plan.directory / 'report.json'}, {plan.directory / 'report.png'}")
     console.print(f"checkpoint  {models['rlp']}")
@@ -93,7 +93,7 @@ def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:
 
 def _measured(model: Path, heldout: Path, cache: Path) -> dict[str, float]:
     """Think and no-think figures at the answers of held-out documents, the same for every arm."""
-    from forethought.lab.compare.measurement import measure
+    from forethought.lab.compare.measurement import measure_model
     from forethought.lab.compare.plan import EvaluationEntry
     from forethought.lab.demo import arms
 
@@ -106,7 +106,7 @@ def _measured(model: Path, heldout: Path, cache: Path) -> dict[str, float]:
         seed=1,
         elsewhere=False,
     )
-    return dict(measure(model, entry, cache)["answers"])
+    return dict(measure_model(model, entry, cache)["answers"])
 
 
 def _rebuild_base(plan: DemoPlan) -> None:

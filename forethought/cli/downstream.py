@@ -15,7 +15,7 @@ import typer
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forethought.lab.downstream.harness import Asking
+    from forethought.lab.downstream.harness import HarnessOptions
     from forethought.lab.downstream.suites import Suite
 
 _MODEL = typer.Argument(
@@ -78,7 +78,7 @@ def downstream(
     ),
 ) -> None:
     """Evaluate a checkpoint with lm-evaluation-harness; prints a table."""
-    from forethought.lab.downstream.harness import Asking, adjusted
+    from forethought.lab.downstream.harness import HarnessOptions, adjusted
 
     name, chosen = _chosen(suite, tasks)
     chosen = adjusted(chosen, runs, temperature, max_tokens, shots)
@@ -86,7 +86,7 @@ def downstream(
         raise InvalidInput(
             "no checkpoint is named; expected `forethought downstream CHECKPOINT --suite NAME`"
         )
-    asking = Asking(
+    asking = HarnessOptions(
         batch_size=batch_size,
         limit=limit,
         seed=seed,
@@ -120,15 +120,17 @@ def _device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _run(checkpoint: Path, name: str, suite: Suite, asking: Asking, out: Path | None) -> None:
+def _run(
+    checkpoint: Path, name: str, suite: Suite, asking: HarnessOptions, out: Path | None
+) -> None:
     from rich.console import Console
 
-    from forethought.lab.downstream.harness import evaluate, find_model
+    from forethought.lab.downstream.harness import find_model, run_suite
     from forethought.lab.downstream.scores import report, scores_of, table
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # not offline: benchmarks are fetched
     model = find_model(checkpoint)
-    found = scores_of(suite, evaluate(model, suite, asking))
+    found = scores_of(suite, run_suite(model, suite, asking))
     if out is not None:
         written = json.dumps(report(str(model), name, suite, asking, found), indent=2)
         out.write_text(written + "\n", encoding="utf-8")

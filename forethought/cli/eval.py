@@ -15,7 +15,7 @@ import typer
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forethought.lab.evaluation.request import Order
+    from forethought.lab.evaluation.request import EvalRequest
     from forethought.run.checkpoints import Checkpoint
 
 _SPLITS, _ASKING, _TEXT = "Positions", "Thoughts", "Text"
@@ -102,11 +102,11 @@ def evaluate(
     All checkpoints are asked the same with the same random numbers. --series fits accuracy as a power
     law of training compute.
     """
-    from forethought.lab.evaluation.request import Order, Wishes
+    from forethought.lab.evaluation.request import EvalRequest, Overrides
     from forethought.lab.evaluation.text import Noise
 
     _check("--dtype", dtype, ("float32", "bfloat16"))
-    wishes = Wishes(
+    overrides = Overrides(
         corpus=corpus,
         text_field=text_field,
         marks_field=marks_field,
@@ -118,9 +118,9 @@ def evaluate(
         think_open=think_open,
         think_close=think_close,
     )
-    order = Order(
+    request = EvalRequest(
         checkpoints=_checkpoints(checkpoints or [], series),
-        wishes=wishes,
+        overrides=overrides,
         is_series=series is not None,
         proxy=proxy,
         num_positions=num_positions,
@@ -132,15 +132,15 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    _run(order, out, num_threads)
+    _run(request, out, num_threads)
 
 
-def _run(order: Order, out: Path | None, num_threads: int) -> None:
+def _run(request: EvalRequest, out: Path | None, num_threads: int) -> None:
     """Carry the order out with a progress bar, then show and write what came of it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from forethought.lab.evaluation.study import evaluate as carry_out
+    from forethought.lab.evaluation.study import evaluate_checkpoints as carry_out
     from forethought.process import quiet_libraries
 
     quiet_libraries()
@@ -155,7 +155,7 @@ def _run(order: Order, out: Path | None, num_threads: int) -> None:
                 tasks[stage] = progress.add_task(stage, total=num_all)
             progress.update(tasks[stage], completed=num_done)
 
-        report = carry_out(order, report_progress)
+        report = carry_out(request, report_progress)
     _show(report, out)
 
 
@@ -164,7 +164,7 @@ def _show(report: dict[str, Any], out: Path | None) -> None:
 
     from rich.console import Console
 
-    from forethought.lab.evaluation.drawing import draw
+    from forethought.lab.evaluation.drawing import draw_evaluation
     from forethought.lab.evaluation.table import law_lines, lines, tables
 
     console = Console()
@@ -177,7 +177,7 @@ def _show(report: dict[str, Any], out: Path | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=2, allow_nan=False)
     (out / "eval.json").write_text(text + "\n", encoding="utf-8")
-    draw(report, out / "eval.png")
+    draw_evaluation(report, out / "eval.png")
     typer.echo(f"report      {out / 'eval.json'}, {out / 'eval.png'}")
 
 

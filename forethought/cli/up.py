@@ -76,11 +76,11 @@ def _print_line(text: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunOutcome:
     """How a stage ended: exit status, what to say, and the child whose log tells more.
 
     Example:
-        ``Verdict(2, "trainer refused to start", child)``
+        ``RunOutcome(2, "trainer refused to start", child)``
     """
 
     exit_status: int
@@ -114,7 +114,7 @@ class _Run:
         self._conclude(verdict)
         return _KILLED if self._killed else verdict.exit_status
 
-    async def _with_redis(self, supervisor: Supervisor) -> Verdict:
+    async def _with_redis(self, supervisor: Supervisor) -> RunOutcome:
         from forethought.queue import connect
 
         broker = connect(self._redis_url, self._plan.settings.run.name)
@@ -125,7 +125,7 @@ class _Run:
         finally:
             await broker.close()
 
-    async def _stages(self, supervisor: Supervisor, broker: Broker) -> Verdict:
+    async def _stages(self, supervisor: Supervisor, broker: Broker) -> RunOutcome:
         if self._plan.needs_base:
             verdict = await self._train_base(supervisor)
             if verdict.exit_status or verdict.stopped:
@@ -139,7 +139,7 @@ class _Run:
         await self._stop(supervisor, trainer, services)
         return verdict
 
-    async def _train_base(self, supervisor: Supervisor) -> Verdict:
+    async def _train_base(self, supervisor: Supervisor) -> RunOutcome:
         self._display.say(
             f"no model.path: training a small base into {self._plan.base_model} first"
         )
@@ -149,7 +149,7 @@ class _Run:
         verdict = await self._follow(child, [], reading, directory, None)
         await child.stop(_LEARNER_GRACE_S)
         if not verdict.stopped and not verdict.exit_status and not self._plan.base_model.exists():
-            return Verdict(1, f"base ended without leaving {self._plan.base_model}", child)
+            return RunOutcome(1, f"base ended without leaving {self._plan.base_model}", child)
         return verdict
 
     async def _follow(
@@ -159,7 +159,7 @@ class _Run:
         reading: Reading,
         directory: RunDirectory,
         broker: Broker | None,
-    ) -> Verdict:
+    ) -> RunOutcome:
         """Show progress until ``main`` is done, a child cannot go on, or we are asked to stop."""
         from forethought.cli.progress import MetricsTail
 
@@ -174,7 +174,7 @@ class _Run:
                     waited_for, timeout=_REFRESH_S, return_when=asyncio.FIRST_COMPLETED
                 )
                 if asked in ended:
-                    return Verdict(0, "stopped", stopped=True)
+                    return RunOutcome(0, "stopped", stopped=True)
                 reading.add(tail.read())
                 if broker is not None and time.monotonic() >= next_look_s:
                     reading.replicas = await _count_replicas(broker)
@@ -224,7 +224,7 @@ class _Run:
         for line in opening_lines(self._plan, self._redis_url):
             self._display.say(line)
 
-    def _conclude(self, verdict: Verdict) -> None:
+    def _conclude(self, verdict: RunOutcome) -> None:
         from forethought.cli.summary import closing_lines
 
         if verdict.culprit is not None:
@@ -250,7 +250,7 @@ def _reading(stage: str, num_steps: int, directory: RunDirectory) -> Reading:
     return Reading(stage, num_steps, int(latest.name.removeprefix("step-")) if latest else 0)
 
 
-def judge(child: Child, *, needed: bool, running: Iterable[Child]) -> Verdict | None:
+def judge(child: Child, *, needed: bool, running: Iterable[Child]) -> RunOutcome | None:
     """What the end of a child means for the run; None: the run goes on without it.
 
     A replica that was told to drain has done so; one that keeps dying is missed only if it was the
@@ -260,14 +260,14 @@ def judge(child: Child, *, needed: bool, running: Iterable[Child]) -> Verdict | 
 
     status = child.ended.result()
     if status == DONE:
-        return Verdict(0) if needed else None
+        return RunOutcome(0) if needed else None
     if status == REFUSED:
-        return Verdict(REFUSED, f"{child.name} cannot run like this", child)
+        return RunOutcome(REFUSED, f"{child.name} cannot run like this", child)
     if status == SUPERSEDED:
-        return Verdict(SUPERSEDED, "a newer learner has taken over this run", child)
+        return RunOutcome(SUPERSEDED, "a newer learner has taken over this run", child)
     if not needed and any(_kind(other) == _kind(child) for other in running):
         return None
-    return Verdict(1, f"{child.name} {describe_exit(status)}", child)
+    return RunOutcome(1, f"{child.name} {describe_exit(status)}", child)
 
 
 def _kind(child: Child) -> str:

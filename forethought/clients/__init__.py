@@ -6,9 +6,9 @@
 Importing this loads neither httpx nor grpc: a client loads the one that its url names.
 """
 
-from forethought.clients.asking import Retries
+from forethought.clients.retrying import Retries
 from forethought.clients.reward import AsyncRewardClient, RewardClient
-from forethought.clients.reward_questions import (
+from forethought.clients.reward_calls import (
     ContinuationLogprobs,
     Entropies,
     ItemScores,
@@ -19,7 +19,7 @@ from forethought.clients.reward_questions import (
     ScoreItem,
 )
 from forethought.clients.rollout import AsyncRolloutClient, RolloutClient
-from forethought.clients.rollout_questions import Generated
+from forethought.clients.rollout_calls import Generated
 
 __all__ = [
     "AsyncRewardClient",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from forethought.auth import Bearer
-from forethought.clients.asking import AsyncTransport, Transport
+from forethought.clients.retrying import AsyncTransport, Transport
 from forethought.errors import InvalidInput
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from forethought.clients.rollout_questions import GenerateQuestion
+from forethought.clients.rollout_calls import GenerateRequest
 from forethought.errors import InvalidInput
 from forethought.wire import reward_codec
 from forethought.wire.codec import (
@@ -54,7 +54,7 @@ class Method:
             ) from error
 
 
-def _generate_request(asked: GenerateQuestion) -> rollout_service_pb2.GenerateRequest:
+def _generate_request(asked: GenerateRequest) -> rollout_service_pb2.GenerateRequest:
     return rollout_service_pb2.GenerateRequest(
         wire_version=WIRE_VERSION,
         prefix_ids=packable_ids(asked.prefix_ids, "prefix_ids"),

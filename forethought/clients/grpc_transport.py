@@ -1,7 +1,7 @@
 """Questions over gRPC.
 
 Design: a channel of one's own (its reconnect back-off is not shared with the process) and gRPC's own
-retries off, because waiting and asking again stands in :mod:`forethought.clients.asking` for every
+retries off, because waiting and asking again stands in :mod:`forethought.clients.retrying` for every
 transport. The asyncio channel is made by the first question, since it belongs to the running loop.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 
 from forethought.auth import Bearer
-from forethought.clients.asking import Question, Refused
 from forethought.clients.grpc_methods import METHODS, Method
+from forethought.clients.retrying import AttemptFailed, Call
 from forethought.errors import InvalidInput, Unreachable
 from forethought.rpc.errors import error_of_call, read_trailers, retry_after_s
 from forethought.wire.codec import check_wire_version
@@ -40,7 +40,7 @@ class GrpcTransport:
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._calls = _Calls(self._channel)
 
-    def ask(self, question: Question[Any], timeout_s: float) -> Any:
+    def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """One attempt."""
         method = METHODS[question.method]
         with _failures_as_refusals(self._address, timeout_s):
@@ -61,7 +61,7 @@ class AsyncGrpcTransport:
         self._channel: grpc.aio.Channel | None = None
         self._calls: _Calls | None = None
 
-    async def ask(self, question: Question[Any], timeout_s: float) -> Any:
+    async def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """One attempt."""
         if self._calls is None:
             self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
@@ -104,18 +104,20 @@ def _failures_as_refusals(address: str, timeout_s: float) -> Iterator[None]:
     except grpc.RpcError as error:
         raise _refusal(address, timeout_s, error) from error
     except InvalidInput as error:
-        raise Refused(error) from error
+        raise AttemptFailed(error) from error
 
 
-def _refusal(address: str, timeout_s: float, error: Any) -> Refused:
+def _refusal(address: str, timeout_s: float, error: Any) -> AttemptFailed:
     code, details = error.code().name, error.details() or ""
     if code == "DEADLINE_EXCEEDED":
         message = f"{address} gave no answer within {timeout_s:.3g} s; raise timeout_s"
-        return Refused(Unreachable(message))
+        return AttemptFailed(Unreachable(message))
     if code == "UNIMPLEMENTED":
         message = f"{address} does not serve this ({details}); expected the address of a replica "
-        return Refused(InvalidInput(message + "of the service that the client is named after"))
+        return AttemptFailed(
+            InvalidInput(message + "of the service that the client is named after")
+        )
     told = error_of_call(error, details)
     if isinstance(told, Unreachable):
         told = Unreachable(f"cannot reach {address}: {details}; is the service running there?")
-    return Refused(told, code in _MAY_PASS, retry_after_s(read_trailers(error)))
+    return AttemptFailed(told, code in _MAY_PASS, retry_after_s(read_trailers(error)))

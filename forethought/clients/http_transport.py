@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from forethought.auth import Bearer
-from forethought.clients.asking import Question, Refused
+from forethought.clients.retrying import AttemptFailed, Call
 from forethought.errors import (
     ForethoughtError,
     InvalidInput,
@@ -38,7 +38,7 @@ class HttpTransport:
         self._url, self._bearer = url, bearer
         self._client = httpx.Client(base_url=url, limits=_LIMITS)
 
-    def ask(self, question: Question[Any], timeout_s: float) -> Any:
+    def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """One attempt."""
         with _failures_as_refusals(self._url, timeout_s):
             request = _request(self._client, question, timeout_s, self._bearer)
@@ -57,7 +57,7 @@ class AsyncHttpTransport:
         self._url, self._bearer = url, bearer
         self._client = httpx.AsyncClient(base_url=url, limits=_LIMITS)
 
-    async def ask(self, question: Question[Any], timeout_s: float) -> Any:
+    async def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """One attempt."""
         with _failures_as_refusals(self._url, timeout_s):
             async with asyncio.timeout(timeout_s):
@@ -72,7 +72,7 @@ class AsyncHttpTransport:
 
 def _request(
     client: httpx.Client | httpx.AsyncClient,
-    question: Question[Any],
+    question: Call[Any],
     timeout_s: float,
     bearer: Bearer,
 ) -> httpx.Request:
@@ -82,7 +82,7 @@ def _request(
     try:
         content = json.dumps(question.body, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise Refused(
+        raise AttemptFailed(
             InvalidInput(
                 f"the question cannot be written as JSON: {error}; expected texts, lists of ids "
                 "and finite numbers; turn arrays into lists"
@@ -102,12 +102,12 @@ def _failures_as_refusals(url: str, timeout_s: float) -> Iterator[None]:
     try:
         yield
     except (httpx.TimeoutException, TimeoutError) as error:
-        raise Refused(
+        raise AttemptFailed(
             Unreachable(f"{url} gave no answer within {timeout_s:.3g} s; raise timeout_s")
         ) from error
     except httpx.TransportError as error:
         reason = str(error) or type(error).__name__
-        raise Refused(
+        raise AttemptFailed(
             Unreachable(f"cannot reach {url}: {reason}; is the service running there?"), True
         ) from error
 
@@ -119,7 +119,7 @@ def _reply(url: str, response: httpx.Response) -> Any:
     except ValueError as error:
         if is_known_http(response.status_code):
             raise _refusal(response, f"{url} answered {response.status_code}") from error
-        raise Refused(
+        raise AttemptFailed(
             ForethoughtError(
                 f"{url} answered {response.status_code} with something else than JSON; expected a "
                 "Forethought service; correct the url"
@@ -130,10 +130,10 @@ def _reply(url: str, response: httpx.Response) -> Any:
     return reply
 
 
-def _refusal(response: httpx.Response, message: str) -> Refused:
+def _refusal(response: httpx.Response, message: str) -> AttemptFailed:
     status = response.status_code
     error = error_of_http(status, message, wait_s := _retry_after_s(response))
-    return Refused(error, status in _MAY_PASS, wait_s)
+    return AttemptFailed(error, status in _MAY_PASS, wait_s)
 
 
 def _message(reply: Any) -> str:

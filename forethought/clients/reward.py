@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from forethought.auth import Bearer
-from forethought.clients import reward_questions as questions
-from forethought.clients.asking import Question, R, Retries, ask, ask_async
+from forethought.clients import reward_calls as questions
 from forethought.clients.connect import async_transport_of, transport_of
-from forethought.clients.reward_questions import (
+from forethought.clients.retrying import Call, R, Retries, call, call_async
+from forethought.clients.reward_calls import (
     Entropies,
     ItemOutcome,
     Logprobs,
@@ -110,9 +110,9 @@ class RewardClient:
     ) -> None:
         self.close()
 
-    def _ask(self, question: Question[R], timeout_s: float | None) -> R:
+    def _ask(self, question: Call[R], timeout_s: float | None) -> R:
         given_s = self._timeout_s if timeout_s is None else timeout_s
-        return ask(self._transport, question, given_s, self._retries)
+        return call(self._transport, question, given_s, self._retries)
 
 
 class AsyncRewardClient:
@@ -188,6 +188,6 @@ class AsyncRewardClient:
     ) -> None:
         await self.close()
 
-    async def _ask(self, question: Question[R], timeout_s: float | None) -> R:
+    async def _ask(self, question: Call[R], timeout_s: float | None) -> R:
         given_s = self._timeout_s if timeout_s is None else timeout_s
-        return await ask_async(self._transport, question, given_s, self._retries)
+        return await call_async(self._transport, question, given_s, self._retries)

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from forethought.auth import Bearer
-from forethought.clients.asking import Question, Retries, ask, ask_async
 from forethought.clients.connect import async_transport_of, transport_of
-from forethought.clients.rollout_questions import Generated, GenerateQuestion
+from forethought.clients.retrying import Call, Retries, call, call_async
+from forethought.clients.rollout_calls import Generated, GenerateRequest
 from forethought.types import Prompting, Sampling
 
 
@@ -65,7 +65,7 @@ class RolloutClient:
             Unreachable: no answer within the deadline.
         """
         question = _question(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
-        return ask(self._transport, question, _given(timeout_s, self._timeout_s), self._retries)
+        return call(self._transport, question, _given(timeout_s, self._timeout_s), self._retries)
 
     def close(self) -> None:
         """Release the connection."""
@@ -116,7 +116,7 @@ class AsyncRolloutClient:
         """As :meth:`RolloutClient.generate`; cancelling it stops the work on the server."""
         question = _question(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
         timeout_s = _given(timeout_s, self._timeout_s)
-        return await ask_async(self._transport, question, timeout_s, self._retries)
+        return await call_async(self._transport, question, timeout_s, self._retries)
 
     async def close(self) -> None:
         """Release the connection."""
@@ -142,11 +142,11 @@ def _question(
     seed: int,
     epoch: int | None,
     min_version: int,
-) -> Question[Generated]:
-    body = GenerateQuestion(
+) -> Call[Generated]:
+    body = GenerateRequest(
         tuple(prefix_ids), tuple(context_ids), prompting, sampling, seed, epoch, min_version
     )
-    return Question("Generate", "", body, _read)
+    return Call("Generate", "", body, _read)
 
 
 def _read(reply: Any) -> Generated:

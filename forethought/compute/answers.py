@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from forethought.compute.logprob import Continuation, Scored, score_continuations
+from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.model import LanguageModel
 from forethought.compute.sampling import Sample, SampleRequest, derive_seed, sample
 from forethought.types import Document, Position, Prompting, Sampling
@@ -71,9 +71,9 @@ class Answer:
         ``Answer(plain, thoughts_G, scored_G).think_nll``
     """
 
-    plain: Scored
+    plain: ContinuationScore
     thoughts_G: tuple[Sample, ...]
-    scored_G: tuple[Scored, ...]
+    scored_G: tuple[ContinuationScore, ...]
 
     @property
     def think_nll(self) -> float:
@@ -119,7 +119,7 @@ def evaluate(
 
     An accuracy is the share of targets whose every token was the likeliest one.
     """
-    answers = ask(language_model, queries, prompting, sampling, seed)
+    answers = answer_queries(language_model, queries, prompting, sampling, seed)
     thoughts = [thought for answer in answers for thought in answer.thoughts_G]
     think_nll = fmean(answer.think_nll for answer in answers)
     no_think_nll = fmean(answer.no_think_nll for answer in answers)
@@ -135,7 +135,7 @@ def evaluate(
     )
 
 
-def ask(
+def answer_queries(
     language_model: LanguageModel,
     queries: Sequence[Query],
     prompting: Prompting,

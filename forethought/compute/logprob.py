@@ -54,11 +54,11 @@ class Continuation:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ContinuationScore:
     """Log-probs of each continuation token in nats, and whether each was the likeliest. Shape [H].
 
     Example:
-        ``Scored((-0.2,), (True,))``
+        ``ContinuationScore((-0.2,), (True,))``
     """
 
     logprobs_H: tuple[float, ...]
@@ -72,7 +72,7 @@ class Scored:
 
 def score_continuations(
     model: Any, queries: Sequence[Continuation], max_batch_tokens: int
-) -> list[Scored]:
+) -> list[ContinuationScore]:
     """Score every query; results in the order asked, whatever they were batched with.
 
     Padded batches hold at most ``max_batch_tokens`` tokens (one longer row is a batch of its own);
@@ -81,7 +81,7 @@ def score_continuations(
     """
     width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
     costs = [len(q.prefix_ids) + width * len(q.continuation_ids) for q in queries]
-    results: list[Scored | None] = [None] * len(queries)
+    results: list[ContinuationScore | None] = [None] * len(queries)
     for indices in token_budget_batches(costs, max_batch_tokens):
         for index, scored in zip(
             indices, _score_batch(model, [queries[i] for i in indices]), strict=True
@@ -91,7 +91,7 @@ def score_continuations(
 
 
 @torch.inference_mode()
-def _score_batch(model: Any, queries: list[Continuation]) -> list[Scored]:
+def _score_batch(model: Any, queries: list[Continuation]) -> list[ContinuationScore]:
     device = next(iter(model.parameters())).device
     # The last token of a row predicts nothing that is asked for, so it is left out.
     rows = pad_left([(q.prefix_ids + q.continuation_ids)[:-1] for q in queries], device)
@@ -104,7 +104,7 @@ def _score_batch(model: Any, queries: list[Continuation]) -> list[Scored]:
     logprobs = torch.log_softmax(logits, dim=-1).gather(2, targets[..., None])[..., 0]
     greedy = logits.argmax(dim=-1) == targets
     return [
-        Scored(tuple(row[-size:]), tuple(hits[-size:]))
+        ContinuationScore(tuple(row[-size:]), tuple(hits[-size:]))
         for row, hits, size in zip(
             logprobs.tolist(),
             greedy.tolist(),

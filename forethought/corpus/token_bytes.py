@@ -29,21 +29,23 @@ _SHOWN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _MOVED = dict(enumerate(sorted({*range(0x100)} - _SHOWN), start=0x100))
 
 
-def bytes_of_vocabulary(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...] | None:
+def vocabulary_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...] | None:
     """Bytes by token id (0 for ids without a token), or None where the vocabulary does not say."""
-    pieces = spelling_of_vocabulary(tokenizer)
+    pieces = decoded_vocabulary(tokenizer)
     return None if pieces is None else tuple(map(len, pieces))
 
 
-def spelling_of_vocabulary(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...] | None:
+def decoded_vocabulary(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...] | None:
     """What every token id stands for (nothing for ids without a token), None as above."""
     spell = (
-        _speller(json.loads(tokenizer.backend_tokenizer.to_str())) if tokenizer.is_fast else None
+        _name_decoder(json.loads(tokenizer.backend_tokenizer.to_str()))
+        if tokenizer.is_fast
+        else None
     )
     return None if spell is None else _pieces(tokenizer, spell)
 
 
-def names_of_vocabulary(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
+def token_names(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
     """Every token's name as it is written, for vocabularies that do not say what stands between two."""
     return _pieces(tokenizer, str.encode)
 
@@ -58,7 +60,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, spell: Callable[[str], bytes]) -
     return tuple(pieces)
 
 
-def bytes_of_offsets(text: str, offsets_N: Sequence[tuple[int, int]]) -> list[int]:
+def offset_bytes(text: str, offsets_N: Sequence[tuple[int, int]]) -> list[int]:
     """Bytes of each token from its (start, end) characters: all text since the token before it."""
     sizes, place = [], 0
     for _, end in offsets_N:
@@ -67,7 +69,7 @@ def bytes_of_offsets(text: str, offsets_N: Sequence[tuple[int, int]]) -> list[in
     return sizes
 
 
-def _speller(state: dict[str, Any]) -> Callable[[str], bytes] | None:
+def _name_decoder(state: dict[str, Any]) -> Callable[[str], bytes] | None:
     """The function from a token's name to its bytes, by the parts of a serialised tokenizer."""
     parts = _part_types([state.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")])
     if "ByteLevel" in parts:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethought.corpus.token_bytes import bytes_of_offsets, bytes_of_vocabulary
+from forethought.corpus.token_bytes import offset_bytes, vocabulary_bytes
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def cut_windows(
     """Tokenise and cut ``documents`` (of :func:`forethought.corpus.sources.open_source`).
 
     Columns: ``document_id`` (``notes.txt#0:3`` is window 3 of document ``notes.txt#0``),
-    ``token_ids`` (N), ``token_bytes`` (N, or none where it cannot be said) and ``marks``, indices
+    ``token_ids`` (N), ``token_bytes`` (N, or none where it cannot be decode_answer) and ``marks``, indices
     into the window's tokens: of the token that contains the marked character or, where none does
     (whitespace), of the next. A character of several tokens marks its first. ``prompt_tokens`` are
     those at the window's beginning that hold any of the document's prompt; ``entropies`` (N) stand where
@@ -98,7 +98,7 @@ def cut_windows(
 
 @dataclass(frozen=True, slots=True)
 class _Tokenised:
-    """A whole document in tokens; ``sizes_N`` are bytes, empty where they cannot be said."""
+    """A whole document in tokens; ``sizes_N`` are bytes, empty where they cannot be decode_answer."""
 
     document_id: str
     token_ids_N: Sequence[int]
@@ -122,7 +122,7 @@ class _Cutter:
 
     def __post_init__(self) -> None:
         """Look through the vocabulary once."""
-        self.vocabulary_bytes = bytes_of_vocabulary(self.tokenizer)
+        self.vocabulary_bytes = vocabulary_bytes(self.tokenizer)
         self.vocabulary_size = max(self.tokenizer.get_vocab().values()) + 1
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -202,7 +202,7 @@ class _Cutter:
     def _sizes(self, token_ids_N: list[int], text: str, offsets_N: Any) -> list[int]:
         if self.vocabulary_bytes is not None:
             return [self.vocabulary_bytes[token_id] for token_id in token_ids_N]
-        return [] if offsets_N is None else bytes_of_offsets(text, offsets_N)
+        return [] if offsets_N is None else offset_bytes(text, offsets_N)
 
     def _given(
         self,

@@ -49,11 +49,11 @@ class CurationSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class CurationOrder:
+class CurationRequest:
     """What to curate, with what, and which shard of it (from 1).
 
     Example:
-        ``CurationOrder(SourceSection(path="books"), Path("models/proxy"), Path("curated"), shard=1)``
+        ``CurationRequest(SourceSection(path="books"), Path("models/proxy"), Path("curated"), shard=1)``
     """
 
     source: SourceSection
@@ -70,7 +70,7 @@ class CurationOrder:
     part_windows: int = field(default=PART_WINDOWS)
 
 
-def curate(order: CurationOrder, report: Callable[[int, int], None]) -> int:
+def curate(order: CurationRequest, report: Callable[[int, int], None]) -> int:
     """Write the parts of a shard that are missing; returns how many windows the shard has.
 
     ``report(num_done, num_windows)`` is called after every part, and once before the first.
@@ -100,7 +100,7 @@ def curate(order: CurationOrder, report: Callable[[int, int], None]) -> int:
 
 
 def _annotated(
-    windows: dict[str, list[Any]], order: CurationOrder, language_model: LanguageModel
+    windows: dict[str, list[Any]], order: CurationRequest, language_model: LanguageModel
 ) -> dict[str, list[Any]]:
     """The columns of a part; the first token of a window is predicted by nothing and has entropy 0."""
     queries = [
@@ -134,7 +134,7 @@ def _write(path: Path, columns: dict[str, list[Any]], settings: CurationSettings
     partial.replace(path)
 
 
-def _settings(order: CurationOrder, windows: Any) -> CurationSettings:
+def _settings(order: CurationRequest, windows: Any) -> CurationSettings:
     return CurationSettings(
         corpus=digest_of(windows),
         model=str(order.model),
@@ -162,14 +162,14 @@ def _claim(out: Path, settings: CurationSettings) -> None:
         )
 
 
-def _check_shard(order: CurationOrder) -> None:
+def _check_shard(order: CurationRequest) -> None:
     if not 1 <= order.shard <= order.num_shards:
         raise InvalidInput(
             f"got shard {order.shard}/{order.num_shards}; expected i/n with i from 1 to n"
         )
 
 
-def _check_length(order: CurationOrder, language_model: LanguageModel) -> None:
+def _check_length(order: CurationRequest, language_model: LanguageModel) -> None:
     if not 2 <= order.window_tokens <= language_model.max_length_tokens:
         raise InvalidInput(
             f"got windows of {order.window_tokens} tokens; expected 2 to the proxy's "

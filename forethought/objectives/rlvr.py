@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forethought.objectives.parts import positions
 from forethought.objectives.parts.base import Group, Objective
-from forethought.objectives.parts.grading import Spelling, boxed
+from forethought.objectives.parts.grading import TokenBytes, boxed
 from forethought.objectives.parts.prompts import Template
 from forethought.types import Document, Position
 from forethought.verification.answers import ExactVerifier, Verifier
@@ -98,7 +98,7 @@ class Rlvr(Objective):
         whole = document.document_id.endswith(_FIRST_WINDOW)
         return positions.at(document, [index], 1) if whole and index else ()
 
-    def prediction(self, answer: Spelling) -> Spelling | None:
+    def prediction(self, answer: TokenBytes) -> TokenBytes | None:
         r"""The last ``\boxed{}``, or the whole answer; an empty one is none."""
         found = boxed(answer) if self.config.is_boxed else answer
         return found if found and found.text.strip() else None

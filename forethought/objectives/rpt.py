@@ -25,8 +25,8 @@ from pydantic import Field
 from forethought.objectives.parts import prompts
 from forethought.objectives.parts.base import Group
 from forethought.objectives.parts.grading import (
-    Spelling,
-    Truth,
+    GroundTruth,
+    TokenBytes,
     boxed,
     is_byte_prefix,
     is_first_token,
@@ -68,7 +68,7 @@ class Rpt(SelectingObjective):
         self.prediction_tokens = config.prediction_tokens or usual
         self.models = frozenset({"prediction"} if "dense" in config.reward else ())
 
-    def prediction(self, answer: Spelling) -> Spelling | None:
+    def prediction(self, answer: TokenBytes) -> TokenBytes | None:
         r"""The last ``\boxed{}``, or with the plain prompt the whole answer; an empty one is none."""
         found = boxed(answer) if self.template else answer
         return found if found and found.text else None
@@ -76,7 +76,7 @@ class Rpt(SelectingObjective):
     def rewards(self, group: Group) -> tuple[float, ...]:
         """By the configured rule; a thought without a prediction earns 0. Shape [G]."""
         predictions_G = group.predictions_G or (None,) * len(group.thoughts_G)
-        truth = group.truth or Truth(b"", ())
+        truth = group.truth or GroundTruth(b"", ())
         if self.config.reward == "prefix":
             return tuple(
                 float(p is not None and is_byte_prefix(p.text, truth.text, truth.ends))

@@ -206,7 +206,7 @@ class Broker(Protocol):
     async def current_epoch(self) -> int:
         """The newest epoch; 0 when none was taken, or when Redis lost its data."""
 
-    async def life(self) -> str:
+    async def instance_id(self) -> str:
         """A word that stays the same while no data can have been lost.
 
         It changes when Redis restarts (with, without or with old data), fails over, or is
@@ -306,7 +306,7 @@ class ConsumerOptions:
             )
         return self.error_result(message, reason)
 
-    def last_word(self, message: Message, reason: str) -> Message | None:
+    def error_result_or_none(self, message: Message, reason: str) -> Message | None:
         """The error result of a message that is being buried, or None where none can be made.
 
         A body that cannot be read must not keep its entry from being retired: it would come back

@@ -74,7 +74,7 @@ class Keys:
         return self._key("epoch")
 
     @property
-    def life(self) -> str:
+    def instance_id(self) -> str:
         """The word that vanishes with the data."""
         return self._key("life")
 

@@ -115,8 +115,8 @@ class MemoryBroker:
         """See ``Broker.current_epoch``."""
         return self._epoch
 
-    async def life(self) -> str:
-        """See ``Broker.life``."""
+    async def instance_id(self) -> str:
+        """See ``Broker.instance_id``."""
         return self._life
 
     async def clear_work(self) -> None:
@@ -293,7 +293,7 @@ class MemoryConsumer:
         retired = self._broker.retire(delivery)
         if retired:
             self._broker.add_dead_letter(DeadLetter(delivery.stage, delivery.message, reason))
-            self._publish(self._options.last_word(delivery.message, reason))
+            self._publish(self._options.error_result_or_none(delivery.message, reason))
         self._num_buried += retired
         return retired
 

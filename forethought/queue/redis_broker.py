@@ -88,9 +88,11 @@ class RedisBroker:
         with self._link.reaching():
             return int(await self._link.client.get(self._keys.epoch) or 0)
 
-    async def life(self) -> str:
-        """See ``Broker.life``: the server's own run id, and a word that lives in its data."""
-        word = await self._link.script(scripts.LIFE, [self._keys.life], [secrets.token_hex(8)])
+    async def instance_id(self) -> str:
+        """See ``Broker.instance_id``: the server's own run id, and a word that lives in its data."""
+        word = await self._link.script(
+            scripts.LIFE, [self._keys.instance_id], [secrets.token_hex(8)]
+        )
         with self._link.reaching():
             server = await self._link.client.info("server")
         return f"{server['run_id']}/{word.decode()}"

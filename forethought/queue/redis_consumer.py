@@ -109,7 +109,7 @@ class RedisConsumer:
         keys = [self._stream, self._attempts, self._keys.dead_letters]
         args: list[Any] = [GROUP, delivery.entry_id, MAX_DEAD_LETTERS, delivery.stage.value, reason]
         args += _script_args(delivery.message)
-        result = self._options.last_word(delivery.message, reason)
+        result = self._options.error_result_or_none(delivery.message, reason)
         if result is not None and self._options.result_stage is not None:
             keys.append(self._keys.stream(self._options.result_stage))
             args += _script_args(result)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
 from forethought.replica.worker import Worker
-from forethought.replica.worker_counts import Outcome
+from forethought.replica.worker_counts import DeliveryOutcome
 from forethought.rpc.calls import GrpcCalls
 from forethought.telemetry.metrics import counter, gauge, histogram
 from forethought.types import WeightManifest
@@ -106,7 +106,7 @@ class WorkerMetrics(Collector):
         )
         yield counter(
             "forethought_worker_tasks_total",
-            f"Tasks that left, by outcome: {', '.join(Outcome)}",
+            f"Tasks that left, by outcome: {', '.join(DeliveryOutcome)}",
             counts.outcomes,
             ("outcome",),
         )

@@ -23,14 +23,14 @@ from typing import Protocol, TypeVar
 from forethought.background import backoff, end, wait_for_event
 from forethought.errors import InvalidInput, Unreachable
 from forethought.queue.interface import Consumer, Delivery, Message
-from forethought.replica.worker_counts import ANSWERED, Activity, Outcome, WorkerCounts
+from forethought.replica.worker_counts import ANSWERED, Activity, DeliveryOutcome, WorkerCounts
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Verdict(Enum):
+class Readiness(Enum):
     """What to do with a message now."""
 
     READY = auto()
@@ -46,7 +46,7 @@ class Verdict(Enum):
 class Handler(Protocol):
     """What a service does with messages; the worker does everything else."""
 
-    def verdict(self, message: Message) -> Verdict:
+    def readiness(self, message: Message) -> Readiness:
         """Whether the message can be handled now. Raising gives up on the message at once."""
 
     async def changed(self) -> None:
@@ -173,17 +173,17 @@ class Worker:
         ready = []
         for delivery in list(self._held.values()):
             try:
-                verdict = self._handler.verdict(delivery.message)
+                verdict = self._handler.readiness(delivery.message)
             except Exception as error:
                 log.exception("no verdict on task %d", delivery.message.task_id)
                 await self._bury(delivery, _reason(error))
                 continue
-            if verdict is Verdict.READY:
+            if verdict is Readiness.READY:
                 ready.append(delivery)
-            elif verdict is Verdict.DISCARD:
+            elif verdict is Readiness.DISCARD:
                 await self._consumer.discard(delivery)
                 self._held.pop(delivery.entry_id, None)
-                self.counts.outcomes[Outcome.DISCARDED] += 1
+                self.counts.outcomes[DeliveryOutcome.DISCARDED] += 1
         return ready
 
     async def _wait_for_weights(self) -> None:
@@ -225,7 +225,10 @@ class Worker:
         return list(results)
 
     async def _finish(
-        self, delivery: Delivery, result: Message | str, outcome: Outcome = Outcome.DONE
+        self,
+        delivery: Delivery,
+        result: Message | str,
+        outcome: DeliveryOutcome = DeliveryOutcome.DONE,
     ) -> None:
         if isinstance(result, str):
             await self._fail(delivery, result)
@@ -244,13 +247,13 @@ class Worker:
         except Exception:
             await self._bury(delivery, reason)
         else:
-            await self._finish(delivery, result, Outcome.FAILED)
+            await self._finish(delivery, result, DeliveryOutcome.FAILED)
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         done = await self._retry(delivery, lambda: self._consumer.bury(delivery, reason))
-        self._retired(delivery, bool(done), Outcome.BURIED)
+        self._retired(delivery, bool(done), DeliveryOutcome.BURIED)
 
-    def _retired(self, delivery: Delivery, done: bool, outcome: Outcome) -> None:
+    def _retired(self, delivery: Delivery, done: bool, outcome: DeliveryOutcome) -> None:
         if done:
             self._held.pop(delivery.entry_id, None)
             self.counts.outcomes[outcome] += 1
@@ -262,7 +265,7 @@ class Worker:
         """Forget what is another's now; False if that was known before."""
         if self._held.pop(entry_id, None) is None:
             return False
-        self.counts.outcomes[Outcome.LOST] += 1
+        self.counts.outcomes[DeliveryOutcome.LOST] += 1
         return True
 
     async def _retry(self, delivery: Delivery, act: Callable[[], Awaitable[T]]) -> T | None:
@@ -289,7 +292,7 @@ class Worker:
         try:
             for delivery in held:
                 await self._consumer.release(delivery)
-                self.counts.outcomes[Outcome.RELEASED] += 1
+                self.counts.outcomes[DeliveryOutcome.RELEASED] += 1
         except Unreachable as error:
             log.warning("%s; up to %d tasks return by their leases", error, len(held))
         self._held.clear()

@@ -12,7 +12,7 @@ from time import perf_counter
 from forethought.telemetry.distribution import WORK_BOUNDS_S, Distribution
 
 
-class Outcome(StrEnum):
+class DeliveryOutcome(StrEnum):
     """How a delivery left the worker."""
 
     DONE = "done"
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
     """Its lease ran out here, or another consumer retired it first."""
 
 
-ANSWERED = (Outcome.DONE, Outcome.FAILED, Outcome.BURIED)
+ANSWERED = (DeliveryOutcome.DONE, DeliveryOutcome.FAILED, DeliveryOutcome.BURIED)
 """The outcomes by which whoever waits for a task learns what became of it."""
 
 
@@ -53,13 +53,15 @@ class WorkerCounts:
     """Since the worker was made. ``batch_seconds`` is of whole batches, publishing included.
 
     Example:
-        ``worker.counts.outcomes[Outcome.DONE]``
+        ``worker.counts.outcomes[DeliveryOutcome.DONE]``
     """
 
     deliveries: int = 0
     redeliveries: int = 0
     renewals: int = 0
-    outcomes: Counter[Outcome] = field(default_factory=lambda: Counter(dict.fromkeys(Outcome, 0)))
+    outcomes: Counter[DeliveryOutcome] = field(
+        default_factory=lambda: Counter(dict.fromkeys(DeliveryOutcome, 0))
+    )
     seconds: dict[Activity, float] = field(default_factory=lambda: dict.fromkeys(Activity, 0.0))
     batch_seconds: Distribution = field(default_factory=lambda: Distribution(WORK_BOUNDS_S))
 

@@ -1,4 +1,4 @@
-"""``python -m forethought.telemetry.probe``: ask the ops port of this very container how it is.
+"""``python -m forethought.telemetry.probe``: fault_of_url the ops port of this very container how it is.
 
 Design: containers are probed from inside, and images have no curl. Only the standard library is
 imported, because a probe runs every few seconds for as long as the process lives. The price is one
@@ -23,13 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and ask once; returns the exit status."""
     arguments = _parser().parse_args(argv)
     url = f"http://{arguments.host}:{arguments.port}{arguments.path}"
-    fault = ask(url, arguments.timeout_s)
+    fault = fault_of_url(url, arguments.timeout_s)
     if fault:
         print(f"probe: {url}: {fault}", file=sys.stderr)
     return 1 if fault else 0
 
 
-def ask(url: str, timeout_s: float) -> str | None:
+def fault_of_url(url: str, timeout_s: float) -> str | None:
     """None when ``url`` is answered with 200 in time, else what happened, body included."""
     # No proxy: what the environment says about the way out has nothing to do with loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -33,7 +33,7 @@ from typing import Any
 from forethought import estimators, objectives
 from forethought.errors import InvalidInput
 from forethought.objectives import Group, Objective
-from forethought.objectives.parts.grading import Spelling, Truth
+from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 from forethought.types import Document, Thought, VersionSpan
 
 LIKELIHOODS = frozenset({"policy", "baseline", "prediction"})
@@ -89,12 +89,12 @@ GROUP = Group(
     policy_logprobs_G=(-0.25, -4.0, -1.0, -11.5),
     baseline_logprob=-1.5,
     predictions_G=(
-        Spelling((42,), (b" a",)),
+        TokenBytes((42,), (b" a",)),
         None,
-        Spelling((9, 8), (b" a", b"b")),
-        Spelling((None, 7), (b"{", b"x")),
+        TokenBytes((9, 8), (b" a", b"b")),
+        TokenBytes((None, 7), (b"{", b"x")),
     ),
-    truth=Truth(b" ab cd", (2, 3, 6)),
+    truth=GroundTruth(b" ab cd", (2, 3, 6)),
     prediction_logprobs_G=(-0.5, -math.inf, -1.5, -math.inf),
 )
 """Closed, empty, truncated and short thoughts, with right, wrong and absent predictions."""
@@ -179,9 +179,9 @@ def imitation_weighs_every_thought_and_answer(subject: Subject) -> None:
 def predictions_are_spellings_or_none(subject: Subject) -> None:
     """An empty answer predicts nothing."""
     objective = subject.load()
-    found = objective.prediction(Spelling((42, 43), (b" a", b"b")))
-    assert found is None or isinstance(found, Spelling), f"got {type(found).__name__}"
-    assert objective.prediction(Spelling((), ())) is None, (
+    found = objective.prediction(TokenBytes((42, 43), (b" a", b"b")))
+    assert found is None or isinstance(found, TokenBytes), f"got {type(found).__name__}"
+    assert objective.prediction(TokenBytes((), ())) is None, (
         "nothing was said, and something predicted"
     )
 

@@ -1,6 +1,6 @@
 """``python -m services.reward``: one reward replica, behind a queue, an HTTP and a gRPC door.
 
-With ``reward.policy_path`` it stands alone: no queue, no Redis, the weights of that directory.
+With ``reward.policy_path`` it stands standalone: no queue, no Redis, the weights of that directory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from forethought import process, queue
 from forethought.config import Settings
 from forethought.errors import InvalidInput
-from services.reward.assembly import serve_alone, serve_run
+from services.reward.assembly import serve_run, serve_standalone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def is_of_run(settings: Settings) -> bool:
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
     """Host one scorer until told to stop: for a run, or alone."""
     if not is_of_run(settings):
-        return await serve_alone(settings, stop)
+        return await serve_standalone(settings, stop)
     broker = queue.connect(settings.redis.url, settings.run.name)
     try:
         return await serve_run(settings, broker, stop)

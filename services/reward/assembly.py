@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("reward")
 
 
-async def serve_alone(settings: Settings, stop: asyncio.Event) -> int:
+async def serve_standalone(settings: Settings, stop: asyncio.Event) -> int:
     """Score with the weights of a directory."""
-    guard, made_up = Guard.alone(settings.auth)
+    guard, generated_token = Guard.standalone(settings.auth)
     from services.reward.standalone import load_models, serve_until, show_token
 
-    if made_up is not None:
-        show_token(made_up)
+    if generated_token is not None:
+        show_token(generated_token)
     loaded = load_objectives(settings)
     has_baseline = bool(settings.reward.baseline_path)
     scorer = make_scorer(settings, new_replica_id("reward"), loaded, has_baseline)

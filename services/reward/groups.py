@@ -15,10 +15,10 @@ from typing import TypeAlias
 from forethought.compute.logprob import Continuation
 from forethought.compute.model import LanguageModel
 from forethought.compute.served_model import Serving
-from forethought.corpus.spelling import Speller
+from forethought.corpus.token_decoder import TokenDecoder
 from forethought.errors import ForethoughtError
 from forethought.objectives import Objective
-from forethought.objectives.parts.grading import Spelling, Truth
+from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 from forethought.types import Prompting, Thought
 
 
@@ -40,8 +40,8 @@ class GroupQuery:
     prompting: Prompting
     thoughts_G: tuple[Thought, ...]
     wants_target: bool = True
-    predictions_G: tuple[Spelling | None, ...] = ()
-    truth: Truth | None = None
+    predictions_G: tuple[TokenBytes | None, ...] = ()
+    truth: GroundTruth | None = None
     wants_predictions: bool = False
 
     @property
@@ -81,7 +81,7 @@ class GroupLikelihoods:
     prediction_logprobs_G: tuple[float, ...] = ()
 
 
-Outcome: TypeAlias = GroupLikelihoods | ForethoughtError
+GroupOutcome: TypeAlias = GroupLikelihoods | ForethoughtError
 """A group's likelihoods, or why there are none."""
 
 
@@ -175,7 +175,7 @@ def likelihoods_of(
     policy_logprobs: Sequence[float],
     baseline_logprobs: Sequence[float],
     held: HeldModels,
-) -> Outcome:
+) -> GroupOutcome:
     """The answer for one group from its branches' totals, or an error where a number is not finite."""
     policy, baseline = held.policy.manifest, held.baseline.manifest
     num_thinking = len(query.thoughts_G) if query.wants_target else 0
@@ -199,13 +199,13 @@ def likelihoods_of(
 
 
 def predictions_of(
-    thoughts_G: Sequence[Thought], objective: Objective, speller: Speller
-) -> tuple[Spelling | None, ...]:
+    thoughts_G: Sequence[Thought], objective: Objective, decoder: TokenDecoder
+) -> tuple[TokenBytes | None, ...]:
     """What every thought predicts; None where it did not close or says nothing. Shape [G].
 
     Where a prediction may end early, the token that ends it is no part of it.
     """
-    spell = speller.said if objective.prediction_ends else speller.spelled
+    spell = decoder.decode_answer if objective.prediction_ends else decoder.decode
     return tuple(
         objective.prediction(spell(thought.prediction_ids)) if thought.closed else None
         for thought in thoughts_G

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from forethought.compute.entropy import EntropyQuery
-from forethought.compute.logprob import Continuation, Scored
+from forethought.compute.logprob import Continuation, ContinuationScore
 from forethought.errors import ForethoughtError
 from forethought.estimators import Estimator
 from forethought.objectives import Objective
 from forethought.types import WeightManifest
-from services.reward.groups import GroupLikelihoods, GroupQuery, Outcome
+from services.reward.groups import GroupLikelihoods, GroupOutcome, GroupQuery
 from services.reward.scoring import Scorer, rewards_of
 
 
@@ -76,10 +76,10 @@ class LogprobsResult:
     """Log-probs of every continuation, in order, and by which weights.
 
     Example:
-        ``LogprobsResult((Scored((-0.2,), (True,)),), manifest)``
+        ``LogprobsResult((ContinuationScore((-0.2,), (True,)),), manifest)``
     """
 
-    scored: tuple[Scored, ...]
+    scored: tuple[ContinuationScore, ...]
     manifest: WeightManifest
 
 
@@ -127,7 +127,9 @@ def _score(scorer: Scorer, jobs: list[ScoreJob]) -> list[Result]:
     return [tuple(_reward(job, query, next(outcomes)) for query in job.queries) for job in jobs]
 
 
-def _reward(job: ScoreJob, query: GroupQuery, outcome: Outcome) -> ScoredGroup | ForethoughtError:
+def _reward(
+    job: ScoreJob, query: GroupQuery, outcome: GroupOutcome
+) -> ScoredGroup | ForethoughtError:
     if isinstance(outcome, ForethoughtError):
         return outcome
     try:

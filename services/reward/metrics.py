@@ -20,7 +20,7 @@ from services.reward.batching import Batcher
 ENDPOINTS = frozenset(
     f"/v1/{name}" for name in ("score", "logprobs", "match", "entropy", "models")
 ) | {"/docs"}
-HUNG_UP = 499
+CLIENT_DISCONNECTED = 499
 """In the place of a status where the caller left before the answer."""
 
 
@@ -61,7 +61,7 @@ class RewardMetrics(Collector):
         batcher = self._batcher
         yield histogram(
             "forethought_reward_http_request_seconds",
-            f"HTTP requests, from their head to their answer; {HUNG_UP}: the caller left",
+            f"HTTP requests, from their head to their answer; {CLIENT_DISCONNECTED}: the caller left",
             {(path, str(status)): d for (path, status), d in self._http.seconds.items()},
             ("endpoint", "status"),
         )

@@ -29,17 +29,17 @@ from typing import ParamSpec, TypeVar
 
 from forethought import objectives
 from forethought.compute.entropy import EntropyQuery, entropies
-from forethought.compute.logprob import Continuation, Scored, score_continuations
+from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.served_model import ServedModel, Serving
-from forethought.corpus.spelling import Speller, speller_of
+from forethought.corpus.token_decoder import TokenDecoder, decoder_of
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, status_of
 from forethought.objectives import Group, Objective
 from forethought.types import Rollout, ScoredRollout, WeightManifest
 from services.reward.groups import (
     GroupLikelihoods,
+    GroupOutcome,
     GroupQuery,
     HeldModels,
-    Outcome,
     baseline_branches,
     branch_fault,
     fault_of,
@@ -48,7 +48,7 @@ from services.reward.groups import (
     predictions_of,
 )
 
-__all__ = ["GroupLikelihoods", "GroupQuery", "Outcome", "Scorer", "rewards_of", "versions_of"]
+__all__ = ["GroupLikelihoods", "GroupQuery", "GroupOutcome", "Scorer", "rewards_of", "versions_of"]
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Scorer:
         """Let the batch in hand finish and stop the compute thread."""
         await asyncio.to_thread(self._compute.shutdown)
 
-    def score_groups(self, queries: Sequence[GroupQuery]) -> list[Outcome]:
+    def score_groups(self, queries: Sequence[GroupQuery]) -> list[GroupOutcome]:
         """Likelihoods of every group, in order; a group that cannot be scored becomes its error.
 
         The baseline is the published one if there is one of the policy's epoch, else the policy.
@@ -142,7 +142,7 @@ class Scorer:
 
     def score_continuations(
         self, name: str, jobs: Sequence[tuple[Continuation, ...]]
-    ) -> tuple[list[tuple[Scored, ...] | ForethoughtError], WeightManifest]:
+    ) -> tuple[list[tuple[ContinuationScore, ...] | ForethoughtError], WeightManifest]:
         """Plain log-probs of every job's continuations by one model, and by which weights. Blocking.
 
         Raises:
@@ -206,7 +206,7 @@ class Scorer:
                 )
             yield HeldModels(policy, baseline)
 
-    def _score(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[Outcome]:
+    def _score(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[GroupOutcome]:
         faults = [fault_of(query, held) for query in queries]
         sound = [query for query, fault in zip(queries, faults, strict=True) if fault is None]
         asked = [policy_branches(query) for query in sound]
@@ -259,12 +259,12 @@ class Scorer:
             queries = _queries(rollout)
             if not objective.prediction_tokens:
                 return queries
-            return _graded(queries, rollout, objective, speller_of(served.language_model.tokenizer))
+            return _graded(queries, rollout, objective, decoder_of(served.language_model.tokenizer))
         except ForethoughtError as error:
             return self._failed(rollout, error)
 
     def _reward(
-        self, rollout: Rollout, queries_K: Sequence[GroupQuery], outcomes_K: Sequence[Outcome]
+        self, rollout: Rollout, queries_K: Sequence[GroupQuery], outcomes_K: Sequence[GroupOutcome]
     ) -> ScoredRollout:
         for outcome in outcomes_K:
             if isinstance(outcome, ForethoughtError):
@@ -394,15 +394,15 @@ def _queries(rollout: Rollout) -> tuple[GroupQuery, ...]:
 
 
 def _graded(
-    queries_K: Sequence[GroupQuery], rollout: Rollout, objective: Objective, speller: Speller
+    queries_K: Sequence[GroupQuery], rollout: Rollout, objective: Objective, decoder: TokenDecoder
 ) -> tuple[GroupQuery, ...]:
     """The queries with what grading needs: predictions, and all that follows in the document."""
     document = rollout.task.document
     return tuple(
         replace(
             query,
-            predictions_G=predictions_of(query.thoughts_G, objective, speller),
-            truth=speller.truth(
+            predictions_G=predictions_of(query.thoughts_G, objective, decoder),
+            truth=decoder.ground_truth(
                 document.token_ids_N[position.index :], document.token_bytes_N[position.index :]
             ),
         )

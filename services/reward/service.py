@@ -357,7 +357,7 @@ class RewardService:
 
 
 def _parts(costs: list[int], max_tokens: int) -> list[list[int]]:
-    """Consecutive indices, together within ``max_tokens``; a larger one alone."""
+    """Consecutive indices, together within ``max_tokens``; a larger one standalone."""
     parts: list[list[int]] = []
     left = 0
     for index, cost in enumerate(costs):

@@ -14,8 +14,8 @@ from typing import Any
 
 from forethought.compute.model import Markers, find_markers
 from forethought.compute.prompting import prompting_of
-from forethought.corpus.spelling import speller_of
-from forethought.corpus.token_bytes import bytes_of_offsets, bytes_of_vocabulary
+from forethought.corpus.token_bytes import offset_bytes, vocabulary_bytes
+from forethought.corpus.token_decoder import decoder_of
 from forethought.errors import InvalidInput, NotReady
 from forethought.objectives import Objective
 from forethought.types import Prompting
@@ -64,13 +64,13 @@ class TokenizerFacts:
         """A query with what its objective grades: what follows a close token is the prediction."""
         if not objective.prediction_tokens:
             return query
-        speller, close_id = speller_of(self.tokenizer), query.prompting.close_ids[0]
+        decoder, close_id = decoder_of(self.tokenizer), query.prompting.close_ids[0]
         thoughts_G = tuple(split_at_close(thought, close_id) for thought in query.thoughts_G)
         return replace(
             query,
             thoughts_G=thoughts_G,
-            predictions_G=predictions_of(thoughts_G, objective, speller),
-            truth=speller.truth(query.target_ids_H, ()),
+            predictions_G=predictions_of(thoughts_G, objective, decoder),
+            truth=decoder.ground_truth(query.target_ids_H, ()),
             wants_predictions="prediction" in objective.models,
         )
 
@@ -91,7 +91,7 @@ class TokenizerFacts:
         found = [sizes[i] for i in encoded["input_ids"]] if sizes else []
         if sum(found) != num_bytes and "offset_mapping" in encoded:
             # A tokenizer that normalises, or puts a space before a text, says more in offsets.
-            found = bytes_of_offsets(text, encoded["offset_mapping"])
+            found = offset_bytes(text, encoded["offset_mapping"])
         if sum(found) != num_bytes:
             raise InvalidInput(
                 f"the served tokenizer accounts for {sum(found)} of the truth's {num_bytes} bytes; "
@@ -101,4 +101,4 @@ class TokenizerFacts:
 
     @cached_property
     def _vocabulary_bytes(self) -> tuple[int, ...] | None:
-        return bytes_of_vocabulary(self.tokenizer)
+        return vocabulary_bytes(self.tokenizer)

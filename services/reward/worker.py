@@ -14,7 +14,7 @@ from pathlib import Path
 
 from forethought.errors import InvalidInput
 from forethought.queue import Message
-from forethought.replica.worker import Verdict
+from forethought.replica.worker import Readiness
 from forethought.types import ScoredRollout, WeightManifest
 from forethought.wire import decode_rollout, encode_scored
 from services.reward.scoring import Scorer, versions_of
@@ -31,7 +31,7 @@ class RewardHandler:
         self._decode = lru_cache(maxsize=num_cached)(decode_rollout)
         self._changed = asyncio.Event()  # replaced at every change, so each wakes its waiters once
 
-    def verdict(self, message: Message) -> Verdict:
+    def readiness(self, message: Message) -> Readiness:
         """READY once policy and baseline of the rollout's epoch are there, the policy as new.
 
         A failed rollout has no tokens and needs the epoch alone. One that is strictly on-policy
@@ -45,15 +45,15 @@ class RewardHandler:
         policy, baseline = self._scorer.policy.manifest, self._scorer.baseline
         epoch = rollout.task.epoch
         if policy is None or policy.epoch < epoch:
-            return Verdict.WAIT
+            return Readiness.WAIT
         if policy.epoch > epoch:
-            return Verdict.DISCARD
+            return Readiness.DISCARD
         if max(versions_of(rollout), default=0) > policy.version:
-            return Verdict.WAIT
+            return Readiness.WAIT
         wanted = baseline if "baseline" in rollout.task.models else None
         if wanted is not None and not _is_of_epoch(wanted.manifest, epoch):
-            return Verdict.WAIT
-        return Verdict.READY
+            return Readiness.WAIT
+        return Readiness.READY
 
     async def changed(self) -> None:
         """Return after the next :meth:`notify`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from forethought import wire
 from forethought.queue.interface import Message
-from forethought.replica.worker import Verdict
+from forethought.replica.worker import Readiness
 from forethought.types import Rollout, WeightManifest
 from forethought.weights.receiver import WeightReceiver
 from services.rollout.engine import Engine
@@ -20,7 +20,7 @@ class RolloutHandler:
     def __init__(self, engine: Engine, receiver: WeightReceiver) -> None:
         self._engine, self._receiver = engine, receiver
 
-    def verdict(self, message: Message) -> Verdict:
+    def readiness(self, message: Message) -> Readiness:
         """A task waits for its epoch and ``min_version``; one of a dead epoch is nobody's.
 
         Raises:
@@ -48,10 +48,10 @@ def error_result(message: Message, reason: str) -> Message:
     return _message(Rollout(wire.decode_task(message.body), error=reason))
 
 
-def _verdict(serving: WeightManifest | None, needed: tuple[int, int]) -> Verdict:
+def _verdict(serving: WeightManifest | None, needed: tuple[int, int]) -> Readiness:
     if serving is None or serving.order < needed:
-        return Verdict.WAIT
-    return Verdict.DISCARD if serving.epoch > needed[0] else Verdict.READY
+        return Readiness.WAIT
+    return Readiness.DISCARD if serving.epoch > needed[0] else Readiness.READY
 
 
 def _message(rollout: Rollout) -> Message:

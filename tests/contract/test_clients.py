@@ -22,7 +22,7 @@ from forethought.clients import (
     RolloutClient,
     ScoreItem,
 )
-from forethought.clients.asking import Patience, Refused
+from forethought.clients.retrying import AttemptFailed, RetryBudget
 from forethought.errors import (
     ForethoughtError,
     InvalidInput,
@@ -379,11 +379,11 @@ def test_waits_double_up_to_a_limit_and_never_undercut_the_server() -> None:
 
 
 def test_patience_ends_with_the_deadline() -> None:
-    refused = Refused(NotReady("no weights"), may_pass=True, retry_after_s=3)
-    waits_s = {Patience(10, Retries()).wait_after(refused) for _ in range(20)}
+    refused = AttemptFailed(NotReady("no weights"), retryable=True, retry_after_s=3)
+    waits_s = {RetryBudget(10, Retries()).wait_after(refused) for _ in range(20)}
     assert 3 <= min(waits_s) < max(waits_s) < 4, "as told, and not together with other callers"
     with pytest.raises(NotReady, match="no weights"):
-        Patience(2, Retries()).wait_after(refused)
+        RetryBudget(2, Retries()).wait_after(refused)
 
 
 @pytest.mark.parametrize(

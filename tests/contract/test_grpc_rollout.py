@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from forethought.auth import Guard
 from forethought.clients import AsyncRolloutClient, Generated, Retries
 from forethought.clients.grpc_methods import METHODS
-from forethought.clients.rollout_questions import GenerateQuestion
+from forethought.clients.rollout_calls import GenerateRequest
 from forethought.config.sections import RolloutSection
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, Unreachable
 from forethought.queue.interface import Stage
@@ -197,7 +197,7 @@ async def test_a_fault_of_the_engine_is_not_blamed_on_the_caller(
     error: str | Exception, code: grpc.StatusCode, says: str
 ) -> None:
     question = METHODS["Generate"].encode(
-        GenerateQuestion(PREFIX, (), None, SAMPLING, seed=0, epoch=None, min_version=0)
+        GenerateRequest(PREFIX, (), None, SAMPLING, seed=0, epoch=None, min_version=0)
     )
     async with (
         grpc_door(RolloutServicer(FailingEngine(error), "r")) as address,
@@ -333,7 +333,7 @@ async def test_a_replica_serves_it_beside_weights_and_health(engine: TorchEngine
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 def test_a_request_survives_the_wire(seed: int) -> None:
-    body = GenerateQuestion((1, 2), (), None, SAMPLING, seed, None, 3)
+    body = GenerateRequest((1, 2), (), None, SAMPLING, seed, None, 3)
     request = METHODS["Generate"].encode(body)
     again = pb.GenerateRequest.FromString(request.SerializeToString())
     assert (again, again.seed, again.min_version) == (request, seed, 3)

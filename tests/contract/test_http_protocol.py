@@ -18,7 +18,7 @@ from forethought.compute.served_model import ServedModel
 from forethought.telemetry.ops import EmbeddedHttpServer
 from services.reward.http.fast_path import RewardProtocol
 from services.reward.http.server import RewardApp
-from services.reward.metrics import HUNG_UP
+from services.reward.metrics import CLIENT_DISCONNECTED
 from services.reward.scoring import Scorer
 from services.reward.service import Limits, RewardService
 from tests.doors import OPEN
@@ -206,7 +206,9 @@ async def test_a_caller_that_hangs_up_takes_all_its_work_along(
                 await asyncio.sleep(0.001)
         while batcher.num_waiting_tokens:
             await asyncio.sleep(0.001)
-    assert counts(server) == {("/v1/logprobs", HUNG_UP): 1}  # the others were never begun
+    assert counts(server) == {
+        ("/v1/logprobs", CLIENT_DISCONNECTED): 1
+    }  # the others were never begun
 
 
 async def test_stopping_waits_for_the_answer_in_hand(server: Server, policy: ServedModel) -> None:

@@ -153,7 +153,7 @@ BREAKS: dict[str, str] = {
 BROKEN = """
 from pydantic import BaseModel, ConfigDict
 from forethought.objectives import Group, Imitation, Objective
-from forethought.objectives.positions import at, uniform
+from forethought.objectives.parts.positions import at, uniform
 from forethought.types import Prompting
 class NoParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -267,7 +267,7 @@ PLUGIN = '''
 {imports}
 from pydantic import BaseModel, ConfigDict
 from forethought.objectives import Group, Objective
-from forethought.objectives.grading import Spelling, Truth
+from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
     bonus: float = 1.0

@@ -366,14 +366,14 @@ async def test_contradicting_options_are_refused(bench: Bench) -> None:
 
 async def test_lost_data_is_noticed_and_recovered_from(bench: Bench) -> None:
     epoch = await bench.broker.new_epoch(7)
-    life = await bench.broker.life()
-    assert await bench.broker.life() == life
+    life = await bench.broker.instance_id()
+    assert await bench.broker.instance_id() == life
     await bench.broker.put(Stage.TASKS, [task(1), task(2)])
     consumer = bench.consumer()
     held = await consumer.receive(1, 0)
     await bench.lose_everything()
 
-    assert await bench.broker.life() != life
+    assert await bench.broker.instance_id() != life
     assert await bench.broker.current_epoch() == 0
     assert await bench.broker.restore_epoch(epoch) == epoch
     assert await consumer.renew(held) == []

@@ -12,7 +12,7 @@ import pytest
 
 from forethought.queue import MAX_VALUE_BYTES, Broker, Consumer, Message, Stage, connect
 from forethought.queue.embedded import EmbeddedRedis
-from forethought.replica.worker import Verdict, Worker
+from forethought.replica.worker import Readiness, Worker
 from forethought.replica.worker_counts import Activity
 
 LEASE_S = 0.3
@@ -29,12 +29,12 @@ class Weights:
         self.started = asyncio.Event()
         self._changed = asyncio.Condition()
 
-    def verdict(self, message: Message) -> Verdict:
+    def readiness(self, message: Message) -> Readiness:
         if message.body == b"unreadable":
             raise ValueError("not a task")
         if message.epoch == 0:
-            return Verdict.DISCARD
-        return Verdict.READY if message.task_id <= self.version else Verdict.WAIT
+            return Readiness.DISCARD
+        return Readiness.READY if message.task_id <= self.version else Readiness.WAIT
 
     async def changed(self) -> None:
         async with self._changed:
@@ -406,9 +406,9 @@ async def test_survives_a_redis_that_restarts_empty() -> None:
         worker = worker_of(Weights(), consumer_of(broker))
         run = asyncio.create_task(worker.run())
         assert await results(broker, 1) == {1: b"done"}
-        life = await broker.life()
+        life = await broker.instance_id()
     with EmbeddedRedis(port=port):
-        assert await broker.life() != life
+        assert await broker.instance_id() != life
         await broker.put(Stage.TASKS, [task(2)])
         assert await results(broker, 1) == {2: b"done"}
         worker.stop()

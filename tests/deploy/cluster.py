@@ -25,7 +25,7 @@ CLIENTS = "default"
 _POLL_S = 2.0
 _WHO_WORKED = """
 import collections, json, pathlib
-from trainer.journal import read_journal
+from forethought.run.journal import read_journal
 records = list(read_journal(pathlib.Path("/runs/default/journal")))
 names = collections.Counter(r.rollout.replica for record in records for r in record.results)
 ids = [r.rollout.task.task_id for record in records for r in record.results]

@@ -30,7 +30,7 @@ class Alone:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
     policy, baseline = (
         build_model_directory(tmp_path_factory.mktemp("model"), kind, seed)
         for kind, seed in (("llama", 5), ("gpt2", 6))
@@ -58,8 +58,8 @@ async def port_of(process: Process, pattern: str) -> int:
 
 
 @pytest.fixture
-async def client(alone: Alone) -> AsyncIterator[httpx.AsyncClient]:
-    port = await port_of(alone.process, r"HTTP on http://127\.0\.0\.1:(\d+)")
+async def client(standalone: Alone) -> AsyncIterator[httpx.AsyncClient]:
+    port = await port_of(standalone.process, r"HTTP on http://127\.0\.0\.1:(\d+)")
     limits = httpx.Limits(max_connections=NUM_CALLERS)
     url, headers = f"http://127.0.0.1:{port}", dict(BEARER.header())
     async with httpx.AsyncClient(
@@ -75,9 +75,9 @@ async def ask(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, An
     return answer
 
 
-async def check_all(client: httpx.AsyncClient, alone: Alone, number: int) -> None:
+async def check_all(client: httpx.AsyncClient, standalone: Alone, number: int) -> None:
     """All endpoints, with texts of this caller's own length, against a plain computation."""
-    policy, baseline = alone.policy, alone.baseline
+    policy, baseline = standalone.policy, standalone.baseline
     context, target = f"{'ab' * (number % 11)}{number} + 1 = ", f"{number + 1}"
     item = {
         "id": number,
@@ -104,22 +104,22 @@ async def check_all(client: httpx.AsyncClient, alone: Alone, number: int) -> Non
 
 
 async def test_one_caller_gets_what_transformers_computes(
-    client: httpx.AsyncClient, alone: Alone
+    client: httpx.AsyncClient, standalone: Alone
 ) -> None:
     models = (await client.get("/v1/models")).json()
     for name in ("policy", "baseline"):
         assert (models[name]["epoch"], models[name]["version"]) == (0, 0)
-    await check_all(client, alone, 7)
+    await check_all(client, standalone, 7)
 
 
 async def test_sixty_four_callers_at_once_get_the_same(
-    client: httpx.AsyncClient, alone: Alone
+    client: httpx.AsyncClient, standalone: Alone
 ) -> None:
-    await asyncio.gather(*(check_all(client, alone, number) for number in range(NUM_CALLERS)))
+    await asyncio.gather(*(check_all(client, standalone, number) for number in range(NUM_CALLERS)))
 
 
-async def test_the_ops_port_says_ready_and_sigterm_ends_it_cleanly(alone: Alone) -> None:
-    port = await port_of(alone.process, r"ops port (\d+)")
+async def test_the_ops_port_says_ready_and_sigterm_ends_it_cleanly(standalone: Alone) -> None:
+    port = await port_of(standalone.process, r"ops port (\d+)")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as ops:
         ready = await ops.get("/readyz")
         assert (ready.status_code, ready.json()["ready"]) == (200, True)
@@ -132,8 +132,8 @@ async def test_the_ops_port_says_ready_and_sigterm_ends_it_cleanly(alone: Alone)
     assert scored is not None
     assert float(scored[1]) == NUM_CALLERS + 1
     assert "forethought_worker_" not in metrics  # it has no queue
-    assert alone.process.end() == 0
-    assert "Traceback" not in alone.process.log
+    assert standalone.process.end() == 0
+    assert "Traceback" not in standalone.process.log
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.batch.thought_tree import ThoughtTree
 from trainer.learner.learner import Learner
 
@@ -160,8 +160,8 @@ def make_trees(groups: list[list[Sample]]) -> list[ThoughtTree]:
         rewards = tuple(math.sin(n + 5 * g) for g in range(len(group)))
         zeros = (0.0,) * len(group)
         results.append(ScoredRollout(Rollout(task, (thoughts,)), (rewards,), (zeros,), (0.0,)))
-    recipe = Recipe(objectives.load("rlp"), estimators.load("leave_one_out"))
-    return recipe.lesson(results).trees
+    builder = BatchBuilder(objectives.load("rlp"), estimators.load("leave_one_out"))
+    return builder.build(results).trees
 
 
 def test_one_learner_step_agrees(pair: Pair) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from forethought.lab.compare.figure import draw
+from forethought.lab.compare.figure import draw_comparison
 from forethought.lab.compare.plan import ComparisonPlan
 from forethought.lab.compare.results import FIGURES, results_of, value, write_results
-from forethought.lab.compare.schedule import Outcome
+from forethought.lab.compare.schedule import TrialOutcome
 from forethought.lab.compare.table import table_of
 from forethought.lab.compare.trial import Trial
 from forethought.lab.statistics import seed_interval
@@ -35,17 +35,17 @@ PLAN = ComparisonPlan.model_validate(
 )
 
 
-def outcome(arm: str, seed: int, accuracy: float, cost: Cost | None = None) -> Outcome:
+def outcome(arm: str, seed: int, accuracy: float, cost: Cost | None = None) -> TrialOutcome:
     figures = dict.fromkeys(FIGURES, 0.5) | {"think_accuracy": accuracy}
     places = {"num_parameters": 10, "answers": figures, "elsewhere": figures}
-    return Outcome(Trial("late", arm, seed), places, cost or Cost(), seconds=2.0)
+    return TrialOutcome(Trial("late", arm, seed), places, cost or Cost(), seconds=2.0)
 
 
 OUTCOMES = [
     outcome("base", 0, 0.6),
     *(outcome("rlp", seed, 0.9 + seed / 100, Cost(30, 40, 50)) for seed in (0, 1, 2)),
     *(outcome("rpt", seed, 0.8 + seed / 100) for seed in (0, 1)),
-    Outcome(Trial("late", "rpt", 2), error="run of late/rpt/seed-2 ended with status 1"),
+    TrialOutcome(Trial("late", "rpt", 2), error="run of late/rpt/seed-2 ended with status 1"),
 ]
 
 
@@ -98,7 +98,7 @@ def test_results_are_written_tabled_and_drawn(tmp_path: Path) -> None:
     write_results(results, tmp_path / "compare.json")
     read = json.loads((tmp_path / "compare.json").read_text())
     assert read["trials"][-1]["error"].endswith("status 1")
-    draw(read, tmp_path / "compare.png")
+    draw_comparison(read, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 10_000
     console = Console(width=200, file=StringIO())
     console.print(table_of(read))
@@ -113,4 +113,4 @@ def test_an_arm_without_any_result_is_failed_in_words(tmp_path: Path) -> None:
     console = Console(width=200, file=StringIO())
     console.print(table_of(results))
     assert "failed" in console.file.getvalue()  # type: ignore[attr-defined]
-    draw(results, tmp_path / "compare.png")
+    draw_comparison(results, tmp_path / "compare.png")

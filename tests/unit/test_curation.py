@@ -20,7 +20,7 @@ from forethought.config.sections import CorpusSection, SourceSection
 from forethought.corpus.mixture import open_corpus
 from forethought.errors import InvalidInput
 from forethought.lab import curation
-from forethought.lab.curation import CurationOrder, curate
+from forethought.lab.curation import CurationRequest, curate
 from forethought.objectives.parts.selection import Selection
 from forethought.types import Document
 
@@ -46,9 +46,9 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-def order(corpus: Path, model: Path, out: Path, **changes: Any) -> CurationOrder:
+def order(corpus: Path, model: Path, out: Path, **changes: Any) -> CurationRequest:
     given = {"window_tokens": WINDOW, "device": "cpu", "part_windows": 3} | changes
-    return CurationOrder(SourceSection(path=str(corpus)), model, out, **given)
+    return CurationRequest(SourceSection(path=str(corpus)), model, out, **given)
 
 
 def silent(num_done: int, num_windows: int) -> None:

@@ -13,9 +13,15 @@ from forethought.errors import InvalidInput
 from forethought.lab.demo.arms import base_model
 from forethought.lab.demo.corpus import documents
 from forethought.lab.downstream import harness
-from forethought.lab.downstream.harness import TASKS, Asking, adjusted, find_model, suite_of_tasks
+from forethought.lab.downstream.harness import (
+    TASKS,
+    HarnessOptions,
+    adjusted,
+    find_model,
+    suite_of_tasks,
+)
 from forethought.lab.downstream.scores import report, scores_of, suite_mean, table
-from forethought.lab.downstream.suites import SUITES, Scored, Suite, suite
+from forethought.lab.downstream.suites import SUITES, Suite, SuiteTask, suite
 
 LM = pytest.importorskip("lm_eval.api.model").LM
 
@@ -82,8 +88,8 @@ def ask(
     task: str,
     rows: list[dict[str, Any]],
     answers: list[str],
-    asking: Asking,
-    **wishes: Any,
+    asking: HarnessOptions,
+    **overrides: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Evaluate a task of ours on rows like those of its data set, which no network gives us here."""
     from datasets import Dataset
@@ -95,7 +101,7 @@ def ask(
     spec = config | {"custom_dataset": lambda **_: data}
     monkeypatch.setattr(harness, "_load_tasks", lambda manager, chosen: manager.load([spec]))
     monkeypatch.setattr(harness, "_load_model", lambda path, given: model)
-    (results,) = harness.evaluate(Path(), adjusted(suite_of_tasks([task]), **wishes), asking)
+    (results,) = harness.run_suite(Path(), adjusted(suite_of_tasks([task]), **overrides), asking)
     return model, results[task]
 
 
@@ -116,7 +122,7 @@ MATH_ANSWERS = [
 @pytest.mark.parametrize("task", ["forethought_amc23", "forethought_minerva"])
 def test_mathematics_is_graded_by_the_last_box(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     pytest.importorskip("math_verify")
-    model, found = ask(monkeypatch, task, MATH_ROWS, MATH_ANSWERS, Asking())
+    model, found = ask(monkeypatch, task, MATH_ROWS, MATH_ANSWERS, HarnessOptions())
     assert found["math_verify,none"] == 0.5
     assert model.prompts[0].startswith("Half of one?\n\nReason step by step")
     assert model.generation[0]["do_sample"] is False
@@ -127,14 +133,16 @@ def test_supergpqa_letters_its_options_and_reads_the_last_answer(
 ) -> None:
     row = {"question": "Which?", "options": list("wxyz"), "answer": "z", "answer_letter": "D"}
     said = ["Answer: A? No.\nAnswer: D", "the answer is (D).", "Answer: C", "D", "Answer: **D**"]
-    model, found = ask(monkeypatch, "forethought_supergpqa", [row] * len(said), said, Asking())
+    model, found = ask(
+        monkeypatch, "forethought_supergpqa", [row] * len(said), said, HarnessOptions()
+    )
     assert found["exact_match,last-letter"] == pytest.approx(3 / 5)
     assert "Which?\n\nA) w\nB) x\nC) y\nD) z\n" in model.prompts[0]
 
 
 def test_a_suites_wishes_go_over_a_tasks_own(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = ask(
-        monkeypatch, "forethought_amc23", MATH_ROWS, MATH_ANSWERS, Asking(opens_thought=True),
+        monkeypatch, "forethought_amc23", MATH_ROWS, MATH_ANSWERS, HarnessOptions(opens_thought=True),
         temperature=0.8, max_tokens=77,
     )  # fmt: skip
     assert all(prompt.endswith("<think>") for prompt in model.prompts)
@@ -146,15 +154,15 @@ def test_a_suites_wishes_go_over_a_tasks_own(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_state_tracking_on_the_demos_base(tmp_path: Path) -> None:
     """The real model through the real harness, offline: a thought helps, and twice is the same."""
-    asking = Asking(batch_size=64, limit=128, opens_thought=False)
-    runs = harness.evaluate(find_model(base_model()), suite("state-tracking"), asking)
+    asking = HarnessOptions(batch_size=64, limit=128, opens_thought=False)
+    runs = harness.run_suite(find_model(base_model()), suite("state-tracking"), asking)
     found = {score.task: score for score in scores_of(suite("state-tracking"), runs)}
     plain, thought, greedy = (
         found[f"forethought_state_tracking_{kind}"].mean for kind in ("plain", "thought", "greedy")
     )
     assert 0.3 < plain < 0.55  # 0.44 over all 512; chance is 0.14
     assert plain < thought < greedy
-    again = harness.evaluate(base_model(), suite("state-tracking"), asking)
+    again = harness.run_suite(base_model(), suite("state-tracking"), asking)
     assert again == runs
     written = report(
         "base", "state-tracking", suite("state-tracking"), asking, list(found.values())
@@ -175,7 +183,7 @@ def test_state_trackings_questions_are_of_the_held_out_split(manager: Any) -> No
 
 
 def test_runs_are_averaged_and_their_spread_is_told() -> None:
-    chosen = Suite((Scored("a", "acc,none"), Scored("b", "acc,none")), num_runs=2)
+    chosen = Suite((SuiteTask("a", "acc,none"), SuiteTask("b", "acc,none")), num_runs=2)
     runs = [
         {"a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": "N/A"}, "b": {"acc,none": 1.0}},
         {"a": {"alias": "a", "acc,none": 0.7, "acc_stderr,none": "N/A"}, "b": {"acc,none": 1.0}},
@@ -219,13 +227,13 @@ def test_a_model_is_found_where_it_lies(tmp_path: Path) -> None:
 )
 def test_what_the_harness_cannot_do_is_said(names: list[str], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        harness.evaluate(base_model(), suite_of_tasks(names), Asking())
+        harness.run_suite(base_model(), suite_of_tasks(names), HarnessOptions())
 
 
 def test_a_model_without_markers_cannot_be_made_to_think() -> None:
-    asking = Asking(opens_thought=True, think_open="<ponder>")
+    asking = HarnessOptions(opens_thought=True, think_open="<ponder>")
     with pytest.raises(InvalidInput, match="has no tokens '<ponder>'"):
-        harness.evaluate(base_model(), suite("state-tracking"), asking)
+        harness.run_suite(base_model(), suite("state-tracking"), asking)
 
 
 def test_an_unknown_suite_is_refused() -> None:

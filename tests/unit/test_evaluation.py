@@ -13,7 +13,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from forethought.compute.answers import Answer, Query, ask, evaluate, thought_ids
+from forethought.compute.answers import Answer, Query, answer_queries, evaluate, thought_ids
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.types import Document, Position, Prompting, Sampling
 
@@ -53,7 +53,7 @@ def test_the_three_nlls_are_those_of_a_direct_computation(
 ) -> None:
     sampling = replace(SAMPLING, prediction_tokens=prediction_tokens, stop_ids=tuple(range(100)))
     (query,) = queries_of(TEXT, 9)
-    (answer,) = ask(model, [query], PROMPTING, sampling, seed=3)
+    (answer,) = answer_queries(model, [query], PROMPTING, sampling, seed=3)
     context, (target,) = query.document.token_ids_N[:9], query.position.target_ids_H
     after = []
     for thought in answer.thoughts_G:
@@ -75,10 +75,12 @@ def test_think_nll_is_never_below_marginal_nll(model: LanguageModel) -> None:
     """Jensen: -E log p >= -log E p, at every position, strictly where thoughts differ."""
     answers: list[Answer] = []
     for seed in range(4):
-        answers += ask(model, queries_of(TEXT, *range(2, 30, 3)), PROMPTING, SAMPLING, seed)
+        answers += answer_queries(
+            model, queries_of(TEXT, *range(2, 30, 3)), PROMPTING, SAMPLING, seed
+        )
     assert all(answer.think_nll >= answer.marginal_nll - 1e-12 for answer in answers)
     assert sum(answer.think_nll > answer.marginal_nll + 0.01 for answer in answers) > 20
-    alone = ask(model, queries_of(TEXT, 5), PROMPTING, replace(SAMPLING, group_size=1))
+    alone = answer_queries(model, queries_of(TEXT, 5), PROMPTING, replace(SAMPLING, group_size=1))
     assert alone[0].think_nll == pytest.approx(alone[0].marginal_nll, abs=1e-12)
 
 
@@ -89,11 +91,13 @@ def test_thoughts_do_not_see_what_follows(model: LanguageModel) -> None:
     Random(0).shuffle(after)
     permuted = before + bytes(after)
     assert permuted[index] != TEXT[index]
-    told = ask(model, queries_of(TEXT, index), PROMPTING, SAMPLING, seed=1)
-    other = ask(model, queries_of(permuted, index), PROMPTING, SAMPLING, seed=1)
+    told = answer_queries(model, queries_of(TEXT, index), PROMPTING, SAMPLING, seed=1)
+    other = answer_queries(model, queries_of(permuted, index), PROMPTING, SAMPLING, seed=1)
     assert [a.thoughts_G for a in told] == [a.thoughts_G for a in other]
     assert told[0].think_nll != other[0].think_nll
-    elsewhere = ask(model, queries_of(b"X" + TEXT[1:], index), PROMPTING, SAMPLING, seed=1)
+    elsewhere = answer_queries(
+        model, queries_of(b"X" + TEXT[1:], index), PROMPTING, SAMPLING, seed=1
+    )
     assert told[0].thoughts_G != elsewhere[0].thoughts_G
 
 
@@ -101,10 +105,10 @@ def test_random_numbers_are_of_the_place_and_not_of_the_batch(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries = queries_of(TEXT, 4, 9, 14, 19, 24)
-    together = ask(model, queries, PROMPTING, SAMPLING, seed=2)
+    together = answer_queries(model, queries, PROMPTING, SAMPLING, seed=2)
     told: list[int] = []
     monkeypatch.setattr("forethought.compute.answers._BATCH_POSITIONS", 2)
-    apart = ask(model, queries, PROMPTING, SAMPLING, 2, told.append)
+    apart = answer_queries(model, queries, PROMPTING, SAMPLING, 2, told.append)
     assert told == [2, 4, 5]
     for one, other in zip(together, apart, strict=True):
         assert [t.token_ids_L for t in one.thoughts_G] == [t.token_ids_L for t in other.thoughts_G]
@@ -113,7 +117,7 @@ def test_random_numbers_are_of_the_place_and_not_of_the_batch(
 
 def test_the_means_are_of_the_answers(model: LanguageModel) -> None:
     queries = queries_of(TEXT, 3, 8, 13, 18)
-    answers = ask(model, queries, PROMPTING, SAMPLING, seed=5)
+    answers = answer_queries(model, queries, PROMPTING, SAMPLING, seed=5)
     figures = evaluate(model, queries, PROMPTING, SAMPLING, seed=5).to_dict()
     assert set(figures) == {
         "think_accuracy", "no_think_accuracy", "think_nll", "marginal_nll", "no_think_nll",

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from forethought.cli.eval import evaluate
 from forethought.config import load_settings, write_resolved
 from forethought.errors import InvalidInput
-from forethought.lab.evaluation.request import Wishes, conditions
+from forethought.lab.evaluation.request import Overrides, conditions
 from forethought.run.checkpoints import distinct, resolve, series
 
 
@@ -76,7 +76,7 @@ def test_what_is_no_checkpoint_is_said(run: Path, tmp_path: Path) -> None:
 
 
 def test_everything_is_as_the_run_had_it(run: Path) -> None:
-    given = conditions([resolve(run.parent / "base"), resolve(run)], Wishes())
+    given = conditions([resolve(run.parent / "base"), resolve(run)], Overrides())
     assert given.origin == str(run.resolve() / "config.toml")
     assert given.settings.sampling.max_thought_tokens == 77
     assert given.objective.config.prompt == "v3"
@@ -87,17 +87,17 @@ def test_everything_is_as_the_run_had_it(run: Path) -> None:
 
 def test_training_text_is_called_so(run: Path) -> None:
     (run.parent / "corpus" / "heldout.jsonl").unlink()
-    given = conditions([resolve(run)], Wishes())
+    given = conditions([resolve(run)], Overrides())
     (source,) = given.settings.corpus.resolved_sources()
     assert source.path.endswith("train.jsonl")
     assert "TRAINING TEXT, not held out" in given.corpus_note
 
 
 def test_wishes_win(run: Path) -> None:
-    wishes = Wishes(
+    overrides = Overrides(
         corpus="other.txt", group_size=3, temperature=0.5, prompt="plain", think_open="[", marks_field="m"
     )  # fmt: skip
-    given = conditions([resolve(run)], wishes)
+    given = conditions([resolve(run)], overrides)
     settings = given.settings
     assert (settings.sampling.group_size, settings.sampling.temperature) == (3, 0.5)
     assert given.objective.config.prompt == "plain"
@@ -109,8 +109,8 @@ def test_wishes_win(run: Path) -> None:
 def test_without_a_run_a_corpus_is_needed(run: Path) -> None:
     base = [resolve(run.parent / "base")]
     with pytest.raises(InvalidInput, match="expected --corpus"):
-        conditions(base, Wishes())
-    assert conditions(base, Wishes(corpus="a.txt")).origin.startswith("the defaults")
+        conditions(base, Overrides())
+    assert conditions(base, Overrides(corpus="a.txt")).origin.startswith("the defaults")
 
 
 @pytest.mark.parametrize(

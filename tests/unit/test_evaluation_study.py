@@ -12,12 +12,12 @@ import tiny
 
 from forethought import objectives
 from forethought.compute.answers import Answer
-from forethought.compute.logprob import Scored
+from forethought.compute.logprob import ContinuationScore
 from forethought.compute.sampling import Sample
 from forethought.errors import InvalidInput
 from forethought.lab.demo.arms import base_model
-from forethought.lab.evaluation.request import Order, Wishes
-from forethought.lab.evaluation.study import Grader, evaluate
+from forethought.lab.evaluation.request import EvalRequest, Overrides
+from forethought.lab.evaluation.study import Grader, evaluate_checkpoints
 from forethought.lab.evaluation.table import law_lines, lines, tables
 from forethought.lab.evaluation.text import Noise
 from forethought.run.checkpoints import Checkpoint
@@ -49,17 +49,17 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-def order(model: Path, corpus: Path, **changes: Any) -> Order:
-    wishes = Wishes(
+def request(model: Path, corpus: Path, **changes: Any) -> EvalRequest:
+    overrides = Overrides(
         corpus=str(corpus), window_tokens=30, group_size=2, max_thought_tokens=4, prompt="plain"
     )
-    given = Order((Checkpoint("first", model),), wishes, num_positions=10, device="cpu")
+    given = EvalRequest((Checkpoint("first", model),), overrides, num_positions=10, device="cpu")
     return replace(given, **changes)
 
 
-def carry_out(given: Order) -> dict[str, Any]:
+def carry_out(given: EvalRequest) -> dict[str, Any]:
     told: list[tuple[str, int, int]] = []
-    report = evaluate(given, lambda *news: told.append(news))
+    report = evaluate_checkpoints(given, lambda *news: told.append(news))
     assert told[-1][1] == told[-1][2]
     json.dumps(report, allow_nan=False)
     return report
@@ -68,26 +68,26 @@ def carry_out(given: Order) -> dict[str, Any]:
 def test_the_entropies_of_the_corpus_choose_unless_a_proxy_is_named(
     model: Path, corpus: Path
 ) -> None:
-    report = carry_out(order(model, corpus))
+    report = carry_out(request(model, corpus))
     assert report["proxy"] == "the corpus's own entropies"
     num_positions = [len(text) - 1 for text in TEXTS]
     quarter = sum(sum(i % 4 == 3 for i in range(1, len(text))) for text in TEXTS)
     candidates = {name: split["num_candidates"] for name, split in report["splits"].items()}
     assert candidates["all"] == sum(num_positions)
     assert (candidates["hard"], candidates["marked"]) == (quarter, 3)
-    named = carry_out(order(model, corpus, proxy=model))
+    named = carry_out(request(model, corpus, proxy=model))
     assert named["proxy"] == str(model)
     assert {n: s["num_candidates"] for n, s in named["splits"].items()} != candidates
 
 
 def test_a_field_of_the_corpus_says_what_noise_is(model: Path, corpus: Path) -> None:
-    report = carry_out(order(model, corpus, noise=Noise(field="noise")))
+    report = carry_out(request(model, corpus, noise=Noise(field="noise")))
     assert report["splits"]["noise"] == {
         "definition": "positions marked in the field 'noise'",
         "num_candidates": 6,
         "num_positions": 6,
     }
-    unsaid = carry_out(order(model, corpus))["splits"]["noise"]["num_candidates"]
+    unsaid = carry_out(request(model, corpus))["splits"]["noise"]["num_candidates"]
     unmarked = [i for text in TEXTS for i in range(1, len(text)) if i != 3 and i % 4 in (2, 3)]
     assert unsaid == len(unmarked)
 
@@ -95,28 +95,28 @@ def test_a_field_of_the_corpus_says_what_noise_is(model: Path, corpus: Path) -> 
 def test_models_of_another_vocabulary_are_refused(model: Path, corpus: Path) -> None:
     both = (Checkpoint("first", model), Checkpoint("demo", base_model()))
     with pytest.raises(InvalidInput, match="demo has another vocabulary than the first"):
-        carry_out(order(model, corpus, checkpoints=both))
+        carry_out(request(model, corpus, checkpoints=both))
     with pytest.raises(InvalidInput, match="another vocabulary"):
-        carry_out(order(model, corpus, proxy=base_model()))
+        carry_out(request(model, corpus, proxy=base_model()))
 
 
 def test_contexts_that_leave_no_room_are_left_out(model: Path, corpus: Path) -> None:
-    long = replace(order(model, corpus).wishes, max_thought_tokens=tiny.MAX_LENGTH_TOKENS - 8)
-    report = carry_out(order(model, corpus, wishes=long))
+    long = replace(request(model, corpus).overrides, max_thought_tokens=tiny.MAX_LENGTH_TOKENS - 8)
+    report = carry_out(request(model, corpus, overrides=long))
     # 96 tokens, less the thought's 88, its two markers, the prediction and the target: 4 of context.
     assert report["splits"]["all"]["num_candidates"] == 4 * len(TEXTS)
     with pytest.raises(
         InvalidInput, match=r"leave 0 of the model's 96 tokens .* lower --max-thought"
     ):
-        carry_out(order(model, corpus, wishes=replace(long, max_thought_tokens=200)))
+        carry_out(request(model, corpus, overrides=replace(long, max_thought_tokens=200)))
 
 
 def test_windows_are_as_long_as_the_model_reads_unless_asked_for(model: Path, corpus: Path) -> None:
-    unasked = replace(order(model, corpus).wishes, window_tokens=None)
-    report = carry_out(order(model, corpus, wishes=unasked))
+    unasked = replace(request(model, corpus).overrides, window_tokens=None)
+    report = carry_out(request(model, corpus, overrides=unasked))
     assert report["corpus"]["window_tokens"] == tiny.MAX_LENGTH_TOKENS
     with pytest.raises(InvalidInput, match="windows of 97 tokens; expected at most the model's 96"):
-        carry_out(order(model, corpus, wishes=replace(unasked, window_tokens=97)))
+        carry_out(request(model, corpus, overrides=replace(unasked, window_tokens=97)))
 
 
 def test_a_series_too_short_for_a_law_says_so_in_the_table(
@@ -126,7 +126,7 @@ def test_a_series_too_short_for_a_law_says_so_in_the_table(
         Checkpoint(f"c{i}", tiny.build_model_directory(tmp_path / f"m{i}", seed=i), step=i)
         for i in range(2)
     )
-    report = carry_out(order(model, corpus, checkpoints=checkpoints, is_series=True))
+    report = carry_out(request(model, corpus, checkpoints=checkpoints, is_series=True))
     assert all("expected at least 4" in line for line in law_lines(report))
     assert len(tables(report)) == 2
     assert any("first given" in line or "corpus's own" in line for line in lines(report))
@@ -138,7 +138,7 @@ def ids_of(text: str) -> tuple[int, ...]:
 
 
 def answer_of(*thoughts: Sample) -> Answer:
-    scored = Scored((-1.0,), (False,))
+    scored = ContinuationScore((-1.0,), (False,))
     return Answer(scored, thoughts, (scored,) * len(thoughts))
 
 

@@ -22,7 +22,7 @@ from forethought.types import (
     VersionSpan,
 )
 from trainer.batch import filters
-from trainer.batch.builder import Lesson, Recipe
+from trainer.batch.builder import BatchBuilder, TrainingBatch
 from trainer.batch.thought_tree import Branch
 
 PROMPTING = Prompting(bridge_ids=(90,), close_ids=(91, 92))
@@ -50,21 +50,21 @@ def result(
     )
 
 
-def lesson(results: list[ScoredRollout], aggregation: str = "", **section: Any) -> Lesson:
-    recipe = Recipe(
+def build(results: list[ScoredRollout], aggregation: str = "", **section: Any) -> TrainingBatch:
+    builder = BatchBuilder(
         objectives.load("rlp"),
         estimators.load("leave_one_out"),
         FilterSection(**section),
         LearnerSection(aggregation=aggregation),  # type: ignore[arg-type]
     )
-    return recipe.lesson(results)
+    return builder.build(results)
 
 
-def branches(given: Lesson) -> list[Branch]:
+def branches(given: TrainingBatch) -> list[Branch]:
     return [branch for tree in given.trees for branch in tree.branches]
 
 
-def learned(given: Lesson) -> list[tuple[float, float]]:
+def learned(given: TrainingBatch) -> list[tuple[float, float]]:
     """(weight, advantage) of the last token of every branch."""
     return [(branch.weights_T[-1], branch.advantages_T[-1]) for branch in branches(given)]
 
@@ -112,24 +112,24 @@ def test_a_group_of_one_has_no_spread_and_is_kept() -> None:
 def test_a_dropped_group_leaves_the_batch_smaller() -> None:
     """What is left is learned as if it had been alone."""
     flat, other = result(0, (1.0, 1.0)), result(1, (2.0, 0.0))
-    filtered = lesson([flat, other], zero_variance=True)
+    filtered = build([flat, other], zero_variance=True)
     assert filtered.metrics == {"dropped/zero_variance": 1}
-    assert filtered.trees == lesson([other]).trees
+    assert filtered.trees == build([other]).trees
     assert learned(filtered) == [(0.25, 2.0), (0.25, -2.0)]
-    assert learned(lesson([flat, other]))[2:] == [(0.125, 2.0), (0.125, -2.0)]
+    assert learned(build([flat, other]))[2:] == [(0.125, 2.0), (0.125, -2.0)]
 
 
 def test_a_batch_of_nothing_else_is_an_empty_lesson() -> None:
-    empty = lesson([result(0, (1.0, 1.0))], zero_variance=True)
+    empty = build([result(0, (1.0, 1.0))], zero_variance=True)
     assert (empty.trees, empty.metrics) == ([], {"dropped/zero_variance": 1})
-    assert lesson([]).trees == []
+    assert build([]).trees == []
 
 
 CUT = (thought(2), thought(8, closed=False), thought(4))
 
 
 def test_a_truncated_thought_is_kept_by_default() -> None:
-    weights = [w for w, _ in learned(lesson([result(0, (1.0, 4.0, 1.0), CUT)]))]
+    weights = [w for w, _ in learned(build([result(0, (1.0, 4.0, 1.0), CUT)]))]
     assert weights == pytest.approx([1 / 6, 1 / 24, 1 / 12])
 
 
@@ -140,7 +140,7 @@ def test_a_truncated_thought_is_kept_by_default() -> None:
 def test_a_masked_thought_leaves_the_denominators_and_counts_in_the_mean(
     aggregation: str, weights: list[float]
 ) -> None:
-    masked = lesson([result(0, (1.0, 4.0, 1.0), CUT)], aggregation, truncated="mask")
+    masked = build([result(0, (1.0, 4.0, 1.0), CUT)], aggregation, truncated="mask")
     assert masked.metrics == {"masked_thoughts": 1}
     assert [len(branch.token_ids_T) for branch in branches(masked)] == [3, 5]  # bridge and thought
     got = learned(masked)
@@ -151,7 +151,7 @@ def test_a_masked_thought_leaves_the_denominators_and_counts_in_the_mean(
 def test_a_group_of_truncated_thoughts_alone_is_not_learned() -> None:
     gone = result(0, (1.0, 2.0), (thought(8, closed=False),) * 2)
     other = result(1, (2.0, 0.0))
-    masked = lesson([gone, other], truncated="mask")
+    masked = build([gone, other], truncated="mask")
     assert masked.metrics == {"masked_thoughts": 2}
     assert learned(masked) == [(0.25, 2.0), (0.25, -2.0)]
 
@@ -178,7 +178,7 @@ def test_overlong_penalties_by_hand(
 def test_a_penalty_is_taken_off_before_advantages_and_filters() -> None:
     """Rewards 1, 1, 1 would be a flat group; the truncated thought's is -1 after its penalty of 2."""
     given = [result(0, (1.0, 1.0, 1.0), CUT)]
-    got = lesson(given, truncated="penalise", truncated_penalty=2.0, zero_variance=True)
+    got = build(given, truncated="penalise", truncated_penalty=2.0, zero_variance=True)
     assert got.metrics == {"penalised_thoughts": 1, "dropped/zero_variance": 0}
     assert [a for _, a in learned(got)] == pytest.approx([1.0, -2.0, 1.0])
 

@@ -24,7 +24,7 @@ from forethought.errors import InvalidInput
 from forethought.preflight import check_run
 from forethought.types import WeightManifest
 from trainer.assembly import assemble
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.learner.batching import micro_batches
 from trainer.learner.loss import batch_loss, policy_logprobs
 
@@ -85,8 +85,8 @@ def test_it_travels_with_the_model_files(directory: Path, tmp_path: Path, fp32_h
 
 def log_ratios(sampler: LanguageModel, learner: LanguageModel) -> list[float]:
     """log pi_learner - log pi_sampler of every sampled token, by the learner's own code."""
-    recipe = Recipe(objectives.load("rlp"), estimators.load("leave_one_out"))
-    trees = recipe.lesson(make_results(sampler)).trees
+    builder = BatchBuilder(objectives.load("rlp"), estimators.load("leave_one_out"))
+    trees = builder.build(make_results(sampler)).trees
     differences: list[float] = []
     with torch.no_grad():
         for batch in micro_batches(trees, 4096, torch.device("cpu")):
@@ -107,12 +107,12 @@ def test_scorer_and_learner_agree(directory: Path) -> None:
     """The scorer's log p(target | thought) is the learner's."""
     language_model = load(directory, True)
     results = make_results(language_model)
-    recipe = Recipe(
+    builder = BatchBuilder(
         objectives.load("rlp", {"answer_nll_coef": 1.0}), estimators.load("leave_one_out")
     )
     total = 0.0
     with torch.no_grad():
-        for batch in micro_batches(recipe.lesson(results).trees, 1, torch.device("cpu")):
+        for batch in micro_batches(builder.build(results).trees, 1, torch.device("cpu")):
             logprobs = policy_logprobs(language_model.model, batch)
             total += batch_loss(batch, logprobs, clip_low=0.2, clip_high=0.28).nll
     queries = [

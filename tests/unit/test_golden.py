@@ -36,7 +36,7 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.batch.thought_tree import ThoughtTree
 from trainer.learner.batching import micro_batches
 from trainer.learner.ema import Baseline
@@ -174,9 +174,9 @@ def expected_gradient(world: World, estimator: str, aggregation: Any, loss: str)
     All groups are one lesson, in which each weighs its probability instead of one share of the batch.
     """
     section = LearnerSection(aggregation=aggregation)
-    recipe = Recipe(objectives.load("rlp"), estimators.load(estimator), learner=section)
+    builder = BatchBuilder(objectives.load("rlp"), estimators.load(estimator), learner=section)
     pairs = list(itertools.product(range(len(world.thoughts)), repeat=2))
-    trees = recipe.lesson([group_of(world, pair) for pair in pairs]).trees
+    trees = builder.build([group_of(world, pair) for pair in pairs]).trees
     factors = [len(pairs) * world.shares[i] * world.shares[j] for i, j in pairs]
     weighted = [weighed(tree, factor) for tree, factor in zip(trees, factors, strict=True)]
     world.policy.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from forethought import estimators, objectives
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.types import Document, Rollout, ScoredRollout
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
 from trainer.learner.batching import micro_batches
 from trainer.learner.learner import Learner
@@ -32,8 +32,8 @@ def language_model(request: pytest.FixtureRequest, tmp_path: Path) -> LanguageMo
 
 
 def trees(results: list[ScoredRollout]) -> list[ThoughtTree]:
-    recipe = Recipe(objectives.load("rlp"), estimators.load("leave_one_out"))
-    return recipe.lesson(results).trees
+    builder = BatchBuilder(objectives.load("rlp"), estimators.load("leave_one_out"))
+    return builder.build(results).trees
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import FilterSection, LearnerSection
 from forethought.objectives import Group
 from forethought.types import Document, ScoredRollout, Thought
-from trainer.batch.builder import Lesson, Recipe
+from trainer.batch.builder import BatchBuilder, TrainingBatch
 from trainer.learner.batching import micro_batches
 from trainer.learner.loss import batch_loss, policy_logprobs
 
@@ -41,14 +41,14 @@ def results(language_model: LanguageModel) -> list[ScoredRollout]:
     return made
 
 
-def lesson(
+def build(
     results: Sequence[ScoredRollout], name: str, parameters: dict[str, Any], **learner: Any
-) -> Lesson:
+) -> TrainingBatch:
     objective = objectives.load(name, parameters)
-    recipe = Recipe(
+    builder = BatchBuilder(
         objective, estimators.load(objective.estimator), FilterSection(), LearnerSection(**learner)
     )
-    return recipe.lesson(results)
+    return builder.build(results)
 
 
 def gradient(language_model: LanguageModel) -> torch.Tensor:
@@ -56,7 +56,7 @@ def gradient(language_model: LanguageModel) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
-def ours(language_model: LanguageModel, given: Lesson, size: int = 64) -> torch.Tensor:
+def ours(language_model: LanguageModel, given: TrainingBatch, size: int = 64) -> torch.Tensor:
     model = language_model.model
     model.zero_grad(set_to_none=True)
     for batch in micro_batches(given.trees, size, torch.device("cpu")):
@@ -128,8 +128,8 @@ def test_the_pathwise_term_is_the_answers_nll(
         [answer_nll(language_model, c, x, t) for c, x, thoughts, _ in given for t in thoughts]
     )
     expected = plain(language_model, surrogate(language_model, results) + 0.3 * answers.mean())
-    got = ours(language_model, lesson(results, "rlp", {"answer_nll_coef": 0.3}))
-    without = ours(language_model, lesson(results, "rlp", {}))
+    got = ours(language_model, build(results, "rlp", {"answer_nll_coef": 0.3}))
+    without = ours(language_model, build(results, "rlp", {}))
     assert float((got - expected).abs().max()) < 1e-5
     assert float((got - without).abs().max()) > 1e-3
 
@@ -144,7 +144,7 @@ def test_the_pathwise_term_of_several_target_tokens_is_their_sum(
     task = replace(result.rollout.task, positions_K=(wider,))
     given = [replace(result, rollout=replace(result.rollout, task=task))]
     coef = {"answer_nll_coef": 2.0}
-    got = ours(language_model, lesson(given, "rlp", coef))
+    got = ours(language_model, build(given, "rlp", coef))
     ((context, target, thoughts, _),) = groups(given)
     answers = torch.stack([answer_nll(language_model, context, target, t) for t in thoughts])
     expected = plain(language_model, surrogate(language_model, given) + 2.0 * answers.mean())
@@ -163,7 +163,7 @@ def test_rft_clones_the_best_thought_and_on_request_its_answer(
         log_p = logprobs(language_model, context + best.token_ids_L)[-len(best.token_ids_L) :]
         loss = loss - log_p.mean() / len(given)
         loss = loss + coef * answer_nll(language_model, context, target, best) / len(given)
-    got = lesson(results, "rft", {"answer_nll_coef": coef})
+    got = build(results, "rft", {"answer_nll_coef": coef})
     assert sum(len(tree.branches) for tree in got.trees) == len(given)  # one of three
     expected = plain(language_model, loss)
     assert float((ours(language_model, got) - expected).abs().max()) < 1e-5
@@ -211,7 +211,7 @@ def test_cot_cpt_is_next_token_loss_on_the_text_with_its_thoughts(
                 log_p = logprobs(language_model, row + ids[position.index :])
                 total = total - (log_p * torch.tensor(row_weights)).sum()
                 weights += sum(row_weights)
-    got = lesson(results, "cot_cpt", {"thought_weight": thought_weight})
+    got = build(results, "cot_cpt", {"thought_weight": thought_weight})
     expected = plain(language_model, total / weights)
     assert float((ours(language_model, got) - expected).abs().max()) < 1e-5
 
@@ -222,7 +222,7 @@ def test_next_token_loss_joins_the_step_with_its_coefficient(
     documents = [r.rollout.task.document.token_ids_N for r in results]
     log_p = torch.cat([logprobs(language_model, ids) for ids in documents])
     expected = plain(language_model, surrogate(language_model, results) - 0.25 * log_p.mean())
-    got = ours(language_model, lesson(results, "rlp", {}, next_token_coef=0.25))
+    got = ours(language_model, build(results, "rlp", {}, next_token_coef=0.25))
     assert float((got - expected).abs().max()) < 1e-5
 
 
@@ -237,15 +237,15 @@ def test_mixed_losses_are_masked_by_the_documents_own_weights(
     given = [replace(result, rollout=replace(result.rollout, task=task))]
     log_p = logprobs(language_model, ids)[5:]
     expected = plain(language_model, surrogate(language_model, given) - log_p.mean())
-    got = ours(language_model, lesson(given, "rlp", {}, next_token_coef=1.0))
+    got = ours(language_model, build(given, "rlp", {}, next_token_coef=1.0))
     assert float((got - expected).abs().max()) < 1e-5
 
 
 def test_masked_thoughts_are_neither_cloned_nor_answered(results: list[ScoredRollout]) -> None:
     objective = objectives.load("rft", {"answer_nll_coef": 1.0})
-    recipe = Recipe(objective, estimators.load("none"), FilterSection(truncated="mask"))
+    builder = BatchBuilder(objective, estimators.load("none"), FilterSection(truncated="mask"))
     num_groups = sum(any(t.closed for t in thoughts) for *_, thoughts, _ in groups(results))
-    branches = [b for tree in recipe.lesson(results).trees for b in tree.branches]
+    branches = [b for tree in builder.build(results).trees for b in tree.branches]
     assert len(branches) == num_groups
     assert all(tiny.CLOSE_ID in branch.token_ids_T for branch in branches)
 
@@ -256,8 +256,8 @@ def test_a_reinforced_and_cloned_thought_has_a_row_for_each(results: list[Scored
     class Both(type(objectives.load("rft"))):  # type: ignore[misc]
         reinforces = True
 
-    recipe = Recipe(Both(objectives.load("rft").config), estimators.load("leave_one_out"))
-    branches = [b for tree in recipe.lesson(results).trees for b in tree.branches]
+    builder = BatchBuilder(Both(objectives.load("rft").config), estimators.load("leave_one_out"))
+    branches = [b for tree in builder.build(results).trees for b in tree.branches]
     cloned = [b for b in branches if any(b.nll_weights_T)]
     reinforced = [b for b in branches if any(b.weights_T)]
     assert (len(cloned), len(reinforced)) == (len(groups(results)), 3 * len(groups(results)))

@@ -13,8 +13,8 @@ import tiny
 import torch
 
 from forethought import objectives
-from forethought.corpus.spelling import Speller
-from forethought.corpus.token_bytes import bytes_of_vocabulary, spelling_of_vocabulary
+from forethought.corpus.token_bytes import decoded_vocabulary, vocabulary_bytes
+from forethought.corpus.token_decoder import TokenDecoder
 from forethought.lab.demo.corpus import build_tokenizer
 from forethought.objectives.parts.grading import is_byte_prefix
 from forethought.types import (
@@ -43,37 +43,37 @@ def byte_ids(text: str) -> tuple[int, ...]:
 
 def test_a_byte_level_vocabulary_spells_any_text() -> None:
     tokenizer = train_tokenizer([TEXT * 20], 320, "<think>", "</think>")
-    speller = Speller(tokenizer)
+    decoder = TokenDecoder(tokenizer)
     ids = tokenizer(TEXT + "<think>")["input_ids"]
-    spelling = speller.spelled(ids)
+    spelling = decoder.decode(ids)
     assert spelling.text == (TEXT + "<think>").encode()
     assert len(spelling.pieces_L) < len(spelling.text)
-    sizes = bytes_of_vocabulary(tokenizer)
+    sizes = vocabulary_bytes(tokenizer)
     assert sizes is not None
     assert [len(piece) for piece in spelling.pieces_L] == [sizes[i] for i in ids]
-    all_bytes = {piece for piece in spelling_of_vocabulary(tokenizer) or () if len(piece) == 1}
+    all_bytes = {piece for piece in decoded_vocabulary(tokenizer) or () if len(piece) == 1}
     assert all_bytes == {bytes([value]) for value in range(256)}
 
 
 def test_ids_without_a_token_stand_for_nothing() -> None:
-    assert Speller(tiny.build_tokenizer()).spelled((99_999, *byte_ids("a"))).text == b"a"
+    assert TokenDecoder(tiny.build_tokenizer()).decode((99_999, *byte_ids("a"))).text == b"a"
 
 
 def test_the_truths_boundaries_are_those_of_the_corpus() -> None:
     """Not those that the served tokenizer would make of its text."""
-    speller = Speller(tiny.build_tokenizer())
+    decoder = TokenDecoder(tiny.build_tokenizer())
     ids = byte_ids("abcd")
-    assert speller.truth(ids, (3, 0, 0, 1)).ends == (3, 3, 3, 4)
-    assert speller.truth(ids, ()).ends == (1, 2, 3, 4)
-    assert speller.truth(ids, ()).text == b"abcd"
+    assert decoder.ground_truth(ids, (3, 0, 0, 1)).ends == (3, 3, 3, 4)
+    assert decoder.ground_truth(ids, ()).ends == (1, 2, 3, 4)
+    assert decoder.ground_truth(ids, ()).text == b"abcd"
 
 
 def test_words_without_spaces_are_spelled_by_their_names() -> None:
     """A WordLevel vocabulary does not say what stands between words; stored lengths count it."""
     tokenizer = build_tokenizer()
     ids = tokenizer("mul 3 add", add_special_tokens=False)["input_ids"]
-    assert spelling_of_vocabulary(tokenizer) is None
-    truth = Speller(tokenizer).truth(ids, (3, 2, 4))
+    assert decoded_vocabulary(tokenizer) is None
+    truth = TokenDecoder(tokenizer).ground_truth(ids, (3, 2, 4))
     assert truth.text == b"".join(name.encode() for name in tokenizer.convert_ids_to_tokens(ids))
     assert truth.ends[-1] == len(truth.text)
 
@@ -216,14 +216,14 @@ def test_random_vocabularies_never_confuse_pieces_with_text() -> None:
     """A cut at every token boundary of random text is right, every other byte is wrong."""
     rng = Random(0)
     tokenizer = train_tokenizer([TEXT * 20], 320, "<think>", "</think>")
-    speller, rpt = Speller(tokenizer), objectives.load("rpt")
+    decoder, rpt = TokenDecoder(tokenizer), objectives.load("rpt")
     for _ in range(20):
         text = "".join(rng.choice(TEXT.replace("{", "")) for _ in range(12))
-        truth = speller.truth(tokenizer(text)["input_ids"], ())
+        truth = decoder.ground_truth(tokenizer(text)["input_ids"], ())
         whole = text.encode()
         for length in range(len(whole) + 1):
             ids = tokenizer(r"\boxed{")["input_ids"]
-            answer = speller.spelled(ids)
+            answer = decoder.decode(ids)
             pieces = (*answer.pieces_L, whole[:length], b"}")
             found = rpt.prediction(type(answer)((None,) * len(pieces), pieces))
             said = found.text if found else b""

@@ -60,7 +60,7 @@ async def test_ready_is_0_and_not_ready_is_1_with_the_reason(ops: OpsServer) -> 
 def test_nobody_and_a_silent_port_are_no_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        assert "no answer" in (probe.ask(f"http://127.0.0.1:{port}/readyz", 0.2) or "")
+        assert "no answer" in (probe.fault_of_url(f"http://127.0.0.1:{port}/readyz", 0.2) or "")
     done = run("--port", str(port))
     assert done.returncode == 1
     assert "no answer" in done.stderr

@@ -31,11 +31,11 @@ from forethought.types import (
 )
 from trainer.admission.replacement import Replacing
 from trainer.admission.work_in_flight import WorkInFlight
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.thinking_run import models_needed
 
 FLAT, VARIED = (1.0, 1.0), (1.0, 0.0)
-RECIPE = Recipe(
+RECIPE = BatchBuilder(
     objectives.load("rpt"), estimators.load("group_std"), FilterSection(zero_variance=True)
 )
 
@@ -145,9 +145,9 @@ async def test_a_batch_is_filled_with_tasks_that_teach() -> None:
     once = next_attempt(1)
     assert [r.rollout.task.task_id for r in results] == [0, 1, 2, once, next_attempt(once)]
     assert {r.rollout.task.batch for r in results} == {0}
-    lesson = RECIPE.lesson(results)
-    assert len(lesson.trees) == 2
-    assert lesson.metrics["dropped/zero_variance"] == 2
+    batch = RECIPE.build(results)
+    assert len(batch.trees) == 2
+    assert batch.metrics["dropped/zero_variance"] == 2
     assert work.num_admitted == 6  # of batches 0 and 1; replacements take no number
     assert {task.batch for task in work.outstanding} == {1}
 
@@ -155,7 +155,7 @@ async def test_a_batch_is_filled_with_tasks_that_teach() -> None:
 async def test_rounds_are_bounded() -> None:
     results, _ = await taken(lambda task: FLAT, max_rounds=2)
     assert len(results) == 9
-    assert RECIPE.lesson(results).trees == []
+    assert RECIPE.build(results).trees == []
 
 
 async def test_stopped_in_between_nothing_is_forgotten() -> None:

@@ -12,7 +12,7 @@ import pytest
 from forethought.compute.served_model import ServedModel
 from forethought.errors import InvalidInput
 from forethought.queue import Message
-from forethought.replica.worker import Verdict
+from forethought.replica.worker import Readiness
 from forethought.types import (
     Document,
     Position,
@@ -62,50 +62,50 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("version", "epoch", "verdict"),
     [
-        (3, 2, Verdict.READY),
-        (1, 2, Verdict.READY),  # stale, which scoring judges
-        (4, 2, Verdict.WAIT),
-        (9, 1, Verdict.DISCARD),
-        (0, 3, Verdict.WAIT),
+        (3, 2, Readiness.READY),
+        (1, 2, Readiness.READY),  # stale, which scoring judges
+        (4, 2, Readiness.WAIT),
+        (9, 1, Readiness.DISCARD),
+        (0, 3, Readiness.WAIT),
     ],
 )
 def test_verdict_compares_with_what_is_served(
-    directory: Path, version: int, epoch: int, verdict: Verdict
+    directory: Path, version: int, epoch: int, readiness: Readiness
 ) -> None:
     scorer = Scorer(serve(directory, "policy", epoch=2, version=3), None, 400)
     message = message_of(make_rollout(version, epoch=epoch))
-    assert RewardHandler(scorer).verdict(message) is verdict
+    assert RewardHandler(scorer).readiness(message) is readiness
 
 
 def test_verdict_waits_for_weights_and_for_the_baseline_of_the_epoch(directory: Path) -> None:
     policy, baseline = ServedModel("policy", "cpu"), ServedModel("baseline", "cpu")
     scorer = Scorer(policy, baseline, 400)
     handler, message = RewardHandler(scorer), message_of(make_rollout(epoch=2))
-    assert handler.verdict(message) is Verdict.WAIT
+    assert handler.readiness(message) is Readiness.WAIT
     policy.load(directory, manifest("policy", epoch=2))
-    assert handler.verdict(message) is Verdict.WAIT
+    assert handler.readiness(message) is Readiness.WAIT
     baseline.load(directory, manifest("baseline", epoch=1))
-    assert handler.verdict(message) is Verdict.WAIT
+    assert handler.readiness(message) is Readiness.WAIT
     baseline.load(directory, manifest("baseline", epoch=2))
-    assert handler.verdict(message) is Verdict.READY
+    assert handler.readiness(message) is Readiness.READY
 
     baseline.load(directory, manifest("baseline", epoch=1))
-    assert handler.verdict(message) is Verdict.WAIT
+    assert handler.readiness(message) is Readiness.WAIT
     rollout = make_rollout(epoch=2)
     alone = replace(rollout, task=replace(rollout.task, models=("policy",)))
-    assert handler.verdict(message_of(alone)) is Verdict.READY
+    assert handler.readiness(message_of(alone)) is Readiness.READY
 
 
 def test_a_failed_rollout_needs_only_its_epoch(directory: Path) -> None:
     handler = RewardHandler(Scorer(serve(directory, "policy"), None, 400))
     failed = replace(make_rollout(), thoughts_KG=(), error="no memory")
-    assert handler.verdict(message_of(failed)) is Verdict.READY
+    assert handler.readiness(message_of(failed)) is Readiness.READY
 
 
 def test_a_body_that_is_no_rollout_has_no_verdict(directory: Path) -> None:
     handler = RewardHandler(Scorer(serve(directory, "policy"), None, 400))
     with pytest.raises(InvalidInput):
-        handler.verdict(Message(1, 1, b"\xff\xff\xff"))
+        handler.readiness(Message(1, 1, b"\xff\xff\xff"))
 
 
 async def test_results_come_in_order_one_per_message(directory: Path) -> None:
@@ -129,13 +129,13 @@ async def test_results_come_in_order_one_per_message(directory: Path) -> None:
 async def test_loading_weights_wakes_who_waits_for_a_change(directory: Path) -> None:
     scorer = Scorer(ServedModel("policy", "cpu"), None, 400)
     handler, message = RewardHandler(scorer), message_of(make_rollout(version=1))
-    for version, verdict in ((0, Verdict.WAIT), (1, Verdict.READY)):
+    for version, readiness in ((0, Readiness.WAIT), (1, Readiness.READY)):
         changed = asyncio.ensure_future(handler.changed())
         await asyncio.sleep(0)
         assert not changed.done()
         await handler.load(manifest("policy", version=version), directory)
         await asyncio.wait_for(changed, 5)
-        assert handler.verdict(message) is verdict
+        assert handler.readiness(message) is readiness
     with pytest.raises(InvalidInput, match="serves policy; push only those"):
         await handler.load(manifest("baseline"), directory)
 

@@ -18,7 +18,7 @@ from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.errors import InvalidInput
 from forethought.objectives import Group, Objective
 from forethought.types import ScoredRollout, Task, Thought, VersionSpan
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.learner.batching import micro_batches
 from trainer.learner.learner import Learner
 from trainer.learner.loss import batch_loss, policy_logprobs
@@ -86,7 +86,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         learner = Learner(policy, section, BaselineSection(kind=kind, decay=0.7))  # type: ignore[arg-type]
         start = load_language_model(directory, "float32", "cpu")
         for _ in range(4):
-            learner.step(recipe_of({}).lesson(make_results(start)).trees)
+            learner.step(recipe_of({}).build(make_results(start)).trees)
         if kind == "none":
             models["none"] = policy
         else:
@@ -97,8 +97,8 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return models
 
 
-def recipe_of(parameters: dict[str, Any], estimator: str = "leave_one_out") -> Recipe:
-    return Recipe(objectives.load("rlp", parameters), estimators.load(estimator))
+def recipe_of(parameters: dict[str, Any], estimator: str = "leave_one_out") -> BatchBuilder:
+    return BatchBuilder(objectives.load("rlp", parameters), estimators.load(estimator))
 
 
 def no_think(language_model: LanguageModel, task: Task, k: int) -> float:
@@ -138,9 +138,9 @@ def gradients(
 ) -> torch.Tensor:
     model = moved["policy"].model
     model.zero_grad(set_to_none=True)
-    recipe = recipe_of(parameters, estimator)
-    results = scored(recipe.objective, moved, kind)
-    for batch in micro_batches(recipe.lesson(results).trees, 4096, torch.device("cpu")):
+    builder = recipe_of(parameters, estimator)
+    results = scored(builder.objective, moved, kind)
+    for batch in micro_batches(builder.build(results).trees, 4096, torch.device("cpu")):
         batch_loss(
             batch, policy_logprobs(model, batch), clip_low=0.2, clip_high=0.28
         ).loss.backward()

@@ -13,7 +13,7 @@ from forethought import estimators, objectives
 from forethought.compute.model import find_markers
 from forethought.compute.prompting import prompting_of
 from forethought.config import load_settings
-from forethought.corpus.spelling import Speller
+from forethought.corpus.token_decoder import TokenDecoder
 from forethought.errors import InvalidInput
 from forethought.objectives.rlvr import TEMPLATE
 from forethought.preflight import check_run
@@ -83,11 +83,11 @@ def test_the_forms(
     rlvr = objectives.load("rlvr", {"verifier": "exact", **parameters})
     assert rlvr.prediction_tokens == num_tokens
     assert (rlvr.template is not None) is has_template
-    speller = Speller(tiny.build_tokenizer())
-    inside = rlvr.prediction(speller.spelled(ids_of(r"so \boxed{ 6 }")))
+    decoder = TokenDecoder(tiny.build_tokenizer())
+    inside = rlvr.prediction(decoder.decode(ids_of(r"so \boxed{ 6 }")))
     assert inside is not None
     assert inside.text == (b" 6 " if boxed else rb"so \boxed{ 6 }")
-    assert rlvr.prediction(speller.spelled(ids_of(r"\boxed{ }" if boxed else " \n"))) is None
+    assert rlvr.prediction(decoder.decode(ids_of(r"\boxed{ }" if boxed else " \n"))) is None
 
 
 def test_what_rlvr_declares() -> None:

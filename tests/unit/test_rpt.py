@@ -11,18 +11,18 @@ from forethought import estimators, objectives
 from forethought.config import load_settings
 from forethought.errors import InvalidInput
 from forethought.objectives import Group
-from forethought.objectives.parts.grading import Spelling, Truth, boxed, is_byte_prefix
+from forethought.objectives.parts.grading import GroundTruth, TokenBytes, boxed, is_byte_prefix
 from forethought.objectives.parts.prompts import RPT
 from forethought.preflight import check_run
 from forethought.types import Thought
 
 # " caf" + the two bytes of "é" as two tokens + "{x}" + a newline + a space + " end"
 TOKENS = (b" caf", b"\xc3", b"\xa9", b"{x}", b"\n", b" ", b" end")
-TRUTH = Truth(b"".join(TOKENS), (4, 5, 6, 9, 10, 11, 15))
+TRUTH = GroundTruth(b"".join(TOKENS), (4, 5, 6, 9, 10, 11, 15))
 
 
-def spelling(*pieces: bytes) -> Spelling:
-    return Spelling(tuple(range(len(pieces))), pieces)
+def spelling(*pieces: bytes) -> TokenBytes:
+    return TokenBytes(tuple(range(len(pieces))), pieces)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_what_the_last_box_holds(text: bytes, inside: bytes | None) -> None:
 
 
 def test_a_token_of_the_box_keeps_its_id_and_one_cut_by_a_brace_does_not() -> None:
-    answer = Spelling((7, 8, 9, 5), (b"\\boxed", b"{ ", b"pa", b"ra}"))
+    answer = TokenBytes((7, 8, 9, 5), (b"\\boxed", b"{ ", b"pa", b"ra}"))
     found = boxed(answer)
-    assert found == Spelling((None, 9, None), (b" ", b"pa", b"ra"))
+    assert found == TokenBytes((None, 9, None), (b" ", b"pa", b"ra"))
     assert found.ends_L == (1, 3, 5)
 
 
@@ -88,9 +88,9 @@ def thoughts(size: int) -> tuple[Thought, ...]:
 
 
 def rewards(
-    predictions: list[Spelling | None],
+    predictions: list[TokenBytes | None],
     logprobs: tuple[float, ...] = (),
-    truth: Truth = TRUTH,
+    truth: GroundTruth = TRUTH,
     **parameters: object,
 ) -> tuple[float, ...]:
     group = Group((1,), thoughts(len(predictions)), (), 0.0, tuple(predictions), truth, logprobs)
@@ -120,7 +120,7 @@ def test_an_objective_of_bytes_asks_for_no_likelihood() -> None:
         (None, 0.0),
     ],
 )
-def test_the_first_token_alone(prediction: Spelling | None, right: float) -> None:
+def test_the_first_token_alone(prediction: TokenBytes | None, right: float) -> None:
     assert rewards([prediction], reward="first_token") == (right,)
 
 

@@ -17,10 +17,10 @@ from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.errors import InvalidInput
 from forethought.preflight import check_run
 from forethought.types import Document, ScoredRollout
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.learner.learner import Learner
 from trainer.metrics.no_think import no_think_metrics
-from trainer.train_step import Study
+from trainer.train_step import TrainStep
 
 
 class Shelf:
@@ -44,42 +44,44 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return load_language_model(directory, "float32", "cpu")
 
 
-def study_of(language_model: LanguageModel, **learner: Any) -> Study:
+def train_step_of(language_model: LanguageModel, **learner: Any) -> TrainStep:
     section = LearnerSection(**{"learning_rate": 1e-3, "batch_tasks": 3, **learner})
-    recipe = Recipe(objectives.load("rlp"), estimators.load("leave_one_out"), learner=section)
-    return Study(
-        Learner(language_model, section, BaselineSection(kind="none")), recipe, Shelf(), section
+    builder = BatchBuilder(
+        objectives.load("rlp"), estimators.load("leave_one_out"), learner=section
+    )
+    return TrainStep(
+        Learner(language_model, section, BaselineSection(kind="none")), builder, Shelf(), section
     )
 
 
 def test_by_default_a_batch_is_one_version_and_reads_no_document(
     language_model: LanguageModel,
 ) -> None:
-    study = study_of(language_model)
+    train_step = train_step_of(language_model)
     results = make_results(language_model)
-    versions = [study.learn(results, step).version for step in (1, 2, 3)]
+    versions = [train_step.run(results, step).version for step in (1, 2, 3)]
     assert versions == [0, 1, 2]
-    assert study.learner.version == 3
-    assert study.documents.num_taken == 0  # type: ignore[attr-defined]
+    assert train_step.learner.version == 3
+    assert train_step.documents.num_taken == 0  # type: ignore[attr-defined]
 
 
 def test_every_nth_step_is_followed_by_a_next_token_step(language_model: LanguageModel) -> None:
     """It advances the version and takes the corpus's next documents; batches stay the steps' own."""
-    study = study_of(language_model, next_token_every_steps=2, no_think_every_steps=0)
+    train_step = train_step_of(language_model, next_token_every_steps=2, no_think_every_steps=0)
     results = make_results(language_model)
-    studied = [study.learn(results, step) for step in (1, 2, 3, 4, 5)]
-    assert [s.version for s in studied] == [0, 1, 3, 4, 6]
-    assert study.learner.version == 7
-    assert study.learner.num_optimizer_steps == 7
-    assert ["next_token_nll" in s.metrics for s in studied] == [False, True, False, True, False]
-    assert study.documents.num_taken == 6  # type: ignore[attr-defined]
-    extra = studied[1].result.num_tokens - studied[0].result.num_tokens
+    report = [train_step.run(results, step) for step in (1, 2, 3, 4, 5)]
+    assert [s.version for s in report] == [0, 1, 3, 4, 6]
+    assert train_step.learner.version == 7
+    assert train_step.learner.num_optimizer_steps == 7
+    assert ["next_token_nll" in s.metrics for s in report] == [False, True, False, True, False]
+    assert train_step.documents.num_taken == 6  # type: ignore[attr-defined]
+    extra = report[1].result.num_tokens - report[0].result.num_tokens
     assert extra == 3 * 7  # of three documents, all but their last token is read
 
 
 def test_the_step_between_is_that_of_next_token_learning(language_model: LanguageModel) -> None:
     """Also with several inner epochs: those are for thoughts."""
-    study = study_of(language_model, next_token_every_steps=1, inner_epochs=2)
+    train_step = train_step_of(language_model, next_token_every_steps=1, inner_epochs=2)
     nothing: list[ScoredRollout] = []
     expected = 0.0
     with torch.no_grad():
@@ -88,18 +90,18 @@ def test_the_step_between_is_that_of_next_token_learning(language_model: Languag
             logits = language_model.model(torch.tensor([row])).logits[0, :-1].float()
             log_p = torch.log_softmax(logits, dim=-1)[torch.arange(7), torch.tensor(row[1:])]
             expected -= float(log_p.sum()) / 21
-    studied = study.learn(nothing, 1)
-    assert studied.metrics["next_token_nll"] == pytest.approx(expected, abs=1e-5)
-    assert study.learner.num_optimizer_steps == 1
-    assert study.learner.version == 2
-    assert studied.result.skipped
+    report = train_step.run(nothing, 1)
+    assert report.metrics["next_token_nll"] == pytest.approx(expected, abs=1e-5)
+    assert train_step.learner.num_optimizer_steps == 1
+    assert train_step.learner.version == 2
+    assert report.result.skipped
 
 
 def test_mixed_losses_report_both(language_model: LanguageModel) -> None:
-    study = study_of(language_model, next_token_coef=0.5)
-    studied = study.learn(make_results(language_model), 1)
-    assert studied.metrics["nll"] == studied.result.nll > 0
-    assert study.learner.version == 1
+    train_step = train_step_of(language_model, next_token_coef=0.5)
+    report = train_step.run(make_results(language_model), 1)
+    assert report.metrics["nll"] == report.result.nll > 0
+    assert train_step.learner.version == 1
 
 
 @pytest.mark.parametrize("words", ["next_token_every_steps=2", "next_token_coef=0.1"])
@@ -157,7 +159,7 @@ def test_without_a_baseline_there_is_no_drift(language_model: LanguageModel) -> 
 
 
 def test_the_measurement_is_taken_when_due(language_model: LanguageModel) -> None:
-    study = study_of(language_model, no_think_every_steps=3)
+    train_step = train_step_of(language_model, no_think_every_steps=3)
     results = make_results(language_model)
-    taken = ["no_think_nll" in study.learn(results, step).metrics for step in range(1, 7)]
+    taken = ["no_think_nll" in train_step.run(results, step).metrics for step in range(1, 7)]
     assert taken == [False, False, True, False, False, True]

@@ -16,7 +16,7 @@ from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.types import ScoredRollout
 from trainer.batch import aggregation
-from trainer.batch.builder import Recipe
+from trainer.batch.builder import BatchBuilder
 from trainer.batch.thought_tree import ThoughtTree
 from trainer.learner.batching import MicroBatch, micro_batches
 from trainer.learner.learner import Learner
@@ -160,8 +160,10 @@ def test_nothing_to_learn_weighs_nothing() -> None:
 
 def trees(results: list[ScoredRollout], aggregation_name: str) -> list[ThoughtTree]:
     section = LearnerSection(aggregation=aggregation_name)  # type: ignore[arg-type]
-    recipe = Recipe(objectives.load("rlp"), estimators.load("leave_one_out"), learner=section)
-    return recipe.lesson(results).trees
+    builder = BatchBuilder(
+        objectives.load("rlp"), estimators.load("leave_one_out"), learner=section
+    )
+    return builder.build(results).trees
 
 
 def gradients(language_model: LanguageModel, given: list[ThoughtTree], size: int) -> Any:

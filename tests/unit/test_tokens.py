@@ -146,16 +146,16 @@ def test_a_replica_is_closed_by_default_and_wants_the_runs_token() -> None:
 
 
 def test_standing_alone_makes_up_a_token_only_where_none_is_given() -> None:
-    first, second = Guard.alone(AuthSection()), Guard.alone(AuthSection())
+    first, second = Guard.standalone(AuthSection()), Guard.standalone(AuthSection())
     assert first[1]
     assert second[1] not in (None, first[1])
     first[0].check(f"Bearer {first[1]}", Role.CLIENT)
     with pytest.raises(Unauthenticated):
         first[0].check(f"Bearer {second[1]}", Role.CLIENT)
-    given, made_up = Guard.alone(AuthSection(client_token="client"))
+    given, generated_token = Guard.standalone(AuthSection(client_token="client"))
     given.check("Bearer client", Role.CLIENT)
-    assert made_up is None
-    assert Guard.alone(AuthSection(open=True))[1] is None
+    assert generated_token is None
+    assert Guard.standalone(AuthSection(open=True))[1] is None
 
 
 def test_a_client_takes_the_first_token_of_the_environment(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Replacing:
     """Which results of a batch are replaced, and under which epoch and version.
 
     Example:
-        ``Replacing(recipe.keeps, max_rounds=4, epoch=1, version=500).wasted(results)``
+        ``Replacing(builder.keeps, max_rounds=4, epoch=1, version=500).wasted(results)``
     """
 
     keeps: Callable[[ScoredRollout], bool]

@@ -23,11 +23,11 @@ from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingBatch:
     """What one step learns, and how much the filters left out of it.
 
     Example:
-        ``Lesson(trees, {"dropped/zero_variance": 3})``
+        ``TrainingBatch(trees, {"dropped/zero_variance": 3})``
     """
 
     trees: list[ThoughtTree]
@@ -35,11 +35,11 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class BatchBuilder:
     """How lessons are made: of the learner's section, ``aggregation`` and ``next_token_coef`` count.
 
     Example:
-        ``Recipe(objective, estimator).lesson(results).trees``
+        ``BatchBuilder(objective, estimator).build(results).trees``
     """
 
     objective: Objective
@@ -47,7 +47,7 @@ class Recipe:
     filters: FilterSection = field(default_factory=FilterSection)
     learner: LearnerSection = field(default_factory=LearnerSection)
 
-    def lesson(self, results: Sequence[ScoredRollout]) -> Lesson:
+    def build(self, results: Sequence[ScoredRollout]) -> TrainingBatch:
         """The lesson of a batch's sound results; failed ones leave it smaller."""
         sound = [result for result in results if result.failure is None]
         groups, metrics = self._chosen(groups_of(sound))
@@ -58,7 +58,7 @@ class Recipe:
             trees = trees_of_documents(written_documents(groups, learned_BG, weight))
         else:
             trees = _trees(groups, self._shares(groups, learned_BG))
-        return Lesson(trees + self._next_token(sound), metrics)
+        return TrainingBatch(trees + self._next_token(sound), metrics)
 
     def keeps(self, result: ScoredRollout) -> bool:
         """Whether the filters leave any group of a sound result."""

@@ -66,10 +66,10 @@ class Learner:
         """The compute copy of the policy."""
         return self.language_model.model
 
-    def step(self, trees: Sequence[ThoughtTree], num_epochs: int = 0) -> StepResult:
-        """Learn one batch and advance the version, also when there was nothing to learn.
+    def step(self, trees: Sequence[ThoughtTree], num_passes: int = 1) -> StepResult:
+        """Learn one batch in ``num_passes`` optimizer steps over it, and advance the version.
 
-        ``num_epochs`` 0 is ``learner.inner_epochs``.
+        The version advances once, also when there was nothing to learn.
         """
         self.version += 1
         device = self.language_model.device
@@ -77,8 +77,7 @@ class Learner:
         if not batches:
             return StepResult()
         proximal = self._proximal(batches)
-        num_epochs = num_epochs or self._section.inner_epochs
-        results = [self._epoch(batches, proximal) for _ in range(num_epochs)]
+        results = [self._optimizer_pass(batches, proximal) for _ in range(num_passes)]
         return results[-1]
 
     def policy_payload(self) -> bytes:
@@ -114,7 +113,9 @@ class Learner:
             return [None] * len(batches)
         return [policy_logprobs(self.model, batch) for batch in batches]
 
-    def _epoch(self, batches: list[MicroBatch], proximal: list[torch.Tensor | None]) -> StepResult:
+    def _optimizer_pass(
+        self, batches: list[MicroBatch], proximal: list[torch.Tensor | None]
+    ) -> StepResult:
         self._optimizer.zero_grad()
         parts = [
             self._backward(batch, proximal_logprobs_BH)

@@ -15,7 +15,7 @@ _PANELS = (
 )
 
 
-def draw(results: Results, path: Path) -> None:
+def draw_comparison(results: Results, path: Path) -> None:
     """Write the figure as PNG."""
     import matplotlib
 

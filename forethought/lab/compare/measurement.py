@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         entry = EvaluationEntry.model_validate_json(arguments.evaluation)
-        measured = measure(arguments.model, entry, arguments.cache)
+        measured = measure_model(arguments.model, entry, arguments.cache)
         asked = {"model": str(arguments.model), "evaluation": entry.model_dump()}
         record = asked | measured
         partial = arguments.out.with_suffix(".partial")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return process.exit_status("measurement", run)
 
 
-def measure(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str, Any]:
+def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str, Any]:
     """``num_parameters``, and the figures at ``answers`` and ``elsewhere`` by name.
 
     Raises:

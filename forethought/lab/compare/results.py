@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forethought.lab.compare.plan import ComparisonPlan
-from forethought.lab.compare.schedule import Outcome
+from forethought.lab.compare.schedule import TrialOutcome
 from forethought.lab.statistics import SeedInterval, seed_interval
 
 Results = dict[str, Any]
@@ -30,7 +30,7 @@ FIGURES = (
 ELSEWHERE = ("information_gain", "no_think_nll")
 
 
-def results_of(plan: ComparisonPlan, outcomes: Sequence[Outcome]) -> Results:
+def results_of(plan: ComparisonPlan, outcomes: Sequence[TrialOutcome]) -> Results:
     """Everything by name, ready for JSON."""
     trials = [_trial(outcome) for outcome in outcomes]
     return {
@@ -57,7 +57,7 @@ def value(row: Row, name: str) -> SeedInterval | None:
     return SeedInterval(**found) if found else None
 
 
-def _trial(outcome: Outcome) -> Row:
+def _trial(outcome: TrialOutcome) -> Row:
     trial, figures = outcome.trial, outcome.figures
     values: dict[str, float] = {}
     if outcome.error is None:

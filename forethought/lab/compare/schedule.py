@@ -41,11 +41,11 @@ class TrialFailed(ForethoughtError):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrialOutcome:
     """What a trial came to: its figures by place, what it cost, and how long its run took.
 
     Example:
-        ``Outcome(Trial("late", "rlp"), {"answers": {…}}, Cost(…), seconds=61.0)``
+        ``TrialOutcome(Trial("late", "rlp"), {"answers": {…}}, Cost(…), seconds=61.0)``
     """
 
     trial: Trial
@@ -61,7 +61,7 @@ class Schedule:
     def __init__(
         self,
         plan: ComparisonPlan,
-        told: Callable[[Outcome], None] = lambda _: None,
+        told: Callable[[TrialOutcome], None] = lambda _: None,
         active: Callable[[Sequence[Trial]], None] = lambda _: None,
     ) -> None:
         self._plan, self._told, self._active = plan, told, active
@@ -71,7 +71,7 @@ class Schedule:
         self._arms = {arm.name: arm for arm in plan.arms}
         self._in_hand: dict[Trial, None] = {}  # in the order they began
 
-    async def run(self) -> list[Outcome]:
+    async def run(self) -> list[TrialOutcome]:
         """All outcomes, of each base and seed the reference first; failed ones carry their error."""
         chains = [
             asyncio.create_task(self._chain(base, arm, seed))
@@ -91,9 +91,9 @@ class Schedule:
             self._plan.arms, key=lambda arm: (arm.name != self._plan.reference, arm.match)
         )
 
-    async def _chain(self, base: BaseEntry, arm: ArmEntry, seed: int) -> list[Outcome]:
+    async def _chain(self, base: BaseEntry, arm: ArmEntry, seed: int) -> list[TrialOutcome]:
         """An arm and the stages behind it; the first failure ends it."""
-        outcomes: list[Outcome] = []
+        outcomes: list[TrialOutcome] = []
         for stage in ("", *(stage.name for stage in self._plan.stages)):
             outcome = await self._outcome(Trial(base.name, arm.name, seed, stage))
             outcomes.append(outcome)
@@ -102,14 +102,14 @@ class Schedule:
                 break
         return outcomes
 
-    async def _outcome(self, trial: Trial) -> Outcome:
+    async def _outcome(self, trial: Trial) -> TrialOutcome:
         try:
             model = await self._model(trial)
             figures = await self._measured(trial, model)
         except TrialFailed as error:
-            return Outcome(trial, error=str(error))
+            return TrialOutcome(trial, error=str(error))
         seconds = _summary(trial.run(self._plan)).get("seconds", 0.0)
-        return Outcome(trial, figures, self._cost(trial), seconds)
+        return TrialOutcome(trial, figures, self._cost(trial), seconds)
 
     def _cost(self, trial: Trial) -> Cost:
         return cost_of(trial.run(self._plan).read_metrics())

@@ -72,7 +72,7 @@ def table(report: Report) -> Table:
     return drawn
 
 
-def draw(report: Report, runs: Mapping[str, Path], path: Path) -> None:
+def draw_demo(report: Report, runs: Mapping[str, Path], path: Path) -> None:
     """Write ``report.png``: the gain while learning, and the accuracy it came to."""
     import matplotlib
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from forethought.errors import InvalidInput
-from forethought.lab.downstream.suites import Scored, Suite
+from forethought.lab.downstream.suites import Suite, SuiteTask
 from forethought.run.directory import RunDirectory
 
 TASKS = Path(__file__).parent / "tasks"
@@ -30,12 +30,12 @@ Results = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class HarnessOptions:
     """How a model is asked. ``limit`` questions a task at most; ``opens_thought`` puts the think-open
     marker behind every prompt that is answered in words and does not end with it already.
 
     Example:
-        ``Asking(batch_size=16, limit=100, opens_thought=True)``
+        ``HarnessOptions(batch_size=16, limit=100, opens_thought=True)``
     """
 
     batch_size: int = 8
@@ -79,10 +79,10 @@ def check_installed() -> None:
 
 def suite_of_tasks(names: Sequence[str]) -> Suite:
     """Tasks or groups that somebody named, each with all its figures."""
-    return Suite(tuple(Scored(name, "") for name in names), has_mean=False)
+    return Suite(tuple(SuiteTask(name, "") for name in names), has_mean=False)
 
 
-def evaluate(model: Path, suite: Suite, asking: Asking) -> list[Results]:
+def run_suite(model: Path, suite: Suite, asking: HarnessOptions) -> list[Results]:
     """One result a run, in order. Blocking, for minutes to days.
 
     Raises:
@@ -137,7 +137,7 @@ def _load_tasks(manager: Any, suite: Suite) -> dict[str, Any]:
     return loaded
 
 
-def _configure(task: Any, suite: Suite, asking: Asking) -> None:
+def _configure(task: Any, suite: Suite, asking: HarnessOptions) -> None:
     """A suite's wishes over a task's own settings, as the harness's command line does it."""
     task.set_fewshot_seed(seed=asking.seed)
     if suite.num_fewshot is not None:
@@ -146,26 +146,26 @@ def _configure(task: Any, suite: Suite, asking: Asking) -> None:
         task.set_config(key="num_fewshot", value=0)
     if task.get_config("output_type") != "generate_until":
         return
-    if wishes := _generation(suite):
-        task.set_config(key="generation_kwargs", value=wishes, update=True)
+    if overrides := _generation(suite):
+        task.set_config(key="generation_kwargs", value=overrides, update=True)
     if asking.opens_thought and not _opens_itself(task):
         task.set_config(key="gen_prefix", value=asking.think_open)
 
 
 def _generation(suite: Suite) -> dict[str, Any]:
-    wishes: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     if suite.temperature is not None:
-        wishes |= {"temperature": suite.temperature, "do_sample": suite.temperature > 0}
+        overrides |= {"temperature": suite.temperature, "do_sample": suite.temperature > 0}
     if suite.max_tokens is not None:
-        wishes["max_gen_toks"] = suite.max_tokens
-    return wishes
+        overrides["max_gen_toks"] = suite.max_tokens
+    return overrides
 
 
 def _opens_itself(task: Any) -> bool:
     return bool((task.get_config("metadata") or {}).get("opens_thought"))
 
 
-def _load_model(model: Path, asking: Asking) -> Any:
+def _load_model(model: Path, asking: HarnessOptions) -> Any:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
@@ -201,10 +201,10 @@ def adjusted(
     num_fewshot: int | None = None,
 ) -> Suite:
     """The suite with what is given in the place of its own."""
-    wishes = {
+    overrides = {
         "num_runs": num_runs,
         "temperature": temperature,
         "max_tokens": max_tokens,
         "num_fewshot": num_fewshot,
     }
-    return replace(suite, **{key: value for key, value in wishes.items() if value is not None})  # type: ignore[arg-type]
+    return replace(suite, **{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]

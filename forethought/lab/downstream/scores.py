@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from forethought.lab.downstream.harness import Asking, Results
+from forethought.lab.downstream.harness import HarnessOptions, Results
 from forethought.lab.downstream.suites import Suite
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def suite_mean(scores: Iterable[Score]) -> float | None:
 
 
 def report(
-    model: str, name: str, suite: Suite, asking: Asking, scores: Sequence[Score]
+    model: str, name: str, suite: Suite, asking: HarnessOptions, scores: Sequence[Score]
 ) -> dict[str, Any]:
     """Everything as a dictionary that JSON takes: settings, versions, figures."""
     from importlib.metadata import version

@@ -16,11 +16,11 @@ from forethought.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class SuiteTask:
     """A task of the harness and which of its figures counts, ``metric,filter`` as the harness names it.
 
     Example:
-        ``Scored("gsm8k", "exact_match,flexible-extract")``
+        ``SuiteTask("gsm8k", "exact_match,flexible-extract")``
     """
 
     task: str
@@ -35,10 +35,10 @@ class Suite:
     ``num_fewshot`` and ``max_tokens`` None leave each task its own. ``has_mean``: the tasks are averaged.
 
     Example:
-        ``Suite((Scored("mmlu_pro", "exact_match,custom-extract"),), num_runs=4, temperature=0.8)``
+        ``Suite((SuiteTask("mmlu_pro", "exact_match,custom-extract"),), num_runs=4, temperature=0.8)``
     """
 
-    tasks: tuple[Scored, ...]
+    tasks: tuple[SuiteTask, ...]
     num_runs: int = 1
     temperature: float | None = None
     max_tokens: int | None = None
@@ -48,25 +48,25 @@ class Suite:
 
 
 _MATH = (
-    Scored("gsm8k_cot_zeroshot", "exact_match,flexible-extract"),
-    Scored("minerva_math500", "math_verify,none"),  # MATH-500 with Minerva's four examples
-    Scored("forethought_minerva", "math_verify,none"),
-    Scored("forethought_amc23", "math_verify,none"),
-    Scored("aime25", "exact_match,none"),
+    SuiteTask("gsm8k_cot_zeroshot", "exact_match,flexible-extract"),
+    SuiteTask("minerva_math500", "math_verify,none"),  # MATH-500 with Minerva's four examples
+    SuiteTask("forethought_minerva", "math_verify,none"),
+    SuiteTask("forethought_amc23", "math_verify,none"),
+    SuiteTask("aime25", "exact_match,none"),
 )
 _SCIENCE = (
-    Scored("mmlu_generative", "exact_match,get_response"),
-    Scored("mmlu_pro", "exact_match,custom-extract"),
-    Scored("gpqa_diamond_cot_zeroshot", "exact_match,flexible-extract"),
+    SuiteTask("mmlu_generative", "exact_match,get_response"),
+    SuiteTask("mmlu_pro", "exact_match,custom-extract"),
+    SuiteTask("gpqa_diamond_cot_zeroshot", "exact_match,flexible-extract"),
 )
 _REASONING = (
-    Scored("mmlu_pro", "exact_match,custom-extract"),
-    Scored("forethought_supergpqa", "exact_match,last-letter"),
+    SuiteTask("mmlu_pro", "exact_match,custom-extract"),
+    SuiteTask("forethought_supergpqa", "exact_match,last-letter"),
 )
 _TRACKING = (
-    Scored("forethought_state_tracking_plain", "acc,none"),
-    Scored("forethought_state_tracking_thought", "exact_match,answer"),
-    Scored("forethought_state_tracking_greedy", "exact_match,answer"),
+    SuiteTask("forethought_state_tracking_plain", "acc,none"),
+    SuiteTask("forethought_state_tracking_thought", "exact_match,answer"),
+    SuiteTask("forethought_state_tracking_greedy", "exact_match,answer"),
 )
 
 SUITES = {

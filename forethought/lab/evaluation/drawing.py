@@ -13,7 +13,7 @@ import numpy as np
 _LEVELS = ("easy", "medium", "hard", "marked")
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
+def draw_evaluation(report: dict[str, Any], path: Path) -> None:
     """Write the figure of a report."""
     import matplotlib
 

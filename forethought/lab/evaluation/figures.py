@@ -43,7 +43,7 @@ class Measurements:
     right prediction (empty where the objective predicts nothing).
 
     Example:
-        ``measure(answers, texts, rewarded_Q).values_Q["information_gain"].mean()``
+        ``measurements_of(answers, texts, rewarded_Q).values_Q["information_gain"].mean()``
     """
 
     values_Q: dict[str, Any]
@@ -59,7 +59,7 @@ class Measurements:
         return len(self.lengths_QG[0])
 
 
-def measure(
+def measurements_of(
     answers_Q: Sequence[Answer],
     texts_QG: Sequence[Sequence[str]],
     rewarded_Q: Sequence[int],

@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from forethought.errors import InvalidInput
-from forethought.lab.evaluation.request import Conditions, Order, Progress
-from forethought.lab.evaluation.splits import NAMES, Draw, draw
+from forethought.lab.evaluation.request import Conditions, EvalRequest, Progress
+from forethought.lab.evaluation.splits import NAMES, DrawnPositions, draw_positions
 from forethought.lab.evaluation.text import (
-    Room,
+    LengthLimit,
+    candidate_positions,
     find_entropies,
-    find_places,
     noise_marks,
     read_documents,
 )
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What every model is asked, alike: ``queries`` are those of ``drawn.places``, in order.
+    """What every model is asked, alike: ``queries`` are those of ``drawn.places``, in request.
 
     ``vocabulary`` and ``num_parameters`` are the first model's, ``proxy`` says whose entropies chose.
 
     Example:
-        ``make_questions(order, conditions(order.checkpoints, order.wishes), progress).queries[0]``
+        ``make_questions(request, conditions(order.checkpoints, order.overrides), progress).queries[0]``
     """
 
     documents: list[Document]
     queries: list[Query]
-    drawn: Draw
+    drawn: DrawnPositions
     prompting: Prompting
     sampling: Sampling
     window_tokens: int
@@ -52,7 +52,7 @@ class Questions:
     proxy: str
 
 
-def make_questions(order: Order, given: Conditions, progress: Progress) -> Questions:
+def make_questions(request: EvalRequest, given: Conditions, progress: Progress) -> Questions:
     """The questions of an order.
 
     Raises:
@@ -62,13 +62,13 @@ def make_questions(order: Order, given: Conditions, progress: Progress) -> Quest
     from forethought.compute.model import find_markers
     from forethought.compute.prompting import prompting_of
 
-    model, section = load_model(order.checkpoints[0].model, order), given.settings.model
+    model, section = load_model(request.checkpoints[0].model, request), given.settings.model
     markers = find_markers(model.tokenizer, section.think_open, section.think_close)
     prompting = prompting_of(given.objective, model.tokenizer, markers)
     sampling = _sampling(given, model, markers)
-    room = _room(given, model, markers, prompting, sampling)
-    window_tokens = _window_tokens(order, given, model)
-    documents, drawn, proxy = _drawn(order, given, model, window_tokens, room, progress)
+    room = _length_limit(given, model, markers, prompting, sampling)
+    window_tokens = _window_tokens(request, given, model)
+    documents, drawn, proxy = _drawn(request, given, model, window_tokens, room, progress)
     queries = [
         Query(documents[place.document], position)
         for place in drawn.places
@@ -87,11 +87,11 @@ def make_questions(order: Order, given: Conditions, progress: Progress) -> Quest
     )
 
 
-def load_model(path: Path, order: Order) -> LanguageModel:
+def load_model(path: Path, request: EvalRequest) -> LanguageModel:
     """A model directory, on the order's device."""
     from forethought.compute.model import load_language_model
 
-    return load_language_model(path, order.dtype, order.device)
+    return load_language_model(path, request.dtype, request.device)
 
 
 def check_vocabulary(model: LanguageModel, vocabulary: dict[str, int], label: str) -> None:
@@ -122,26 +122,26 @@ def _sampling(given: Conditions, model: LanguageModel, markers: Markers) -> Samp
     )
 
 
-def _room(
+def _length_limit(
     given: Conditions,
     model: LanguageModel,
     markers: Markers,
     prompting: Prompting,
     sampling: Sampling,
-) -> Room:
+) -> LengthLimit:
     target_tokens = getattr(given.objective.config, "target_tokens", 1)
     needed = prompting.num_thinking_tokens + sampling.max_response_tokens + target_tokens
-    return Room(
+    return LengthLimit(
         model.max_length_tokens - needed,
         target_tokens,
         frozenset((markers.open_id, markers.close_id)),
     )
 
 
-def _window_tokens(order: Order, given: Conditions, model: LanguageModel) -> int:
+def _window_tokens(request: EvalRequest, given: Conditions, model: LanguageModel) -> int:
     """As asked for or as the run had it; where nobody said, no more than the model can read."""
     wanted, longest = given.settings.corpus.window_tokens, model.max_length_tokens
-    if order.wishes.window_tokens and wanted > longest:
+    if request.overrides.window_tokens and wanted > longest:
         raise InvalidInput(
             f"windows of {wanted} tokens; expected at most the model's {longest}: lower --window-tokens"
         )
@@ -149,21 +149,23 @@ def _window_tokens(order: Order, given: Conditions, model: LanguageModel) -> int
 
 
 def _drawn(
-    order: Order,
+    request: EvalRequest,
     given: Conditions,
     model: LanguageModel,
     window_tokens: int,
-    room: Room,
+    room: LengthLimit,
     progress: Progress,
-) -> tuple[list[Document], Draw, str]:
+) -> tuple[list[Document], DrawnPositions, str]:
     """Documents, the places in them that are asked about, and whose entropies chose these."""
     section = given.settings.corpus.model_copy(update={"window_tokens": window_tokens})
     with TemporaryDirectory(prefix="forethought-eval-") as folder:
         cache = Path(folder)
-        documents = read_documents(section, model.tokenizer, order.num_documents, order.seed, cache)
-        marked = noise_marks(section, model.tokenizer, order.noise, order.seed, cache)
-    entropies, proxy = _entropies(order, documents, model, progress)
-    places = find_places(documents, entropies, marked, order.noise, room)
+        documents = read_documents(
+            section, model.tokenizer, request.num_documents, request.seed, cache
+        )
+        marked = noise_marks(section, model.tokenizer, request.noise, request.seed, cache)
+    entropies, proxy = _entropies(request, documents, model, progress)
+    places = candidate_positions(documents, entropies, marked, request.noise, room)
     if not places:
         raise InvalidInput(
             f"no position of {len(documents)} windows can be asked about: prompt, thought, target leave "
@@ -171,20 +173,22 @@ def _drawn(
             "no think marker is a target; expected one token at least: lower --max-thought-tokens, choose "
             "--prompt plain, or give text without thoughts"
         )
-    return documents, draw(places, NAMES, order.num_positions, order.seed), proxy
+    return documents, draw_positions(places, NAMES, request.num_positions, request.seed), proxy
 
 
 def _entropies(
-    order: Order, documents: Sequence[Document], first: LanguageModel, progress: Progress
+    request: EvalRequest, documents: Sequence[Document], first: LanguageModel, progress: Progress
 ) -> tuple[Sequence[Sequence[float]], str]:
     """One entropy a token, and whose they are."""
-    if order.proxy is None and all(document.entropies_N for document in documents):
+    if request.proxy is None and all(document.entropies_N for document in documents):
         return [document.entropies_N for document in documents], "the corpus's own entropies"
     proxy = first
-    if order.proxy is not None:
-        proxy = load_model(order.proxy, order)
-        check_vocabulary(proxy, first.tokenizer.get_vocab(), str(order.proxy))
+    if request.proxy is not None:
+        proxy = load_model(request.proxy, request)
+        check_vocabulary(proxy, first.tokenizer.get_vocab(), str(request.proxy))
     num_documents = len(documents)
     found = find_entropies(proxy, documents, lambda n: progress("entropies", n, num_documents))
-    name = str(order.proxy) if order.proxy else f"{order.checkpoints[0].label} (the first given)"
+    name = (
+        str(request.proxy) if request.proxy else f"{request.checkpoints[0].label} (the first given)"
+    )
     return found, name

@@ -27,11 +27,11 @@ HELDOUT = "heldout"
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class Overrides:
     """What an evaluation asks for beside its checkpoints; None or empty: as the run has it.
 
     Example:
-        ``Wishes(corpus="heldout.jsonl", group_size=16, prompt="v0")``
+        ``Overrides(corpus="heldout.jsonl", group_size=16, prompt="v0")``
     """
 
     corpus: str = ""
@@ -51,7 +51,7 @@ class Conditions:
     """Settings with the overrides in them, the objective that prompts and grades, and where they come from.
 
     Example:
-        ``conditions(checkpoints, Wishes(group_size=16)).settings.sampling.group_size == 16``
+        ``conditions(checkpoints, Overrides(group_size=16)).settings.sampling.group_size == 16``
     """
 
     settings: Settings
@@ -60,7 +60,7 @@ class Conditions:
     corpus_note: str
 
 
-def conditions(checkpoints: Sequence[Checkpoint], wishes: Wishes) -> Conditions:
+def conditions(checkpoints: Sequence[Checkpoint], overrides: Overrides) -> Conditions:
     """The conditions for these checkpoints.
 
     Raises:
@@ -68,45 +68,45 @@ def conditions(checkpoints: Sequence[Checkpoint], wishes: Wishes) -> Conditions:
     """
     run = next((c.run for c in checkpoints if c.run and c.run.config.is_file()), None)
     path = run.config if run else None
-    settings = load_settings(path, _words(wishes), environment={})
-    corpus, note = _corpus(settings.corpus, wishes)
+    settings = load_settings(path, _words(overrides), environment={})
+    corpus, note = _corpus(settings.corpus, overrides)
     origin = str(path) if path else "the defaults: no checkpoint lies in a run directory"
     section = settings.objective
     learned_with = objectives.load(section.name, section.parameters, section.folder)
     return Conditions(
         settings.model_copy(update={"corpus": corpus}),
-        _objective(learned_with, wishes),
+        _objective(learned_with, overrides),
         origin,
         note,
     )
 
 
-def _words(wishes: Wishes) -> list[str]:
+def _words(overrides: Overrides) -> list[str]:
     """The wishes as the overrides that they are."""
     given: dict[str, Any] = {
-        "corpus.window_tokens": wishes.window_tokens,
-        "sampling.group_size": wishes.group_size,
-        "sampling.max_thought_tokens": wishes.max_thought_tokens,
-        "sampling.temperature": wishes.temperature,
-        "model.think_open": wishes.think_open,
-        "model.think_close": wishes.think_close,
+        "corpus.window_tokens": overrides.window_tokens,
+        "sampling.group_size": overrides.group_size,
+        "sampling.max_thought_tokens": overrides.max_thought_tokens,
+        "sampling.temperature": overrides.temperature,
+        "model.think_open": overrides.think_open,
+        "model.think_close": overrides.think_close,
     }
     return [f"{key}={value}" for key, value in given.items() if value not in (None, "")]
 
 
-def _objective(learned_with: Objective, wishes: Wishes) -> Objective:
+def _objective(learned_with: Objective, overrides: Overrides) -> Objective:
     """RPT where its prompt is named, else the run's objective, or RLP where that does not think."""
-    if wishes.prompt:
-        return objectives.load("rpt", {"prompt": wishes.prompt})
+    if overrides.prompt:
+        return objectives.load("rpt", {"prompt": overrides.prompt})
     return learned_with if learned_with.thinks else objectives.load("rlp")
 
 
-def _corpus(section: CorpusSection, wishes: Wishes) -> tuple[CorpusSection, str]:
+def _corpus(section: CorpusSection, overrides: Overrides) -> tuple[CorpusSection, str]:
     """What is read, and in words how held-out it is."""
-    fields = {"text_field": wishes.text_field, "marks_field": wishes.marks_field}
+    fields = {"text_field": overrides.text_field, "marks_field": overrides.marks_field}
     given = {name: value for name, value in fields.items() if value}
-    if wishes.corpus:
-        source = SourceSection(path=wishes.corpus).model_copy(update=given)
+    if overrides.corpus:
+        source = SourceSection(path=overrides.corpus).model_copy(update=given)
         return _of(
             (source,), section
         ), "as given; whether the models learned from it is not checked"
@@ -139,15 +139,15 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class EvalRequest:
     """What to evaluate, and how. ``is_series``: the checkpoints are those of one run, and laws are fitted.
 
     Example:
-        ``Order(tuple(series(Path("runs/rpt"))), Wishes(), is_series=True)``
+        ``EvalRequest(tuple(series(Path("runs/rpt"))), Overrides(), is_series=True)``
     """
 
     checkpoints: tuple[Checkpoint, ...]
-    wishes: Wishes = field(default_factory=Wishes)
+    overrides: Overrides = field(default_factory=Overrides)
     is_series: bool = False
     proxy: Path | None = None
     num_positions: int = 512

@@ -28,11 +28,11 @@ NAMES = ("all", *THRESHOLDS, "marked", "noise")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CandidatePosition:
     """A position of a document (by number), the proxy's entropy there in nats, and what is known of it.
 
     Example:
-        ``Place(document=3, document_id="heldout.jsonl#3:0", index=11, entropy=1.9, is_marked=True)``
+        ``CandidatePosition(document=3, document_id="heldout.jsonl#3:0", index=11, entropy=1.9, is_marked=True)``
     """
 
     document: int
@@ -44,19 +44,21 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class DrawnPositions:
     """The places that are asked about, and for each split which of them, by number, and of how many.
 
     Example:
-        ``draw(places, ("all", "hard"), num_positions=512, seed=0).members["hard"]``
+        ``draw_positions(places, ("all", "hard"), num_positions=512, seed=0).members["hard"]``
     """
 
-    places: tuple[Place, ...]
+    places: tuple[CandidatePosition, ...]
     members: dict[str, tuple[int, ...]]
     num_candidates: dict[str, int]
 
 
-def draw(places: Sequence[Place], names: Iterable[str], num_positions: int, seed: int) -> Draw:
+def draw_positions(
+    places: Sequence[CandidatePosition], names: Iterable[str], num_positions: int, seed: int
+) -> DrawnPositions:
     """At most ``num_positions`` of every split; splits without any position are left out."""
     ranked = sorted(places, key=lambda place: _rank(place, seed))
     inside = {name: [place for place in ranked if _BELONGS[name](place)] for name in names}
@@ -64,23 +66,23 @@ def draw(places: Sequence[Place], names: Iterable[str], num_positions: int, seed
     union = {place for found in chosen.values() for place in found}
     asked = tuple(sorted(union, key=lambda place: (place.document, place.index)))
     number = {place: i for i, place in enumerate(asked)}
-    return Draw(
+    return DrawnPositions(
         asked,
         {name: tuple(sorted(number[place] for place in found)) for name, found in chosen.items()},
         {name: len(inside[name]) for name in chosen},
     )
 
 
-def is_uncertain_and_unmarked(place: Place, min_entropy: float) -> bool:
+def is_uncertain_and_unmarked(place: CandidatePosition, min_entropy: float) -> bool:
     """What noise is in a corpus with marks and no field for it."""
     return not place.is_marked and place.entropy >= min_entropy
 
 
-def _at_least(min_entropy: float) -> Callable[[Place], bool]:
+def _at_least(min_entropy: float) -> Callable[[CandidatePosition], bool]:
     return lambda place: place.entropy >= min_entropy
 
 
-_BELONGS: dict[str, Callable[[Place], bool]] = {
+_BELONGS: dict[str, Callable[[CandidatePosition], bool]] = {
     "all": lambda place: True,
     **{name: _at_least(threshold) for name, threshold in THRESHOLDS.items()},
     "marked": lambda place: place.is_marked,
@@ -88,6 +90,6 @@ _BELONGS: dict[str, Callable[[Place], bool]] = {
 }
 
 
-def _rank(place: Place, seed: int) -> bytes:
+def _rank(place: CandidatePosition, seed: int) -> bytes:
     key = f"{seed}/{place.document_id}/{place.index}"
     return hashlib.blake2b(key.encode(), digest_size=8).digest()

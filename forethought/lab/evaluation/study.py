@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from forethought.corpus.spelling import speller_of
-from forethought.lab.evaluation.figures import measure
+from forethought.corpus.token_decoder import decoder_of
+from forethought.lab.evaluation.figures import measurements_of
 from forethought.lab.evaluation.pass_at_k import checked
 from forethought.lab.evaluation.questions import (
     Questions,
@@ -18,11 +18,11 @@ from forethought.lab.evaluation.questions import (
     load_model,
     make_questions,
 )
-from forethought.lab.evaluation.request import Conditions, Order, Progress, conditions
-from forethought.lab.evaluation.summary import Examined, Report, summarise
+from forethought.lab.evaluation.request import Conditions, EvalRequest, Progress, conditions
+from forethought.lab.evaluation.summary import CheckpointResult, Report, summarise
 from forethought.lab.evaluation.text import plain_text_nll
 from forethought.objectives import Objective
-from forethought.objectives.parts.grading import Truth, is_byte_prefix
+from forethought.objectives.parts.grading import GroundTruth, is_byte_prefix
 from forethought.run.checkpoints import Checkpoint
 from forethought.run.cost import compute_of
 from forethought.types import Document
@@ -32,47 +32,48 @@ if TYPE_CHECKING:
     from forethought.compute.sampling import Sample
 
 
-def evaluate(order: Order, progress: Progress) -> Report:
+def evaluate_checkpoints(request: EvalRequest, progress: Progress) -> Report:
     """Carry an order out.
 
     Raises:
         InvalidInput: a model, corpus or proxy that cannot be used, models of different vocabularies, no
             position at all, or a k beyond the group size.
     """
-    given = conditions(order.checkpoints, order.wishes)
-    k_list = checked(order.k_list, given.settings.sampling.group_size)
-    questions = make_questions(order, given, progress)
+    given = conditions(request.checkpoints, request.overrides)
+    k_list = checked(request.k_list, given.settings.sampling.group_size)
+    questions = make_questions(request, given, progress)
     examined = [
-        _examine(checkpoint, order, given, questions, progress) for checkpoint in order.checkpoints
+        _examine(checkpoint, request, given, questions, progress)
+        for checkpoint in request.checkpoints
     ]
-    return summarise(order, given, questions, examined, k_list)
+    return summarise(request, given, questions, examined, k_list)
 
 
 def _examine(
     checkpoint: Checkpoint,
-    order: Order,
+    request: EvalRequest,
     given: Conditions,
     questions: Questions,
     progress: Progress,
-) -> Examined:
-    from forethought.compute.answers import ask
+) -> CheckpointResult:
+    from forethought.compute.answers import answer_queries
 
-    compute = compute_of(checkpoint, order.unit, questions.num_parameters)
-    model = load_model(checkpoint.model, order)
+    compute = compute_of(checkpoint, request.unit, questions.num_parameters)
+    model = load_model(checkpoint.model, request)
     check_vocabulary(model, questions.vocabulary, checkpoint.label)
     num_queries, prompting = len(questions.queries), questions.prompting
-    answers = ask(
+    answers = answer_queries(
         model,
         questions.queries,
         prompting,
         questions.sampling,
-        order.seed,
+        request.seed,
         lambda num_done: progress(checkpoint.label, num_done, num_queries),
     )
     texts = _texts(model.tokenizer, answers)
     rewarded = _rewarded(model.tokenizer, given.objective, questions, answers)
     nll = plain_text_nll(model, questions.documents, prompting.no_think_head_ids, prompting.open_id)
-    return Examined(checkpoint, measure(answers, texts, rewarded), compute, nll)
+    return CheckpointResult(checkpoint, measurements_of(answers, texts, rewarded), compute, nll)
 
 
 def _rewarded(
@@ -109,18 +110,20 @@ class Grader:
     """
 
     def __init__(self, tokenizer: Any, objective: Objective) -> None:
-        self._speller, self._objective = speller_of(tokenizer), objective
+        self._decoder, self._objective = decoder_of(tokenizer), objective
 
     def num_right(self, answer: Answer, document: Document, index: int) -> int:
         """How many of the thoughts at a position are followed by a right prediction."""
         stored = document.token_bytes_N[index:]
-        truth = self._speller.truth(document.token_ids_N[index:], stored)
+        truth = self._decoder.ground_truth(document.token_ids_N[index:], stored)
         return sum(self._is_right(thought, truth) for thought in answer.thoughts_G)
 
-    def _is_right(self, thought: Sample, truth: Truth) -> bool:
+    def _is_right(self, thought: Sample, truth: GroundTruth) -> bool:
         if not thought.stopped or not thought.num_prediction_tokens:
             return False
-        spell = self._speller.said if self._objective.prediction_ends else self._speller.spelled
+        spell = (
+            self._decoder.decode_answer if self._objective.prediction_ends else self._decoder.decode
+        )
         said = spell(thought.token_ids_L[-thought.num_prediction_tokens :])
         prediction = self._objective.prediction(said)
         return prediction is not None and is_byte_prefix(prediction.text, truth.text, truth.ends)

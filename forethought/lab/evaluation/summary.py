@@ -17,9 +17,9 @@ from typing import Any
 from forethought import __version__
 from forethought.lab.evaluation.figures import Measurements, differences, split_figures
 from forethought.lab.evaluation.questions import Questions
-from forethought.lab.evaluation.request import Conditions, Order
+from forethought.lab.evaluation.request import Conditions, EvalRequest
 from forethought.lab.evaluation.scaling import fit_law, limit_interval, why_no_fit
-from forethought.lab.evaluation.splits import NAMES, THRESHOLDS, Draw
+from forethought.lab.evaluation.splits import NAMES, THRESHOLDS, DrawnPositions
 from forethought.lab.evaluation.text import TOP_K, Noise
 from forethought.run.checkpoints import Checkpoint
 
@@ -27,11 +27,11 @@ Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """A checkpoint with what was measured; ``compute`` in the order's unit, None outside of runs.
+class CheckpointResult:
+    """A checkpoint with what was measured; ``compute`` in the request's unit, None outside of runs.
 
     Example:
-        ``Examined(checkpoint, measured, compute=3.2e12, plain_nll=1.1)``
+        ``CheckpointResult(checkpoint, measured, compute=3.2e12, plain_nll=1.1)``
     """
 
     checkpoint: Checkpoint
@@ -41,37 +41,37 @@ class Examined:
 
 
 def summarise(
-    order: Order,
+    request: EvalRequest,
     given: Conditions,
     questions: Questions,
-    examined: Sequence[Examined],
+    examined: Sequence[CheckpointResult],
     k_list: Sequence[int],
 ) -> Report:
     """The report of what was examined, in the order's order."""
     drawn = questions.drawn
     return {
-        **_circumstances(order, given, questions),
+        **_circumstances(request, given, questions),
         "definitions": DEFINITIONS,
-        "splits": _split_entries(order, drawn),
-        "checkpoints": [_entry(e, drawn, k_list, order.seed) for e in examined],
+        "splits": _split_entries(request, drawn),
+        "checkpoints": [_entry(e, drawn, k_list, request.seed) for e in examined],
         "differences": {
             e.checkpoint.label: {
-                name: differences(examined[0].measured, e.measured, members, order.seed)
+                name: differences(examined[0].measured, e.measured, members, request.seed)
                 for name, members in drawn.members.items()
             }
             for e in examined[1:]
         },
-        "laws": _laws(examined, drawn, order.seed) if order.is_series else {},
+        "laws": _laws(examined, drawn, request.seed) if request.is_series else {},
     }
 
 
-def _circumstances(order: Order, given: Conditions, questions: Questions) -> dict[str, Any]:
+def _circumstances(request: EvalRequest, given: Conditions, questions: Questions) -> dict[str, Any]:
     """What it was made with: enough to make it again."""
     corpus, objective = given.settings.corpus, given.objective
     parameters = objective.config.model_dump(mode="json")
     return {
         "versions": versions(),
-        "seed": order.seed,
+        "seed": request.seed,
         "conditions_from": given.origin,
         "corpus": {
             "paths": [source.path for source in corpus.resolved_sources()],
@@ -82,13 +82,13 @@ def _circumstances(order: Order, given: Conditions, questions: Questions) -> dic
         "proxy": questions.proxy,
         "objective": {"name": type(objective).__name__, "parameters": parameters},
         "sampling": asdict(questions.sampling),
-        "compute_unit": order.unit,
+        "compute_unit": request.unit,
         "accuracy": "reward_share" if objective.prediction_tokens else "think_accuracy",
     }
 
 
-def _split_entries(order: Order, drawn: Draw) -> dict[str, dict[str, Any]]:
-    words = split_definitions(order.noise)
+def _split_entries(request: EvalRequest, drawn: DrawnPositions) -> dict[str, dict[str, Any]]:
+    words = split_definitions(request.noise)
     return {
         name: {
             "definition": words[name],
@@ -99,7 +99,9 @@ def _split_entries(order: Order, drawn: Draw) -> dict[str, dict[str, Any]]:
     }
 
 
-def _entry(examined: Examined, drawn: Draw, k_list: Sequence[int], seed: int) -> dict[str, Any]:
+def _entry(
+    examined: CheckpointResult, drawn: DrawnPositions, k_list: Sequence[int], seed: int
+) -> dict[str, Any]:
     nll = examined.plain_nll if isfinite(examined.plain_nll) else None
     return {
         "label": examined.checkpoint.label,
@@ -115,7 +117,9 @@ def _entry(examined: Examined, drawn: Draw, k_list: Sequence[int], seed: int) ->
     }
 
 
-def _laws(examined: Sequence[Examined], drawn: Draw, seed: int) -> dict[str, dict[str, Any]]:
+def _laws(
+    examined: Sequence[CheckpointResult], drawn: DrawnPositions, seed: int
+) -> dict[str, dict[str, Any]]:
     """For every split and both accuracies the fitted law, or why there is none."""
     compute = [e.compute or 0.0 for e in examined]
     return {

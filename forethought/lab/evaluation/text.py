@@ -16,7 +16,7 @@ from typing import Any
 from forethought.config.sections import CorpusSection
 from forethought.corpus.mixture import open_corpus
 from forethought.errors import InvalidInput
-from forethought.lab.evaluation.splits import Place, is_uncertain_and_unmarked
+from forethought.lab.evaluation.splits import CandidatePosition, is_uncertain_and_unmarked
 from forethought.objectives.parts.positions import valid
 from forethought.types import Document
 
@@ -91,12 +91,12 @@ def find_entropies(
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class LengthLimit:
     """Where a thought fits: the last index that may be asked about, the target's tokens, and what is no
     target.
 
     Example:
-        ``Room(max_index=2038, target_tokens=1, markers=frozenset({39, 40}))``
+        ``LengthLimit(max_index=2038, target_tokens=1, markers=frozenset({39, 40}))``
     """
 
     max_index: int
@@ -104,13 +104,13 @@ class Room:
     markers: frozenset[int]
 
 
-def find_places(
+def candidate_positions(
     documents: Sequence[Document],
     entropies: Sequence[Sequence[float]],
     marked_noise: dict[tuple[str, str], frozenset[int]],
     noise: Noise,
-    room: Room,
-) -> list[Place]:
+    room: LengthLimit,
+) -> list[CandidatePosition]:
     """Every place of the documents that can be asked about, with what splits need to know of it."""
     has_marks = any(document.marks for document in documents)
     found = []
@@ -121,7 +121,9 @@ def find_places(
             target = document.token_ids_N[index : index + room.target_tokens]
             if index > room.max_index or room.markers & set(target):
                 continue
-            place = Place(number, name, index, entropies_N[index], index in marks, index in given)
+            place = CandidatePosition(
+                number, name, index, entropies_N[index], index in marks, index in given
+            )
             if not noise.field and has_marks:
                 place = replace(place, is_noise=is_uncertain_and_unmarked(place, noise.min_entropy))
             found.append(place)

@@ -43,7 +43,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw(curve: Curve, runs: Sequence[RunRecord]) -> str:
+def draw_curves(curve: Curve, runs: Sequence[RunRecord]) -> str:
     """One figure with every run in its colour, as an ``<svg>`` element."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

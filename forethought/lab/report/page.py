@@ -16,7 +16,7 @@ from typing import Any
 from forethought import __version__
 from forethought.errors import InvalidInput
 from forethought.lab.report.curves import CURVES, Curve, ends, is_known, mean_phases, points
-from forethought.lab.report.drawing import MAX_RUNS, draw
+from forethought.lab.report.drawing import MAX_RUNS, draw_curves
 from forethought.lab.report.evaluation import EvaluationTable, evaluation_tables
 from forethought.lab.report.facts import (
     CheckpointRow,
@@ -28,7 +28,7 @@ from forethought.lab.report.facts import (
 )
 from forethought.lab.report.numbers import signed
 from forethought.lab.report.record import RunRecord
-from forethought.lab.report.samples import Sample, samples_of
+from forethought.lab.report.samples import ShownSample, samples_of
 from forethought.lab.report.settings import setting_rows
 
 
@@ -73,7 +73,7 @@ class ShownRun:
     replicas: list[ReplicaRow]
     checkpoints: list[CheckpointRow]
     evaluations: list[EvaluationTable]
-    samples: list[Sample]
+    samples: list[ShownSample]
 
     @classmethod
     def of(cls, index: int, record: RunRecord) -> ShownRun:
@@ -138,7 +138,7 @@ def _shown(curve: Curve, runs: Sequence[RunRecord]) -> ShownCurve:
 
     found = [ends(points(run.rows, curve.key)[1]) for run in runs]
     trends = tuple((i, _trend(pair, curve.share)) for i, pair in enumerate(found) if pair)
-    return ShownCurve(curve, Markup(draw(curve, runs)), trends)
+    return ShownCurve(curve, Markup(draw_curves(curve, runs)), trends)
 
 
 def _trend(found: tuple[float, float], share: bool) -> str:

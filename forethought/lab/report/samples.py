@@ -38,11 +38,11 @@ class ShownThought:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ShownSample:
     """A position with its thoughts.
 
     Example:
-        ``Sample("batch 0", "train.jsonl#7:0, token 11", "2 + 2 =", "4", "-1.20", thoughts)``
+        ``ShownSample("batch 0", "train.jsonl#7:0, token 11", "2 + 2 =", "4", "-1.20", thoughts)``
     """
 
     batch: str
@@ -53,7 +53,7 @@ class Sample:
     thoughts: tuple[ShownThought, ...]
 
 
-def samples_of(run: RunRecord) -> list[Sample]:
+def samples_of(run: RunRecord) -> list[ShownSample]:
     """The samples of a run's review, as text."""
     if not run.review.samples:
         return []
@@ -61,13 +61,13 @@ def samples_of(run: RunRecord) -> list[Sample]:
     return [_sample(given, decode) for given in run.review.samples]
 
 
-def _sample(given: dict[str, Any], decode: Decode) -> Sample:
+def _sample(given: dict[str, Any], decode: Decode) -> ShownSample:
     context = given["context_ids"]
     cut = "… " if len(context) > CONTEXT_TOKENS else ""
     thoughts = given["thoughts"]
     most = max((thought["reward"] for thought in thoughts), default=0.0)
     flat = all(thought["reward"] == most for thought in thoughts)
-    return Sample(
+    return ShownSample(
         batch=f"batch {given['batch']}",
         place=f"{given['document']}, token {given['index']}",
         context=cut + decode(context[-CONTEXT_TOKENS:]),

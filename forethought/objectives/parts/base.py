@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from forethought.objectives.parts.grading import Spelling, Truth
+from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 from forethought.objectives.parts.prompts import Template
 from forethought.types import Document, Position, Prompting, Thought
 
@@ -37,8 +37,8 @@ class Group:
     thoughts_G: tuple[Thought, ...]
     policy_logprobs_G: tuple[float, ...]
     baseline_logprob: float
-    predictions_G: tuple[Spelling | None, ...] = ()
-    truth: Truth | None = None
+    predictions_G: tuple[TokenBytes | None, ...] = ()
+    truth: GroundTruth | None = None
     prediction_logprobs_G: tuple[float, ...] = ()
 
 
@@ -104,7 +104,7 @@ class Objective(ABC):
         """The tokens around a thought, :attr:`template` left out; the plain form is the two markers."""
         return Prompting(bridge_ids=(open_id,), close_ids=(close_id,))
 
-    def prediction(self, answer: Spelling) -> Spelling | None:
+    def prediction(self, answer: TokenBytes) -> TokenBytes | None:
         """What is predicted by ``answer``, the tokens after a thought's close: all of it, unless empty."""
         return answer if answer.text else None
 

@@ -17,11 +17,11 @@ _OPEN, _CLOSE = b"{}"
 
 
 @dataclass(frozen=True, slots=True)
-class Spelling:
+class TokenBytes:
     """Tokens and the bytes that each stands for; a piece that is not a whole token has no id.
 
     Example:
-        ``Spelling((262, 1097), (b" the", b" end"))``
+        ``TokenBytes((262, 1097), (b" the", b" end"))``
     """
 
     token_ids_L: tuple[int | None, ...]
@@ -39,18 +39,18 @@ class Spelling:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class GroundTruth:
     """The text that really follows, and the cumulative byte lengths of its tokens as stored.
 
     Example:
-        ``Truth(b" the end", (4, 8))``
+        ``GroundTruth(b" the end", (4, 8))``
     """
 
     text: bytes
     ends: tuple[int, ...]
 
 
-def boxed(answer: Spelling) -> Spelling | None:
+def boxed(answer: TokenBytes) -> TokenBytes | None:
     r"""The full string inside the last ``\boxed{}``, None where there is none or its brace never closes.
 
     Braces inside count, whether or not a backslash stands before them; whitespace stays.
@@ -73,7 +73,7 @@ def is_byte_prefix(prediction: bytes, truth: bytes, ends: Collection[int]) -> bo
     return bool(prediction) and truth.startswith(prediction) and len(prediction) in ends
 
 
-def is_first_token(prediction: Spelling, truth: Truth) -> bool:
+def is_first_token(prediction: TokenBytes, truth: GroundTruth) -> bool:
     """Whether the truth's first token was predicted, as a token: " parameter" is not " para"."""
     first = truth.ends[0] if truth.ends else 0
     return (
@@ -81,7 +81,7 @@ def is_first_token(prediction: Spelling, truth: Truth) -> bool:
     )
 
 
-def _cut(answer: Spelling, start: int, end: int) -> Spelling:
+def _cut(answer: TokenBytes, start: int, end: int) -> TokenBytes:
     """The bytes from ``start`` to ``end``."""
     token_ids: list[int | None] = []
     pieces: list[bytes] = []
@@ -92,4 +92,4 @@ def _cut(answer: Spelling, start: int, end: int) -> Spelling:
         if part:
             token_ids.append(token_id if part == piece else None)
             pieces.append(part)
-    return Spelling(tuple(token_ids), tuple(pieces))
+    return TokenBytes(tuple(token_ids), tuple(pieces))

@@ -21,8 +21,8 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from services.reward.http.server import Answer, RewardApp
-from services.reward.metrics import HUNG_UP
+from services.reward.http.server import HttpReply, RewardApp
+from services.reward.metrics import CLIENT_DISCONNECTED
 
 _PATIENCE = 2  # times the largest body
 _MAX_PIPELINED = 16  # requests waiting for the first one's answer
@@ -58,7 +58,7 @@ class Exchange:
     ) -> None:
         self._started_s = perf_counter()
         self._protocol, self._app, self._path = protocol, app, path
-        self._refusal: Answer | None = None
+        self._refusal: HttpReply | None = None
         self._body: list[bytes] = []
         self._num_bytes = 0
         self._is_turn = False
@@ -80,7 +80,7 @@ class Exchange:
         else:
             self.refuse(self._app.too_large())
 
-    def refuse(self, refusal: Answer) -> None:
+    def refuse(self, refusal: HttpReply) -> None:
         """Answer at once, without the rest of the body, which the caller may go on sending."""
         self._refusal = refusal
         self.end()
@@ -96,7 +96,7 @@ class Exchange:
         self._protocol.in_hand = self
         self._begin()
 
-    def hang_up(self) -> None:
+    def on_disconnect(self) -> None:
         """The caller is gone: take its work out of the line, if it is still there."""
         self.disconnected = True
         if self._task is not None:
@@ -107,7 +107,7 @@ class Exchange:
             self._task = self._protocol.spawn(self._answer())
 
     async def _answer(self) -> None:
-        status = HUNG_UP
+        status = CLIENT_DISCONNECTED
         try:
             body = b"".join(self._body)
             answer = self._refusal or await self._app.answer(self._path, body)
@@ -177,7 +177,7 @@ class RewardProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self.pipeline.clear()
         if self.in_hand is not None:
-            self.in_hand.hang_up()
+            self.in_hand.on_disconnect()
 
     def spawn(self, answering: Any) -> asyncio.Task[None]:
         """Run the answering of a request as one of the server's tasks, which a shutdown waits for."""
@@ -186,7 +186,7 @@ class RewardProtocol(HttpToolsProtocol):
         task.add_done_callback(self.tasks.discard)
         return task
 
-    async def write(self, answer: Answer, keep_alive: bool) -> None:
+    async def write(self, answer: HttpReply, keep_alive: bool) -> None:
         """Send an answer whole, once the connection takes more."""
         if self.flow.write_paused:
             await self.flow.drain()

@@ -239,11 +239,11 @@ MATCH_SCHEMA: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Endpoint:
     """One documented endpoint: where it is, what it does, and what goes in and out.
 
     Example:
-        ``DOORS["/v1/score"].keys``
+        ``ENDPOINTS["/v1/score"].keys``
     """
 
     summary: str
@@ -263,29 +263,29 @@ class Door:
         return tuple(self.schema.get("required", ()))
 
 
-DOORS = {
-    "/v1/score": Door(
+ENDPOINTS = {
+    "/v1/score": Endpoint(
         "Score groups of thoughts",
         "Rewards and advantages of every item's thoughts; a bad item fails alone, inside a 200.",
         _inline_schema(ScoreRequest, ScoreItem),
         EXAMPLE_REQUEST,
         ScoreReply,
     ),
-    "/v1/logprobs": Door(
+    "/v1/logprobs": Endpoint(
         "Log-probs of continuations",
         "Teacher-forced, at temperature 1 over the whole vocabulary, nothing removed.",
         LogprobsRequest.model_json_schema(),
         {"model": "policy", "prefix": "3 + 4 = ", "continuations": ["7", [56]]},
         LogprobsReply,
     ),
-    "/v1/match": Door(
+    "/v1/match": Endpoint(
         "Compare predictions with the truth",
         MATCH_RULES,
         MATCH_SCHEMA,
         {"kind": "numeric", "items": [{"id": 1, "prediction": "50%", "truth": "1/2"}]},
         MatchReply,
     ),
-    "/v1/entropy": Door(
+    "/v1/entropy": Endpoint(
         "Entropy of every position",
         "In nats, over the top_k likeliest tokens, of predicting each token but the first from all "
         "tokens before it, by the policy.",

@@ -44,8 +44,8 @@ from forethought.errors import (
     Unauthenticated,
     status_of,
 )
-from services.reward.http.openapi import DOORS, Door, ErrorReply, ModelsReply
-from services.reward.metrics import HUNG_UP, HttpSeconds
+from services.reward.http.openapi import ENDPOINTS, Endpoint, ErrorReply, ModelsReply
+from services.reward.metrics import CLIENT_DISCONNECTED, HttpSeconds
 from services.reward.reading import TooLarge, check_keys, read_object, read_score_request
 from services.reward.service import RewardService
 
@@ -60,16 +60,16 @@ _PATIENCE_S = 0.05  # answers that take longer are given up when their caller is
 _ENCODE = msgspec.json.Encoder().encode
 
 
-class HungUp(Exception):
+class ClientDisconnected(Exception):
     """The caller is gone; nobody reads an answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpReply:
     """What goes back: an HTTP status, JSON, and headers beside its type and length.
 
     Example:
-        ``Answer(429, b'{"error": …}', ((b"retry-after", b"3"),))``
+        ``HttpReply(429, b'{"error": …}', ((b"retry-after", b"3"),))``
     """
 
     status: int
@@ -106,7 +106,7 @@ class RewardApp:
         """What :meth:`answer` answers, by POST."""
         return self._asked.keys()
 
-    def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> Answer | None:
+    def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> HttpReply | None:
         """The refusal of a caller without a token; None: welcome. To be asked before reading a body."""
         if self._guard.is_open:
             return None
@@ -116,21 +116,21 @@ class RewardApp:
             return self.refusal(error)
         return None
 
-    async def answer(self, path: str, body: bytes) -> Answer:
+    async def answer(self, path: str, body: bytes) -> HttpReply:
         """What a POST to one of ``paths`` comes to; every error is an answer. May be cancelled."""
         try:
-            return Answer(200, _ENCODE(await self._asked[path](body)))
+            return HttpReply(200, _ENCODE(await self._asked[path](body)))
         except Exception as error:
             if not isinstance(error, ForethoughtError):
                 log.exception("POST %s failed", path)
             return self.refusal(error)
 
-    def refusal(self, error: Exception) -> Answer:
+    def refusal(self, error: Exception) -> HttpReply:
         """How an error is told."""
         status = status_of(error)
-        return Answer(status.http_status, _ENCODE(_error_body(status)), tuple(_headers(error)))
+        return HttpReply(status.http_status, _ENCODE(_error_body(status)), tuple(_headers(error)))
 
-    def too_large(self) -> Answer:
+    def too_large(self) -> HttpReply:
         """How a body over the limit is refused."""
         return self.refusal(
             TooLarge(
@@ -141,7 +141,7 @@ class RewardApp:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
-        started_s, status = perf_counter(), HUNG_UP
+        started_s, status = perf_counter(), CLIENT_DISCONNECTED
 
         def noting(message: Message) -> Awaitable[None]:
             nonlocal status
@@ -160,16 +160,16 @@ class RewardApp:
         elif scope["method"] == "POST" and path in self._asked:
             try:
                 await _send(send, await self._answer_to(path, receive))
-            except HungUp:
+            except ClientDisconnected:
                 return
         else:
             await self._framework(scope, receive, send)
 
-    async def _answer_to(self, path: str, receive: Receive) -> Answer:
+    async def _answer_to(self, path: str, receive: Receive) -> HttpReply:
         body = await _read_body(receive, self.max_body_bytes)
         if body is None:
             return self.too_large()
-        return await _unless_hung_up(self.answer(path, body), receive)
+        return await _unless_disconnected(self.answer(path, body), receive)
 
 
 def _headers(error: Exception) -> Iterator[tuple[bytes, bytes]]:
@@ -181,7 +181,7 @@ def _headers(error: Exception) -> Iterator[tuple[bytes, bytes]]:
 
 def _arguments(body: bytes, path: str) -> dict[str, Any]:
     """The keys of a request; those that are not given as None where they have to be."""
-    door, given = DOORS[path], read_object(body)
+    door, given = ENDPOINTS[path], read_object(body)
     check_keys(given, door.keys, "the request")
     return dict.fromkeys(door.required) | given
 
@@ -192,7 +192,7 @@ async def _read_body(receive: Receive, max_body_bytes: int) -> bytes | None:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise HungUp
+            raise ClientDisconnected
         chunks.append(message.get("body", b""))
         num_bytes += len(chunks[-1])
         if num_bytes > max_body_bytes:
@@ -201,7 +201,7 @@ async def _read_body(receive: Receive, max_body_bytes: int) -> bytes | None:
             return b"".join(chunks) if len(chunks) > 1 else chunks[0]
 
 
-async def _unless_hung_up(answer: Awaitable[Answer], receive: Receive) -> Answer:
+async def _unless_disconnected(answer: Awaitable[HttpReply], receive: Receive) -> HttpReply:
     """The answer; HungUp, with its work cancelled, if the caller leaves before it is there."""
     asking = asyncio.current_task()
     assert asking is not None
@@ -213,7 +213,7 @@ async def _unless_hung_up(answer: Awaitable[Answer], receive: Receive) -> Answer
         if not watch.is_gone:
             raise
         asking.uncancel()
-        raise HungUp from None
+        raise ClientDisconnected from None
     finally:
         begin.cancel()
         watch.end()
@@ -241,7 +241,7 @@ class _Watch:
         self._asking.cancel()
 
 
-async def _send(send: Send, answer: Answer) -> None:
+async def _send(send: Send, answer: HttpReply) -> None:
     length = (b"content-length", b"%d" % len(answer.content))
     headers = [(b"content-type", b"application/json"), length, *answer.headers]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -267,12 +267,12 @@ def _framework(service: RewardService) -> FastAPI:
         """Policy and baseline with their versions, and the objectives that may be asked for."""
         return JSONResponse(service.models())
 
-    for path, door in DOORS.items():
+    for path, door in ENDPOINTS.items():
         _document(app, path, door)
     return app
 
 
-def _document(app: FastAPI, path: str, door: Door) -> None:
+def _document(app: FastAPI, path: str, door: Endpoint) -> None:
     content = {"application/json": {"schema": door.schema, "example": door.example}}
     app.add_api_route(
         path,

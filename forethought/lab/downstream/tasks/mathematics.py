@@ -16,9 +16,9 @@ _TIMEOUT_S = 5.0
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 where the last box of what the model said is the document's ``answer``, else 0."""
-    from forethought.objectives.parts.grading import Spelling, boxed
+    from forethought.objectives.parts.grading import TokenBytes, boxed
 
-    found = boxed(Spelling((None,), (results[0].encode(),)))
+    found = boxed(TokenBytes((None,), (results[0].encode(),)))
     if found is None:
         return {"math_verify": 0.0}
     (is_right,) = _verifier().are_right(str(doc["answer"]), [found.text.decode()])

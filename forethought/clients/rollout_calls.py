@@ -8,11 +8,11 @@ from forethought.types import Prompting, Sampling, Thought
 
 
 @dataclass(frozen=True, slots=True)
-class GenerateQuestion:
+class GenerateRequest:
     """What is asked of ``Generate``; either ``prefix_ids`` or a context with its prompting.
 
     Example:
-        ``GenerateQuestion((1, 5, 39), (), None, Sampling(8, 9), seed=7, epoch=None, min_version=0)``
+        ``GenerateRequest((1, 5, 39), (), None, Sampling(8, 9), seed=7, epoch=None, min_version=0)``
     """
 
     prefix_ids: tuple[int, ...]

@@ -13,43 +13,43 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from forethought.corpus.token_bytes import names_of_vocabulary, spelling_of_vocabulary
-from forethought.objectives.parts.grading import Spelling, Truth
+from forethought.corpus.token_bytes import decoded_vocabulary, token_names
+from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 
 
-class Speller:
+class TokenDecoder:
     """The bytes of a tokenizer's tokens.
 
     Example:
-        ``Speller(tokenizer).spelled((262, 1097)).text == b" the end"``
+        ``TokenDecoder(tokenizer).decode((262, 1097)).text == b" the end"``
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        pieces = spelling_of_vocabulary(tokenizer)
+        pieces = decoded_vocabulary(tokenizer)
         self._is_exact = pieces is not None
-        self._pieces = pieces or names_of_vocabulary(tokenizer)
+        self._pieces = pieces or token_names(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids)
 
-    def spelled(self, token_ids: Sequence[int]) -> Spelling:
+    def decode(self, token_ids: Sequence[int]) -> TokenBytes:
         """Tokens with their bytes; an id without a token stands for none."""
         pieces = self._pieces
-        return Spelling(
+        return TokenBytes(
             tuple(token_ids), tuple(pieces[i] if i < len(pieces) else b"" for i in token_ids)
         )
 
-    def said(self, token_ids: Sequence[int]) -> Spelling:
+    def decode_answer(self, token_ids: Sequence[int]) -> TokenBytes:
         """As :meth:`spelled`, without a special token at the end: what says that all is said."""
         ended = bool(token_ids) and token_ids[-1] in self._special_ids
-        return self.spelled(token_ids[:-1] if ended else token_ids)
+        return self.decode(token_ids[:-1] if ended else token_ids)
 
-    def truth(self, token_ids: Sequence[int], token_bytes: Sequence[int]) -> Truth:
+    def ground_truth(self, token_ids: Sequence[int], token_bytes: Sequence[int]) -> GroundTruth:
         """The text of stored tokens; ``token_bytes`` are their lengths as stored, or empty."""
-        spelling = self.spelled(token_ids)
+        spelling = self.decode(token_ids)
         ends = tuple(accumulate(token_bytes)) if self._is_exact and token_bytes else spelling.ends_L
-        return Truth(spelling.text, ends)
+        return GroundTruth(spelling.text, ends)
 
 
 @lru_cache(maxsize=2)
-def speller_of(tokenizer: Any) -> Speller:
+def decoder_of(tokenizer: Any) -> TokenDecoder:
     """The speller of a tokenizer, which takes a good part of a second to make."""
-    return Speller(tokenizer)
+    return TokenDecoder(tokenizer)

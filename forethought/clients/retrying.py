@@ -1,7 +1,7 @@
 """Asking a service: one deadline for a question, however many attempts it takes.
 
-Design: what is asked (:class:`Question`), how it travels (a transport) and when it is asked again
-(:class:`Patience`) know nothing of each other, so each is written once for HTTP and gRPC, and the sync
+Design: what is asked (:class:`Call`), how it travels (a transport) and when it is asked again
+(:class:`RetryBudget`) know nothing of each other, so each is written once for HTTP and gRPC, and the sync
 and async loops differ in three words. Every question is idempotent: it reads, or samples from a seed.
 So an attempt that may pass later is repeated whatever became of the one before; the price is that a
 server may compute an answer that nobody reads.
@@ -25,13 +25,13 @@ _JITTER = 0.25  # at most this share longer
 
 
 @dataclass(frozen=True, slots=True)
-class Question(Generic[R]):
+class Call(Generic[R]):
     """One call: its name over gRPC, its path over HTTP, its plain body, and how the reply is read.
 
     A body of None is a GET over HTTP.
 
     Example:
-        ``Question("Models", "/v1/models", None, read_models)``
+        ``Call("Models", "/v1/models", None, read_models)``
     """
 
     method: str
@@ -59,17 +59,17 @@ class Retries:
         return max(retry_after_s, backoff_s(num_failed, self.first_wait_s, self.longest_wait_s))
 
 
-class Refused(Exception):
-    """An attempt failed with ``error``; ``may_pass`` says whether another one makes sense."""
+class AttemptFailed(Exception):
+    """An attempt failed with ``error``; ``retryable`` says whether another one makes sense."""
 
     def __init__(
-        self, error: ForethoughtError, may_pass: bool = False, retry_after_s: float = 0.0
+        self, error: ForethoughtError, retryable: bool = False, retry_after_s: float = 0.0
     ) -> None:
         super().__init__(str(error))
-        self.error, self.may_pass, self.retry_after_s = error, may_pass, retry_after_s
+        self.error, self.retryable, self.retry_after_s = error, retryable, retry_after_s
 
 
-class Patience:
+class RetryBudget:
     """What is left of one question's deadline and attempts."""
 
     def __init__(self, timeout_s: float, retries: Retries) -> None:
@@ -82,7 +82,7 @@ class Patience:
         """Seconds until the deadline, never below zero."""
         return max(0.0, self._deadline_s - time.monotonic())
 
-    def wait_after(self, refused: Refused) -> float:
+    def wait_after(self, refused: AttemptFailed) -> float:
         """Seconds to wait before the next attempt.
 
         Raises:
@@ -92,15 +92,15 @@ class Patience:
         wait_s = self._retries.wait_s(self._num_failed, refused.retry_after_s)
         wait_s *= 1 + _JITTER * random.random()  # callers refused together do not return together
         is_last = self._num_failed >= self._retries.max_attempts
-        if not refused.may_pass or is_last or wait_s >= self.left_s:
+        if not refused.retryable or is_last or wait_s >= self.left_s:
             raise refused.error from refused.__cause__
         return wait_s
 
 
 class Transport(Protocol):
-    """One attempt, blocking. Both methods raise nothing but :class:`Refused`."""
+    """One attempt, blocking. Both methods raise nothing but :class:`AttemptFailed`."""
 
-    def ask(self, question: Question[Any], timeout_s: float) -> Any:
+    def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """The plain reply."""
 
     def close(self) -> None:
@@ -110,44 +110,44 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """One attempt, awaited; like :class:`Transport`."""
 
-    async def ask(self, question: Question[Any], timeout_s: float) -> Any:
+    async def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """The plain reply."""
 
     async def close(self) -> None:
         """Release the connections."""
 
 
-def ask(transport: Transport, question: Question[R], timeout_s: float, retries: Retries) -> R:
+def call(transport: Transport, question: Call[R], timeout_s: float, retries: Retries) -> R:
     """The answer, within ``timeout_s`` seconds, waits included.
 
     Raises:
         ForethoughtError: of the class that the server raised, or ``Unreachable``.
     """
-    patience = Patience(timeout_s, retries)
+    budget = RetryBudget(timeout_s, retries)
     while True:
         try:
-            reply = transport.ask(question, patience.left_s)
-        except Refused as refused:
-            time.sleep(patience.wait_after(refused))
+            reply = transport.ask(question, budget.left_s)
+        except AttemptFailed as refused:
+            time.sleep(budget.wait_after(refused))
         else:
             return read(question, reply)
 
 
-async def ask_async(
-    transport: AsyncTransport, question: Question[R], timeout_s: float, retries: Retries
+async def call_async(
+    transport: AsyncTransport, question: Call[R], timeout_s: float, retries: Retries
 ) -> R:
     """:func:`ask`, awaited; cancelling it cancels the call."""
-    patience = Patience(timeout_s, retries)
+    budget = RetryBudget(timeout_s, retries)
     while True:
         try:
-            reply = await transport.ask(question, patience.left_s)
-        except Refused as refused:
-            await asyncio.sleep(patience.wait_after(refused))
+            reply = await transport.ask(question, budget.left_s)
+        except AttemptFailed as refused:
+            await asyncio.sleep(budget.wait_after(refused))
         else:
             return read(question, reply)
 
 
-def read(question: Question[R], reply: Any) -> R:
+def read(question: Call[R], reply: Any) -> R:
     """The typed answer of a plain reply.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from forethought.clients.asking import Question
+from forethought.clients.retrying import Call
 from forethought.errors import ForethoughtError, error_of_http
 
 Tokens: TypeAlias = str | Sequence[int]
@@ -139,7 +139,7 @@ ItemOutcome: TypeAlias = ItemScores | ForethoughtError
 MatchOutcome: TypeAlias = bool | ForethoughtError
 
 
-def score(items: Sequence[ScoreItem], objective: str) -> Question[tuple[ItemOutcome, ...]]:
+def score(items: Sequence[ScoreItem], objective: str) -> Call[tuple[ItemOutcome, ...]]:
     """Rewards of every item's thoughts."""
     body = {
         "objective": objective,
@@ -150,38 +150,36 @@ def score(items: Sequence[ScoreItem], objective: str) -> Question[tuple[ItemOutc
             for item in items
         ],
     }
-    return Question("Score", "/v1/score", body, _read_scores)
+    return Call("Score", "/v1/score", body, _read_scores)
 
 
-def logprobs(
-    model: ModelName, prefix: Tokens, continuations: Sequence[Tokens]
-) -> Question[Logprobs]:
+def logprobs(model: ModelName, prefix: Tokens, continuations: Sequence[Tokens]) -> Call[Logprobs]:
     """Log-probs of every continuation after one prefix."""
     body = {"model": model, "continuations": [_plain(value) for value in continuations]}
-    return Question("Logprobs", "/v1/logprobs", body | _named("prefix", prefix), _read_logprobs)
+    return Call("Logprobs", "/v1/logprobs", body | _named("prefix", prefix), _read_logprobs)
 
 
-def match(items: Sequence[MatchItem], kind: MatchKind) -> Question[tuple[MatchOutcome, ...]]:
+def match(items: Sequence[MatchItem], kind: MatchKind) -> Call[tuple[MatchOutcome, ...]]:
     """Whether every prediction is right."""
     fields = [asdict(item) for item in items]
     body = {
         "kind": kind,
         "items": [{k: v for k, v in item.items() if v is not None} for item in fields],
     }
-    return Question("Match", "/v1/match", body, _read_matches)
+    return Call("Match", "/v1/match", body, _read_matches)
 
 
-def entropy(tokens: Tokens, top_k: int, renormalise: bool) -> Question[Entropies]:
+def entropy(tokens: Tokens, top_k: int, renormalise: bool) -> Call[Entropies]:
     """Entropy of every token's prediction."""
     value = _plain(tokens)
     options = {"top_k": top_k, "renormalise": renormalise}
     body = {"text" if isinstance(value, str) else "token_ids": value, **options}
-    return Question("Entropy", "/v1/entropy", body, _read_entropies)
+    return Call("Entropy", "/v1/entropy", body, _read_entropies)
 
 
-def models() -> Question[Models]:
+def models() -> Call[Models]:
     """What is served."""
-    return Question("Models", "/v1/models", None, _read_models)
+    return Call("Models", "/v1/models", None, _read_models)
 
 
 def _read_scores(reply: Mapping[str, Any]) -> tuple[ItemOutcome, ...]:
