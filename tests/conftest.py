@@ -28,7 +28,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
     So does each file of the others. Groups have to be named before xdist looks for them.
     """
-    group = ("processes", item.path.name, "vllm", "vllm")[turn(item)]
+    group = ("processes", str(item.path), "vllm", "vllm")[turn(item)]
     item.add_marker(pytest.mark.xdist_group(group))
 
 

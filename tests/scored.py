@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import tiny
-
 from forethought.compute.model import LanguageModel
 from forethought.compute.sampling import SampleRequest, derive_seed, sample
 from forethought.types import (
@@ -20,6 +18,7 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
+from tests import tiny
 
 TEMPERATURE = 0.8
 GROUP_SIZE = 3

@@ -1,4 +1,4 @@
-"""``python -m services.reward``: one reward replica, behind a queue, an HTTP and a gRPC door.
+"""``python -m services.reward``: one reward replica, behind a queue, an HTTP and a gRPC endpoint.
 
 With ``reward.policy_path`` it stands standalone: no queue, no Redis, the weights of that directory.
 """

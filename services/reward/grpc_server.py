@@ -19,7 +19,7 @@ _PEER = "the peer that asks the reward service"
 
 
 class RewardServicer(reward_service_pb2_grpc.RewardServicer):
-    """Serves ``forethought.wire.v1.Reward`` from the service behind every door."""
+    """Serves ``forethought.wire.v1.Reward`` from the service behind every endpoint."""
 
     service_name = reward_service_pb2.DESCRIPTOR.services_by_name["Reward"].full_name
 

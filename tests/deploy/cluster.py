@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
-from rendering import NAMESPACE, SECRET_FILES, Object, copy_sources, kustomize, render
+
+from tests.deploy.rendering import NAMESPACE, SECRET_FILES, Object, copy_sources, kustomize, render
 
 OLDER = {"policy/v1": "policy/v1beta1"}
 CLIENTS = "default"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from rendering import COMPOSED, Rendered, kustomize, render_all
+
+from tests.deploy.rendering import COMPOSED, Rendered, kustomize, render_all
 
 
 @pytest.fixture(scope="session")

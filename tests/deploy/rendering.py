@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.repository import ROOT
+
 SECRET_FILES = ("token", "client-token", "redis-password")
 NAMESPACE = "forethought"
 

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.repository import ROOT
+
 IMAGES = ("forethought-rollout", "forethought-reward", "forethought-trainer")
 RUN_DIRECTORY = "/runs/demo"
 _PROJECT_LABEL = "label=com.docker.compose.project="

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from cluster import Deployment, eventually
+
+from tests.deploy.cluster import Deployment, eventually
 
 pytestmark = [
     pytest.mark.kubernetes,

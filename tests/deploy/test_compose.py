@@ -14,10 +14,10 @@ from statistics import fmean
 
 import httpx
 import pytest
-from stack import Stack, build_images, eventually, has_engine, image_sizes
 
 from forethought.run.directory import RunDirectory
 from forethought.run.journal import read_journal
+from tests.deploy.stack import Stack, build_images, eventually, has_engine, image_sizes
 
 pytestmark = [
     pytest.mark.docker,

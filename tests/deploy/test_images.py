@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from forethought.config import Settings
+from tests.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCKERFILES = ("services/rollout/Dockerfile", "services/reward/Dockerfile", "trainer/Dockerfile")
 UNPRIVILEGED = "10001:10001"
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from rendering import (
+
+from tests.deploy.rendering import (
     NAMESPACE,
     Object,
     Rendered,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from rendering import NAMESPACE, Object, Rendered, labels_of, main_container
-from test_manifests import matches
+
+from tests.deploy.rendering import NAMESPACE, Object, Rendered, labels_of, main_container
+from tests.deploy.test_manifests import matches
 
 pytestmark = pytest.mark.deploy
 

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
-from rendering import ROOT, Object, Rendered, containers_of, main_container, pod_of
 
 from forethought.cli.init import init
 from forethought.config import Settings, load_settings
@@ -20,6 +19,7 @@ from forethought.preflight import check_corpus, check_redis, check_run
 from forethought.queue.interface import Stage
 from forethought.queue.keys import Keys
 from forethought.telemetry.ops import OpsServer
+from tests.deploy.rendering import ROOT, Object, Rendered, containers_of, main_container, pod_of
 
 pytestmark = pytest.mark.deploy
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import typer
-from processes import Cluster
 from typer.testing import CliRunner
 
 from forethought.cli.eval import evaluate
 from forethought.lab.demo.arms import base_model
 from forethought.lab.demo.corpus import PLAIN, write_corpus
+from tests.e2e.processes import Cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

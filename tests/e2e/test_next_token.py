@@ -6,7 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import Cluster, eventually
+
+from tests.e2e.processes import Cluster, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import BATCH_TASKS, GROUP_SIZE, Cluster
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forethought.lab.demo.corpus import EQUALS, documents
 from forethought.lab.demo.corpus import Mixture as DemoMixture
 from forethought.run.journal import read_journal
+from tests.e2e.processes import BATCH_TASKS, GROUP_SIZE, Cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

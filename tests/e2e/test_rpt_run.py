@@ -6,11 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import BATCH_TASKS, GROUP_SIZE, Cluster
 
 from forethought.queue.embedded import EmbeddedRedis
 from forethought.run.journal import read_journal
 from forethought.types import attempt_of, original_of
+from tests.e2e.processes import BATCH_TASKS, GROUP_SIZE, Cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import plain
 import pytest
 import redis.asyncio
-from processes import BATCH_TASKS, BEARER, GROUP_SIZE, Cluster, Process, eventually
 
 from forethought import queue
 from forethought.queue.embedded import EmbeddedRedis
@@ -25,6 +23,8 @@ from forethought.queue.keys import GROUP, Keys
 from forethought.run.journal import JournalRecord, read_journal
 from forethought.types import ScoredRollout
 from forethought.weights.grpc_weights import WeightsClient
+from tests.e2e import plain
+from tests.e2e.processes import BATCH_TASKS, BEARER, GROUP_SIZE, Cluster, Process, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

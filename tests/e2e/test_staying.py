@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from processes import Cluster, eventually
 
 from forethought import queue
 from forethought.queue.embedded import EmbeddedRedis
+from tests.e2e.processes import Cluster, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import Cluster, Process, eventually
 
 from forethought.run.journal import read_journal
 from tests import vllm_engines
+from tests.e2e.processes import Cluster, Process, eventually
 
 pytestmark = [pytest.mark.e2e, *vllm_engines.MARKS]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-import tiny
 import torch
 
 from forethought import estimators, objectives
@@ -34,6 +33,7 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
+from tests import tiny
 from trainer.batch.builder import BatchBuilder
 from trainer.batch.thought_tree import ThoughtTree
 from trainer.learner.learner import Learner

@@ -5,7 +5,7 @@ endpoints leave it as soon as their headers are read, and are answered without a
 messages and its events, which together cost more than all of our own reading and writing. Whatever
 is in the least unusual (a query string, ``Expect``, an upgrade, HTTP/1.0) takes the ASGI way, which
 answers the same. The price is reliance on how uvicorn's protocol names its parts, and so a bound on
-its version in ``pyproject.toml``; the tests of the door run over both ways.
+its version in ``pyproject.toml``; the tests of the endpoint run over both ways.
 """
 
 from __future__ import annotations

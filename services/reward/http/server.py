@@ -181,9 +181,9 @@ def _headers(error: Exception) -> Iterator[tuple[bytes, bytes]]:
 
 def _arguments(body: bytes, path: str) -> dict[str, Any]:
     """The keys of a request; those that are not given as None where they have to be."""
-    door, given = ENDPOINTS[path], read_object(body)
-    check_keys(given, door.keys, "the request")
-    return dict.fromkeys(door.required) | given
+    endpoint, given = ENDPOINTS[path], read_object(body)
+    check_keys(given, endpoint.keys, "the request")
+    return dict.fromkeys(endpoint.required) | given
 
 
 async def _read_body(receive: Receive, max_body_bytes: int) -> bytes | None:
@@ -267,21 +267,21 @@ def _framework(service: RewardService) -> FastAPI:
         """Policy and baseline with their versions, and the objectives that may be asked for."""
         return JSONResponse(service.models())
 
-    for path, door in ENDPOINTS.items():
-        _document(app, path, door)
+    for path, endpoint in ENDPOINTS.items():
+        _document(app, path, endpoint)
     return app
 
 
-def _document(app: FastAPI, path: str, door: Endpoint) -> None:
-    content = {"application/json": {"schema": door.schema, "example": door.example}}
+def _document(app: FastAPI, path: str, endpoint: Endpoint) -> None:
+    content = {"application/json": {"schema": endpoint.schema, "example": endpoint.example}}
     app.add_api_route(
         path,
         _answered_elsewhere,
         methods=["POST"],
         name=path,
-        summary=door.summary,
-        description=door.description,
-        responses=_responses(door.reply, 400, 401, 413, 429, 503),
+        summary=endpoint.summary,
+        description=endpoint.description,
+        responses=_responses(endpoint.reply, 400, 401, 413, 429, 503),
         openapi_extra={"requestBody": {"required": True, "content": content}},
     )
 

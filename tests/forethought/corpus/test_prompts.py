@@ -1,0 +1,123 @@
+"""Prompts in a corpus: read before the text, not learned. What SFT and mixed SFT are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from forethought.compute.model import load_language_model
+from forethought.config.sections import CorpusSection, SourceSection
+from forethought.corpus.mixture import Corpus, open_corpus
+from forethought.errors import InvalidInput
+from tests import tiny
+from trainer.batch.thought_tree import trees_of_documents
+from trainer.learner.batching import micro_batches
+from trainer.learner.loss import batch_loss, policy_logprobs
+
+CHARACTERS = tiny.build_tokenizer()  # one token a byte
+
+
+def write(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def corpus_of(tmp_path: Path, *sources: SourceSection, window_tokens: int = 64) -> Corpus:
+    section = CorpusSection(sources=sources, window_tokens=window_tokens, min_window_tokens=1)
+    return open_corpus(section, CHARACTERS, 0, tmp_path / "cache")
+
+
+def source(path: Path, **fields: Any) -> SourceSection:
+    return SourceSection(name=path.stem, path=str(path), **{"prompt_field": "ask", **fields})
+
+
+def test_a_prompt_stands_before_its_text_and_weighs_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "sft.jsonl", [{"ask": "2+2=", "text": "four", "marks": [1]}])
+    (document,) = corpus_of(tmp_path, source(path)).take(1)
+    assert CHARACTERS.decode(document.token_ids_N) == "2+2=four"
+    assert document.nll_weights_N == (0.0,) * 4 + (1.0,) * 4
+    assert document.marks == (5,)  # marks are offsets into the text
+
+
+def test_a_record_without_a_prompt_is_plain_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "sft.jsonl", [{"text": "four"}, {"ask": None, "text": "five"}])
+    for document in corpus_of(tmp_path, source(path)).take(2):
+        assert document.nll_weights_N == ()
+
+
+def test_without_the_setting_nobody_looks_at_such_a_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "sft.jsonl", [{"ask": "2+2=", "text": "four"}])
+    (document,) = corpus_of(tmp_path, source(path, prompt_field="")).take(1)
+    assert CHARACTERS.decode(document.token_ids_N) == "four"
+
+
+def test_a_prompt_longer_than_a_window_masks_as_much_of_each_as_it_covers(tmp_path: Path) -> None:
+    path = write(tmp_path / "sft.jsonl", [{"ask": "abcdefg", "text": "hijkl"}])
+    corpus = corpus_of(tmp_path, source(path), window_tokens=5)
+    weights = {d.document_id: d.nll_weights_N for d in corpus.take(3)}
+    assert weights == {
+        "sft.jsonl#0:0": (0.0,) * 5,
+        "sft.jsonl#0:1": (0.0, 0.0, 1.0, 1.0, 1.0),
+        "sft.jsonl#0:2": (),
+    }
+
+
+def test_a_token_over_the_boundary_belongs_to_the_prompt(tmp_path: Path) -> None:
+    """The tokenizer merges the prompt's last character with the text's first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2, "bc": 3}, merges=[("b", "c")]))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    path = write(tmp_path / "sft.jsonl", [{"ask": "ab", "text": "ca"}])
+    section = CorpusSection(sources=(source(path),), min_window_tokens=1)
+    (document,) = open_corpus(section, tokenizer, 0, tmp_path / "cache").take(1)
+    assert document.token_ids_N == (0, 3, 0)
+    assert document.nll_weights_N == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"ask": "a", "token_ids": [5, 6]}, "expected text for both"),
+        ({"ask": 7, "text": "a"}, "got ask=7 .*expected a string"),
+    ],
+)
+def test_prompts_that_are_no_text_are_refused(
+    tmp_path: Path, record: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "sft.jsonl", [record])
+    with pytest.raises(InvalidInput, match=message):
+        corpus_of(tmp_path, source(path))
+
+
+def test_mixed_sft_is_two_sources_of_which_one_has_prompts(tmp_path: Path) -> None:
+    """Its loss is the mean over all learned tokens of both, against a plain computation."""
+    worked = write(
+        tmp_path / "worked.jsonl", [{"ask": "3+4=", "text": "<think>7</think>7<eos>"}] * 3
+    )
+    plain = write(tmp_path / "plain.jsonl", [{"text": "to think is to predict"}] * 3)
+    corpus = corpus_of(tmp_path, source(worked, weight=0.5), source(plain, weight=0.5))
+    documents = corpus.take(12)
+    assert {document.source for document in documents} == {"worked", "plain"}
+    directory = tiny.build_model_directory(tmp_path / "model")
+    model = load_language_model(directory, "float32", "cpu").model
+    learned = []
+    with torch.no_grad():
+        for document in documents:
+            ids = document.token_ids_N
+            num_prompt = 4 if document.source == "worked" else 1
+            log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), dim=-1)
+            learned += [-float(log_p[i - 1, ids[i]]) for i in range(num_prompt, len(ids))]
+        batches = micro_batches(trees_of_documents(documents), 64, torch.device("cpu"))
+        got = sum(
+            batch_loss(b, policy_logprobs(model, b), clip_low=0.2, clip_high=0.28).nll
+            for b in batches
+        )
+    assert got == pytest.approx(sum(learned) / len(learned), abs=1e-4)

