@@ -1,85 +1,154 @@
-"""What the service answers: plain dicts with types, which HTTP writes as they are and gRPC reads by key."""
+"""The replies of the service: typed dicts that HTTP writes as is, gRPC reads by key and OpenAPI shows.
+
+Design: one description serves both the code that builds a reply and the page that documents it.
+FastAPI takes a TypedDict as a response model; descriptions and examples are attached as pydantic
+metadata. Replies are not validated: mypy checks their types, and building one costs a dict. The types of
+one item are final so that ``"error" in item`` narrows them. The price is that a reply which breaks its
+type at runtime is sent unnoticed, and that Python 3.11 needs the TypedDict of typing_extensions, a
+dependency of pydantic.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Annotated, Any, final
+
+from pydantic import ConfigDict, Field, with_config
+from pydantic.config import JsonDict
+from typing_extensions import TypedDict
 
 from forethought.compute.served_model import ServedModel
 from forethought.errors import ForethoughtError, status_of
 from services.reward.jobs import ScoredGroup
 from services.reward.reading import item_id
 
+_EXAMPLE_SCORES: JsonDict = {
+    "id": "sum-1",
+    "rewards": [0.9, -0.2],
+    "advantages": [1.1, -1.1],
+    "policy_logprobs": [-0.1, -1.2],
+    "baseline_logprob": -1.0,
+    "policy_version": 12,
+    "baseline_version": 12,
+}
+_EXAMPLE_ERROR: JsonDict = {
+    "id": "sum-2",
+    "error": {"status": 400, "message": "target is empty; expected at least one token"},
+}
+_EXAMPLE_LOGPROBS: JsonDict = {
+    "model": "policy",
+    "epoch": 1,
+    "version": 12,
+    "continuations": [{"token_ids": [55], "logprobs": [-0.1], "logprob": -0.1}],
+}
+_EXAMPLE_ENTROPY: JsonDict = {
+    "epoch": 1,
+    "version": 12,
+    "token_ids": [51, 32, 43],
+    "first_position": 1,
+    "entropies": [2.1, 0.4],
+}
 
-class Failure(TypedDict):
-    """What went wrong: got, expected, remedy. ``status`` is an HTTP status."""
+
+def _example(example: JsonDict) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+class ErrorBody(TypedDict):
+    """What went wrong: got, expected, remedy."""
 
     status: int
     message: str
 
 
-class ScoreAnswer(TypedDict, total=False):
-    """Of one item: its id and either all the scores or ``error``."""
+class ErrorReply(TypedDict):
+    """The body of every answer that is not 200."""
+
+    error: ErrorBody
+
+
+@final
+@with_config(_example(_EXAMPLE_SCORES))
+class ItemScores(TypedDict):
+    """Scores of one item. Log-likelihoods are in nats, summed over the target's tokens."""
 
     id: str | int | None
-    rewards: Sequence[float]
-    advantages: Sequence[float]
-    policy_logprobs: Sequence[float]
-    baseline_logprob: float
+    rewards: Annotated[Sequence[float], Field(description="One per thought, by the objective.")]
+    advantages: Annotated[
+        Sequence[float], Field(description="One per thought, by the objective's estimator.")
+    ]
+    policy_logprobs: Annotated[
+        Sequence[float], Field(description="log p(target | context, thought).")
+    ]
+    baseline_logprob: Annotated[
+        float, Field(description="log p(target | context), think-open mass removed.")
+    ]
     policy_version: int
     baseline_version: int
-    error: Failure
 
 
-class ScoreAnswers(TypedDict):
+@final
+@with_config(_example(_EXAMPLE_ERROR))
+class ItemError(TypedDict):
+    """An item that failed, alone."""
+
+    id: str | int | None
+    error: ErrorBody
+
+
+@with_config(_example({"items": [_EXAMPLE_SCORES, _EXAMPLE_ERROR]}))
+class ScoreReply(TypedDict):
     """One answer per item, in order."""
 
-    items: list[ScoreAnswer]
+    items: list[ItemScores | ItemError]
 
 
-class ContinuationAnswer(TypedDict):
-    """Token ids of a continuation, their log-probs in nats, and the sum."""
+class ContinuationLogprobs(TypedDict):
+    """Natural log-probs of a continuation's tokens, teacher-forced, and their sum."""
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
     logprob: float
 
 
-class LogprobsAnswer(TypedDict):
-    """One answer per continuation, in order, and by which weights."""
+@with_config(_example(_EXAMPLE_LOGPROBS))
+class LogprobsReply(TypedDict):
+    """One answer per continuation, in order, all by one model. Nothing is removed or rescaled."""
 
     model: str
     epoch: int
     version: int
-    continuations: list[ContinuationAnswer]
+    continuations: list[ContinuationLogprobs]
 
 
-class MatchAnswer(TypedDict, total=False):
-    """Of one item: its id and either the verdict or ``error``."""
+@final
+class ItemMatch(TypedDict):
+    """The verdict on one item."""
 
     id: str | int | None
     match: bool
-    error: Failure
 
 
-class MatchAnswers(TypedDict):
-    """One answer per item, in order."""
+@with_config(_example({"items": [{"id": 1, "match": True}]}))
+class MatchReply(TypedDict):
+    """One answer per item, in order; a bad item fails alone."""
 
-    items: list[MatchAnswer]
+    items: list[ItemMatch | ItemError]
 
 
-class EntropyAnswer(TypedDict):
-    """``entropies[j]`` is of predicting ``token_ids[first_position + j]`` from all tokens before it."""
+@with_config(_example(_EXAMPLE_ENTROPY))
+class EntropyReply(TypedDict):
+    """Number j is of predicting ``token_ids[first_position + j]`` from all tokens before it."""
 
     epoch: int
     version: int
     token_ids: Sequence[int]
-    first_position: int
-    entropies: Sequence[float]
+    first_position: Annotated[int, Field(description="1: nothing precedes the first token.")]
+    entropies: Annotated[Sequence[float], Field(description="In nats, one fewer than tokens.")]
 
 
-class ModelAnswer(TypedDict):
-    """A served model."""
+class ModelInfo(TypedDict):
+    """A served model: which weights, of what type and size, and how many tokens it reads."""
 
     name: str
     epoch: int
@@ -90,21 +159,21 @@ class ModelAnswer(TypedDict):
     max_length_tokens: int
 
 
-class ModelsAnswer(TypedDict):
-    """What is served, and the objectives that may be asked for."""
+class ModelsReply(TypedDict):
+    """What is served. Without a separate baseline the policy itself scores the no-think branch."""
 
-    policy: ModelAnswer
-    baseline: ModelAnswer | None
+    policy: ModelInfo
+    baseline: ModelInfo | None
     objectives: list[str]
 
 
-def failure(error: BaseException) -> Failure:
+def failure(error: BaseException) -> ErrorBody:
     """How an exception is told inside an answer."""
     status = status_of(error)
     return {"status": status.http_status, "message": status.message}
 
 
-def score_answer(item: Any, outcome: ScoredGroup | ForethoughtError) -> ScoreAnswer:
+def score_answer(item: Any, outcome: ScoredGroup | ForethoughtError) -> ItemScores | ItemError:
     """An item's scores, or why there are none."""
     if isinstance(outcome, ForethoughtError):
         return {"id": item_id(item), "error": failure(outcome)}
@@ -120,7 +189,7 @@ def score_answer(item: Any, outcome: ScoredGroup | ForethoughtError) -> ScoreAns
     }
 
 
-def model_answer(served: ServedModel) -> ModelAnswer:
+def model_answer(served: ServedModel) -> ModelInfo:
     """What is served under a model's name.
 
     Raises:

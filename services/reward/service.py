@@ -20,14 +20,16 @@ from forethought.compute.entropy import EntropyQuery
 from forethought.compute.logprob import Continuation
 from forethought.errors import ForethoughtError, InvalidInput, NotReady
 from forethought.objectives import Objective
+from forethought.scatter import compute_valid
 from services.reward import match
 from services.reward.answers import (
-    EntropyAnswer,
-    LogprobsAnswer,
-    MatchAnswer,
-    MatchAnswers,
-    ModelsAnswer,
-    ScoreAnswers,
+    EntropyReply,
+    ItemError,
+    ItemMatch,
+    LogprobsReply,
+    MatchReply,
+    ModelsReply,
+    ScoreReply,
     failure,
     model_answer,
     score_answer,
@@ -124,7 +126,7 @@ class RewardService:
 
     async def score(
         self, objective: Any, items: Any, *, num_body_bytes: int | None = None
-    ) -> ScoreAnswers:
+    ) -> ScoreReply:
         """Rewards and advantages of every item's thoughts; a bad item fails alone, inside the answer.
 
         An item is ``{"id"?, "context" | "context_ids", "target" | "target_ids", "thoughts": [text or
@@ -134,16 +136,17 @@ class RewardService:
         raw = read_items(items)
         size = num_units(raw) if num_body_bytes is None else num_body_bytes
         queries = await self._read(size, self._read_queries, name, raw)
-        sound = [query for query in queries if isinstance(query, GroupQuery)]
-        costs = [query.num_tokens for query in sound]
+        valid = [query for query in queries if isinstance(query, GroupQuery)]
+        costs = [query.num_tokens for query in valid]
         self._check_size(sum(costs))
-        scored = iter(await self._score(name, sound, costs))
-        outcomes = (next(scored) if isinstance(q, GroupQuery) else q for q in queries)
+        scored = await self._score(name, valid, costs)
+        errors = [query if isinstance(query, ForethoughtError) else None for query in queries]
+        outcomes = compute_valid(queries, errors, lambda _: scored)
         return {"items": [score_answer(i, o) for i, o in zip(raw, outcomes, strict=True)]}
 
     async def logprobs(
         self, model: Any, continuations: Any, *, prefix: Any = None, prefix_ids: Any = None
-    ) -> LogprobsAnswer:
+    ) -> LogprobsReply:
         """Teacher-forced log-probs of every continuation (text or ids) after one prefix.
 
         Plain: the whole vocabulary, temperature 1, nothing removed. Texts are tokenised apart.
@@ -175,7 +178,7 @@ class RewardService:
             ],
         }
 
-    async def match(self, kind: Any, items: Any) -> MatchAnswers:
+    async def match(self, kind: Any, items: Any) -> MatchReply:
         """Whether every item's prediction is right; see :mod:`services.reward.match`. No model needed.
 
         An item is ``{"id"?, "prediction", "truth", "token_bytes"?}``. Kind ``byte_prefix`` without
@@ -187,7 +190,7 @@ class RewardService:
 
     async def entropy(
         self, *, text: Any = None, token_ids: Any = None, top_k: Any = 16, renormalise: Any = False
-    ) -> EntropyAnswer:
+    ) -> EntropyReply:
         """Entropy in nats of the policy's prediction of every token but the first from those before.
 
         Over the ``top_k`` likeliest tokens; ``renormalise`` makes their probabilities sum to 1.
@@ -214,7 +217,7 @@ class RewardService:
             "entropies": result.entropies,
         }
 
-    def models(self) -> ModelsAnswer:
+    def models(self) -> ModelsReply:
         """Policy and baseline with their versions, and the objectives; waits for nothing."""
         baseline = self._scorer.baseline
         return {
@@ -333,10 +336,10 @@ class RewardService:
             "one version for all of it: ask for fewer continuations at once"
         )
 
-    def _matches(self, kind: str, items: list[Any]) -> list[MatchAnswer]:
+    def _matches(self, kind: str, items: list[Any]) -> list[ItemMatch | ItemError]:
         return [self._match(kind, item) for item in items]
 
-    def _match(self, kind: str, item: Any) -> MatchAnswer:
+    def _match(self, kind: str, item: Any) -> ItemMatch | ItemError:
         try:
             return {"id": item_id(item), "match": self._verdict(kind, item)}
         except ForethoughtError as error:

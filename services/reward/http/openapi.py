@@ -15,6 +15,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from services.reward.answers import EntropyReply, LogprobsReply, MatchReply, ScoreReply
 from services.reward.requests import ScoreItem, ScoreRequest
 
 _EXAMPLE_ITEM: JsonDict = {
@@ -23,34 +24,6 @@ _EXAMPLE_ITEM: JsonDict = {
     "target": "7",
     "thoughts": ["three plus four is seven", [11, 12, 13]],
 }
-_EXAMPLE_SCORES: JsonDict = {
-    "id": "sum-1",
-    "rewards": [0.9, -0.2],
-    "advantages": [1.1, -1.1],
-    "policy_logprobs": [-0.1, -1.2],
-    "baseline_logprob": -1.0,
-    "policy_version": 12,
-    "baseline_version": 12,
-}
-_EXAMPLE_ERROR: JsonDict = {
-    "id": "sum-2",
-    "error": {"status": 400, "message": "target is empty; expected at least one token"},
-}
-
-_EXAMPLE_LOGPROBS: JsonDict = {
-    "model": "policy",
-    "epoch": 1,
-    "version": 12,
-    "continuations": [{"token_ids": [55], "logprobs": [-0.1], "logprob": -0.1}],
-}
-_EXAMPLE_ENTROPY: JsonDict = {
-    "epoch": 1,
-    "version": 12,
-    "token_ids": [51, 32, 43],
-    "first_position": 1,
-    "entropies": [2.1, 0.4],
-}
-
 
 MATCH_RULES = (
     "`byte_prefix`: the prediction's UTF-8 bytes are the first of the truth's and end where one of "
@@ -64,52 +37,6 @@ MATCH_RULES = (
 EXAMPLE_REQUEST: dict[str, Any] = {"objective": "rlp", "items": [_EXAMPLE_ITEM]}
 
 
-class ErrorBody(BaseModel):
-    """What went wrong: got, expected, remedy."""
-
-    status: int
-    message: str
-
-
-class ErrorReply(BaseModel):
-    """The body of every answer that is not 200."""
-
-    error: ErrorBody
-
-
-class ItemScores(BaseModel):
-    """Scores of one item. Log-likelihoods are in nats, summed over the target's tokens."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_SCORES]})
-
-    id: str | int | None
-    rewards: list[float] = Field(description="One per thought, by the objective.")
-    advantages: list[float] = Field(description="One per thought, by the objective's estimator.")
-    policy_logprobs: list[float] = Field(description="log p(target | context, thought).")
-    baseline_logprob: float = Field(description="log p(target | context), think-open mass removed.")
-    policy_version: int
-    baseline_version: int
-
-
-class ItemError(BaseModel):
-    """An item that failed, alone."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_ERROR]})
-
-    id: str | int | None
-    error: ErrorBody
-
-
-class ScoreReply(BaseModel):
-    """One answer per item, in order."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"items": [_EXAMPLE_SCORES, _EXAMPLE_ERROR]}]}
-    )
-
-    items: list[ItemScores | ItemError]
-
-
 class LogprobsRequest(BaseModel):
     """One prefix and what may follow it. Each text is tokenised apart."""
 
@@ -121,25 +48,6 @@ class LogprobsRequest(BaseModel):
     continuations: list[str | list[int]] = Field(
         description="Texts or token ids, each scored on its own.", min_length=1
     )
-
-
-class ContinuationLogprobs(BaseModel):
-    """Natural log-probs of a continuation's tokens, teacher-forced, and their sum."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    logprob: float
-
-
-class LogprobsReply(BaseModel):
-    """One answer per continuation, in order, all by one model. Nothing is removed or rescaled."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_LOGPROBS]})
-
-    model: str
-    epoch: int
-    version: int
-    continuations: list[ContinuationLogprobs]
 
 
 class MatchItem(BaseModel):
@@ -157,23 +65,6 @@ class MatchItem(BaseModel):
     )
 
 
-class ItemMatch(BaseModel):
-    """The verdict on one item."""
-
-    id: str | int | None
-    match: bool
-
-
-class MatchReply(BaseModel):
-    """One answer per item, in order; a bad item fails alone."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"items": [{"id": 1, "match": True}]}]}
-    )
-
-    items: list[ItemMatch | ItemError]
-
-
 class EntropyRequest(BaseModel):
     """A text or its tokens, two at least."""
 
@@ -185,38 +76,6 @@ class EntropyRequest(BaseModel):
     renormalise: bool = Field(
         False, description="Whether their probabilities are made to sum to 1."
     )
-
-
-class EntropyReply(BaseModel):
-    """Number j is of predicting ``token_ids[first_position + j]`` from all tokens before it."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_ENTROPY]})
-
-    epoch: int
-    version: int
-    token_ids: list[int]
-    first_position: int = Field(description="1: nothing precedes the first token.")
-    entropies: list[float] = Field(description="In nats, one fewer than tokens.")
-
-
-class ModelInfo(BaseModel):
-    """A served model: which weights, of what type and size, and how many tokens it reads."""
-
-    name: str
-    epoch: int
-    version: int
-    sha256: str
-    dtype: str
-    num_parameters: int
-    max_length_tokens: int
-
-
-class ModelsReply(BaseModel):
-    """What is served. Without a separate baseline the policy itself scores the no-think branch."""
-
-    policy: ModelInfo
-    baseline: ModelInfo | None
-    objectives: list[str]
 
 
 def _inline_schema(request: type[msgspec.Struct], item: type[msgspec.Struct]) -> dict[str, Any]:
@@ -250,7 +109,7 @@ class Endpoint:
     description: str
     schema: dict[str, Any]
     example: dict[str, Any]
-    reply: type[BaseModel]
+    reply: type
 
     @property
     def keys(self) -> tuple[str, ...]:

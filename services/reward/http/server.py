@@ -44,7 +44,8 @@ from forethought.errors import (
     Unauthenticated,
     status_of,
 )
-from services.reward.http.openapi import ENDPOINTS, Endpoint, ErrorReply, ModelsReply
+from services.reward.answers import ErrorReply, ModelsReply
+from services.reward.http.openapi import ENDPOINTS, Endpoint
 from services.reward.metrics import CLIENT_DISCONNECTED, HttpSeconds
 from services.reward.reading import TooLarge, check_keys, read_object, read_score_request
 from services.reward.service import RewardService

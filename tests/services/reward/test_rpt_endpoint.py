@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from forethought import objectives
-from services.reward.answers import ScoreAnswer
+from services.reward.answers import ItemScores
 from services.reward.scoring import Scorer
 from services.reward.service import Limits, RewardService
 from tests import tiny
@@ -30,7 +30,7 @@ def service(tmp_path: Path) -> RewardService:
     )
 
 
-async def scored(service: RewardService, objective: str, thoughts: list[str]) -> ScoreAnswer:
+async def scored(service: RewardService, objective: str, thoughts: list[str]) -> ItemScores:
     item = {"context": "one", "target": " two", "thoughts": thoughts}
     answer = (await service.score(objective, [item]))["items"][0]
     assert "error" not in answer, answer
