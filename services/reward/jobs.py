@@ -8,7 +8,7 @@ model on its own, so two kinds may see two versions; every result says which it 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,6 +17,7 @@ from forethought.compute.logprob import Continuation, ContinuationScore
 from forethought.errors import ForethoughtError
 from forethought.estimators import Estimator
 from forethought.objectives import Objective
+from forethought.scatter import compute_flat
 from forethought.types import WeightManifest
 from services.reward.groups import GroupLikelihoods, GroupOutcome, GroupQuery
 from services.reward.scoring import Scorer, rewards_of
@@ -123,17 +124,26 @@ def run_jobs(scorer: Scorer, jobs: Sequence[Job]) -> list[Result]:
 
 
 def _score(scorer: Scorer, jobs: list[ScoreJob]) -> list[Result]:
-    outcomes = iter(scorer.score_groups([query for job in jobs for query in job.queries]))
-    return [tuple(_reward(job, query, next(outcomes)) for query in job.queries) for job in jobs]
+    outcomes = compute_flat([job.queries for job in jobs], scorer.score_groups)
+    return [
+        tuple(
+            _reward(job, query, outcome, scorer.decode)
+            for query, outcome in zip(job.queries, outcomes_of_job, strict=True)
+        )
+        for job, outcomes_of_job in zip(jobs, outcomes, strict=True)
+    ]
 
 
 def _reward(
-    job: ScoreJob, query: GroupQuery, outcome: GroupOutcome
+    job: ScoreJob,
+    query: GroupQuery,
+    outcome: GroupOutcome,
+    decode: Callable[[Sequence[int]], str],
 ) -> ScoredGroup | ForethoughtError:
     if isinstance(outcome, ForethoughtError):
         return outcome
     try:
-        rewards_G = rewards_of(job.objective, query, outcome)
+        rewards_G = rewards_of(job.objective, query, outcome, decode)
     except ForethoughtError as error:
         return error
     (advantages_G,) = job.estimator.advantages([rewards_G])

@@ -24,8 +24,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import lru_cache
-from typing import ParamSpec, TypeVar
+from functools import lru_cache, partial
+from typing import ParamSpec, TypeAlias, TypeVar, cast
 
 from forethought import objectives
 from forethought.compute.entropy import EntropyQuery, entropies
@@ -34,6 +34,7 @@ from forethought.compute.served_model import ServedModel, Serving
 from forethought.corpus.token_decoder import TokenDecoder, decoder_of
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, status_of
 from forethought.objectives import Group, Objective
+from forethought.scatter import compute_flat, compute_valid
 from forethought.types import Rollout, ScoredRollout, WeightManifest
 from services.reward.groups import (
     GroupLikelihoods,
@@ -54,6 +55,8 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_Planned: TypeAlias = tuple[Rollout, tuple[GroupQuery, ...]]
 
 _MAX_OBJECTIVES = 64  # configured objectives kept; a run has one
 
@@ -98,6 +101,12 @@ class Scorer:
         """Every model that weights may be pushed for, by name."""
         held = {"policy": self.policy}
         return held | {"baseline": self.baseline} if self.baseline else held
+
+    @property
+    def decode(self) -> Callable[[Sequence[int]], str]:
+        """Token ids as text, by the policy's tokenizer."""
+        decode: Callable[[Sequence[int]], str] = self.policy.now.language_model.tokenizer.decode
+        return decode
 
     async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``function`` on the one compute thread, which all doors share."""
@@ -149,18 +158,18 @@ class Scorer:
             NotReady: that model has no weights yet.
         """
         with self._served(name).hold() as serving:
-            faults = [
-                next(filter(None, (branch_fault(c, serving.language_model) for c in job)), None)
-                for job in jobs
+            errors = [
+                _refusal(*(branch_fault(c, serving.language_model) for c in job)) for job in jobs
             ]
-            sound = [c for job, fault in zip(jobs, faults, strict=True) if not fault for c in job]
-            scored = iter(
-                score_continuations(serving.language_model.model, sound, self._max_batch_tokens)
+            score = partial(
+                score_continuations,
+                serving.language_model.model,
+                max_batch_tokens=self._max_batch_tokens,
             )
-            return [
-                InvalidInput(fault) if fault else tuple(next(scored) for _ in job)
-                for job, fault in zip(jobs, faults, strict=True)
-            ], serving.manifest
+            outcomes = compute_valid(
+                jobs, errors, lambda valid: map(tuple, compute_flat(valid, score))
+            )
+            return outcomes, serving.manifest
 
     def entropies(
         self, queries: Sequence[EntropyQuery]
@@ -171,15 +180,14 @@ class Scorer:
             NotReady: no policy has arrived yet.
         """
         with self.policy.hold() as serving:
-            faults = [
-                branch_fault(Continuation(q.token_ids_N, ()), serving.language_model)
+            errors = [
+                _refusal(branch_fault(Continuation(q.token_ids_N, ()), serving.language_model))
                 for q in queries
             ]
-            sound = [q for q, fault in zip(queries, faults, strict=True) if not fault]
-            found = iter(entropies(serving.language_model.model, sound, self._max_batch_tokens))
-            return [
-                InvalidInput(fault) if fault else next(found) for fault in faults
-            ], serving.manifest
+            compute = partial(
+                entropies, serving.language_model.model, max_batch_tokens=self._max_batch_tokens
+            )
+            return compute_valid(queries, errors, compute), serving.manifest
 
     def _served(self, name: str) -> ServedModel:
         if name not in self.models:
@@ -207,24 +215,23 @@ class Scorer:
             yield HeldModels(policy, baseline)
 
     def _score(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[GroupOutcome]:
-        faults = [fault_of(query, held) for query in queries]
-        sound = [query for query, fault in zip(queries, faults, strict=True) if fault is None]
-        asked = [policy_branches(query) for query in sound]
-        policy = iter(self._totals(held.policy, [branch for group in asked for branch in group]))
-        plain = [baseline_branches(query) for query in sound]
-        baseline = iter(
-            self._totals(held.baseline, [branch for group in plain for branch in group])
+        errors = [_refusal(fault_of(query, held)) for query in queries]
+        return compute_valid(queries, errors, lambda valid: self._score_valid(valid, held))
+
+    def _score_valid(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[GroupOutcome]:
+        """All thinking branches in one pass of the policy, all no-think branches in one of the baseline."""
+        policy = compute_flat(
+            [policy_branches(query) for query in queries], partial(self._totals, held.policy)
         )
-        answers = (
-            likelihoods_of(
-                query,
-                [next(policy) for _ in policy_group],
-                [next(baseline) for _ in baseline_group],
-                held,
+        baseline = compute_flat(
+            [baseline_branches(query) for query in queries], partial(self._totals, held.baseline)
+        )
+        return [
+            likelihoods_of(query, policy_logprobs, baseline_logprobs, held)
+            for query, policy_logprobs, baseline_logprobs in zip(
+                queries, policy, baseline, strict=True
             )
-            for query, policy_group, baseline_group in zip(sound, asked, plain, strict=True)
-        )
-        return [next(answers) if fault is None else InvalidInput(fault) for fault in faults]
+        ]
 
     def _totals(self, serving: Serving, branches: list[Continuation]) -> list[float]:
         model = serving.language_model.model
@@ -240,13 +247,20 @@ class Scorer:
 
     def _score_together(self, rollouts: Sequence[Rollout], held: HeldModels) -> list[ScoredRollout]:
         plans = [self._plan(rollout, held.policy) for rollout in rollouts]
-        queries = [query for plan in plans if isinstance(plan, tuple) for query in plan]
-        outcomes = iter(self._score(queries, held))
+        failed = [plan if isinstance(plan, ScoredRollout) else None for plan in plans]
+        return compute_valid(
+            list(zip(rollouts, plans, strict=True)),
+            failed,
+            lambda valid: self._reward_all(cast("list[_Planned]", valid), held),
+        )
+
+    def _reward_all(self, planned: list[_Planned], held: HeldModels) -> list[ScoredRollout]:
+        outcomes = compute_flat(
+            [queries_K for _, queries_K in planned], lambda queries: self._score(queries, held)
+        )
         return [
-            self._reward(rollout, plan, [next(outcomes) for _ in plan])
-            if isinstance(plan, tuple)
-            else plan
-            for rollout, plan in zip(rollouts, plans, strict=True)
+            self._reward(rollout, queries_K, outcomes_K)
+            for (rollout, queries_K), outcomes_K in zip(planned, outcomes, strict=True)
         ]
 
     def _plan(self, rollout: Rollout, served: Serving) -> tuple[GroupQuery, ...] | ScoredRollout:
@@ -273,7 +287,7 @@ class Scorer:
         try:
             objective = self._objective_of(rollout)
             rewards_KG = tuple(
-                rewards_of(objective, query, likelihoods)
+                rewards_of(objective, query, likelihoods, self.decode)
                 for query, likelihoods in zip(queries_K, likelihoods_K, strict=True)
             )
         except ForethoughtError as error:
@@ -303,9 +317,12 @@ class Scorer:
 
 
 def rewards_of(
-    objective: Objective, query: GroupQuery, likelihoods: GroupLikelihoods
+    objective: Objective,
+    query: GroupQuery,
+    likelihoods: GroupLikelihoods,
+    decode: Callable[[Sequence[int]], str] | None = None,
 ) -> tuple[float, ...]:
-    """The objective's rewards for one group. Shape [G].
+    """The objective's rewards for one group, whose thoughts ``decode`` turns into text. Shape [G].
 
     Raises:
         ForethoughtError: the objective failed, or gave other than one finite number per thought.
@@ -318,6 +335,7 @@ def rewards_of(
         query.predictions_G,
         query.truth,
         likelihoods.prediction_logprobs_G,
+        decode,
     )
     try:
         rewards_G = tuple(objective.rewards(group))
@@ -369,6 +387,11 @@ def _check_versions(rollout: Rollout, served: WeightManifest) -> None:
             f"task {task.task_id} is strictly on-policy and was sampled by versions "
             f"{sorted(versions)}; this replica serves {served.version}; expected exactly that one"
         )
+
+
+def _refusal(*faults: str | None) -> ForethoughtError | None:
+    """The first fault as an error, or None where there is none."""
+    return next((InvalidInput(fault) for fault in faults if fault), None)
 
 
 def _queries(rollout: Rollout) -> tuple[GroupQuery, ...]:

@@ -7,10 +7,14 @@ here. A fault is a value rather than an exception, because the task's neighbours
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from forethought.compute.sampling import SampleRequest, derive_seed
+from forethought.scatter import compute_valid
 from forethought.types import Rollout, Task, Thought
+
+ThoughtsKG: TypeAlias = tuple[tuple[Thought, ...], ...]
 
 
 def sample_requests(task: Task) -> list[SampleRequest]:
@@ -68,25 +72,33 @@ def fault(task: Task, vocabulary: int, max_length_tokens: int) -> str | None:
     return None
 
 
-def assemble(
-    tasks: list[Task],
-    faults: list[str | None],
-    sampled: Iterator[tuple[tuple[Thought, ...], ...]],
+def rollouts_of(
+    tasks: Sequence[Task],
+    faults: Sequence[str | None],
+    sample: Callable[[list[Task]], Iterable[ThoughtsKG | str]],
     replica: str,
 ) -> list[Rollout]:
-    """Rollouts in the order of ``tasks``; ``sampled`` holds thoughts of the tasks without fault."""
-    return [
-        Rollout(task, replica=replica, error=reason)
-        if reason
-        else _rollout(task, next(sampled), replica)
-        for task, reason in zip(tasks, faults, strict=True)
+    """One rollout per task, in order: of the tasks without a fault ``sample`` gives thoughts, or an error."""
+    errors = [
+        Rollout(task, replica=replica, error=fault) if fault else None
+        for task, fault in zip(tasks, faults, strict=True)
     ]
+    return compute_valid(
+        tasks,
+        errors,
+        lambda valid: [
+            _rollout(task, sampled, replica)
+            for task, sampled in zip(valid, sample(valid), strict=True)
+        ],
+    )
 
 
-def _rollout(task: Task, thoughts_KG: tuple[tuple[Thought, ...], ...], replica: str) -> Rollout:
-    drawn = (p for group in thoughts_KG for t in group for p in t.behaviour_logprobs_L)
-    if all(map(math.isfinite, drawn)):
-        return Rollout(task, thoughts_KG, replica)
+def _rollout(task: Task, sampled: ThoughtsKG | str, replica: str) -> Rollout:
+    if isinstance(sampled, str):
+        return Rollout(task, replica=replica, error=sampled)
+    logprobs = (p for group in sampled for t in group for p in t.behaviour_logprobs_L)
+    if all(map(math.isfinite, logprobs)):
+        return Rollout(task, sampled, replica)
     return Rollout(
         task,
         replica=replica,

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from forethought.compute.rows import token_budget_batches
 from forethought.compute.sampling import Sample, sample
 from forethought.compute.served_model import ServedModel, Serving
+from forethought.scatter import compute_flat
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
-from services.rollout.tasks import assemble, fault, num_tokens, sample_requests
+from services.rollout.tasks import ThoughtsKG, fault, num_tokens, rollouts_of, sample_requests
 
 
 class TorchEngine:
@@ -57,22 +58,22 @@ class TorchEngine:
     def _generate(self, tasks: list[Task]) -> list[Rollout]:
         with self._served.hold() as serving:
             faults = [_fault(task, serving) for task in tasks]
-            sound = [task for task, reason in zip(tasks, faults, strict=True) if reason is None]
-            thoughts = iter(self._sample(sound, serving.language_model.model, serving.manifest))
-            return assemble(tasks, faults, thoughts, self._replica)
+            sample_tasks = partial(self._sample, serving)
+            return rollouts_of(tasks, faults, sample_tasks, self._replica)
 
-    def _sample(
-        self, tasks: list[Task], model: Any, manifest: WeightManifest
-    ) -> list[tuple[tuple[Thought, ...], ...]]:
+    def _sample(self, serving: Serving, tasks: list[Task]) -> list[ThoughtsKG]:
         """Thoughts of every task, [K][G] each."""
-        results: list[tuple[tuple[Thought, ...], ...]] = [()] * len(tasks)
+        results: list[ThoughtsKG] = [()] * len(tasks)
+        version, sample_all = (
+            serving.manifest.version,
+            partial(sample, serving.language_model.model),
+        )
         for indices in self._batches(tasks):
-            requests = [request for i in indices for request in sample_requests(tasks[i])]
-            groups = iter(sample(model, requests))
-            for i in indices:
+            requests_K = [sample_requests(tasks[i]) for i in indices]
+            for i, samples_KG in zip(indices, compute_flat(requests_K, sample_all), strict=True):
                 results[i] = tuple(
-                    tuple(_thought(s, manifest.version) for s in next(groups))
-                    for _ in tasks[i].positions_K
+                    tuple(_thought(drawn, version) for drawn in samples_G)
+                    for samples_G in samples_KG
                 )
         return results
 

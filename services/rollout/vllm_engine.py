@@ -33,7 +33,7 @@ from forethought.errors import InvalidInput, NotReady, Unreachable
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
 from forethought.weights.snapshot import WEIGHTS_FILE
 from services.rollout import vllm_build
-from services.rollout.tasks import assemble, fault, sample_requests
+from services.rollout.tasks import fault, rollouts_of, sample_requests
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +109,7 @@ class VllmEngine:
         except EngineLost:
             await self._lose(held)
             raise
-        refused = iter(sampled)
-        for index, reason in enumerate(faults):
-            if reason is None and isinstance(thoughts := next(refused), str):
-                faults[index] = thoughts
-        drawn = iter([thoughts for thoughts in sampled if not isinstance(thoughts, str)])
-        return assemble(list(tasks), faults, drawn, self._replica)
+        return rollouts_of(tasks, faults, lambda _: sampled, self._replica)
 
     def refusal(self, task: Task) -> str | None:
         """Why the policy that serves now cannot serve this task."""

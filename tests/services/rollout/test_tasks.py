@@ -7,7 +7,7 @@ import math
 import pytest
 
 from forethought.types import Document, Position, Prompting, Sampling, Task, Thought, VersionSpan
-from services.rollout.tasks import assemble
+from services.rollout.tasks import rollouts_of
 
 
 def task(task_id: int) -> Task:
@@ -22,9 +22,9 @@ def thoughts(logprob: float) -> tuple[tuple[Thought, ...], ...]:
 
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])
 def test_logprobs_that_are_not_finite_fail_their_task_alone(logprob: float) -> None:
-    sampled = iter([thoughts(-0.2), thoughts(logprob)])
+    sampled = [thoughts(-0.2), thoughts(logprob)]
     tasks, faults = [task(0), task(1), task(2)], [None, "refused", None]
-    sound, refused, broken = assemble(tasks, faults, sampled, "r")
+    sound, refused, broken = rollouts_of(tasks, faults, lambda _: sampled, "r")
     assert (sound.error, sound.thoughts_KG) == (None, thoughts(-0.2))
     assert refused.error == "refused"
     assert "task 2 log-probs that are not finite" in (broken.error or "")
