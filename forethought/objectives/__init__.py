@@ -1,8 +1,8 @@
 """Objectives: one file each, found by name. The file name is the registry.
 
 ``load("rlp")`` imports :mod:`forethought.objectives.rlp` and takes its only :class:`Objective`;
-``load("mypackage.mymodule")`` does the same for somebody else's, and ``load("mine", folder="objectives")``
-for a file of a plugin folder. Only names loaded at start can be asked for later, so nothing in a request
+``load("mypackage.mymodule")`` does the same for a third-party one, and ``load("mine", folder="objectives")``
+for a file of a plugin folder. Only names loaded at start can be requested later, so nothing in a request
 reaches an import.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from forethought.errors import InvalidInput
-from forethought.objectives.parts.base import Group, Imitation, Objective
+from forethought.objectives.parts.base import Group, Imitation, Mode, Objective
 from forethought.objectives.parts.plugins import PluginFolder
 
-__all__ = ["Group", "Imitation", "Objective", "load", "names"]
+__all__ = ["Group", "Imitation", "Mode", "Objective", "load", "names"]
 
 
 def names(folder: str = "") -> list[str]:
@@ -42,7 +42,7 @@ def load(name: str, parameters: Mapping[str, Any] | None = None, folder: str = "
     """
     kind = _only_objective(_module(name, folder))
     try:
-        return kind(kind.Config.model_validate(dict(parameters or {})))
+        return _checked(kind(kind.Config.model_validate(dict(parameters or {}))))
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
@@ -90,6 +90,18 @@ def _only_objective(module: ModuleType) -> type[Objective]:
         where = module.__file__ or module.__name__
         raise InvalidInput(f"{where} defines {len(kinds)} objectives; expected exactly one")
     return kinds[0]
+
+
+def _checked(objective: Objective) -> Objective:
+    """Refuse what an earlier release called ``mode``: ignored, it would train something else."""
+    for old in ("reinforces", "written_weight"):
+        if hasattr(objective, old):
+            raise InvalidInput(
+                f"objective {type(objective).__name__} defines {old}, which this release does not read; "
+                "expected mode = Mode.REINFORCE, Mode.IMITATE, Mode.WRITE (with thought_weight) or "
+                "Mode.NEXT_TOKEN: see forethought/objectives/parts/base.py"
+            )
+    return objective
 
 
 def _missing(name: str, folder: str) -> str:

@@ -4,8 +4,8 @@
 
 Design: the policy writes the thoughts itself, at the positions that any other objective would think at, so
 that this control sees the same texts, positions and thoughts as reinforcement and differs in the update
-alone. Good thoughts and bad ones are learned alike, which is what it is a control for: the reward, RLP's
-gain, is there to be looked at. Every thought counts as a document of its own; one thought per position
+alone. Good and bad thoughts are learned alike, which is what it controls for; the reward, RLP's gain, is
+only reported. Every thought counts as a document of its own; one thought per position
 (``sampling.group_size = 1``) is enough.
 """
 
@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from forethought.objectives.parts.base import Group
+from forethought.objectives.parts.base import Group, Mode
 from forethought.objectives.parts.selection import SelectingObjective, Selection
 
 
@@ -34,12 +34,12 @@ class CotCpt(SelectingObjective):
 
     Config = CotCptConfig
     estimator = "none"
-    reinforces = False
+    mode = Mode.WRITE
 
     def __init__(self, config: CotCptConfig) -> None:
         super().__init__(config)
-        self.written_weight = config.thought_weight
+        self.thought_weight = config.thought_weight
 
     def rewards(self, group: Group) -> tuple[float, ...]:
-        """The gain of each thought, which nothing is made of. Shape [G]."""
+        """The gain of each thought, for the metrics alone. Shape [G]."""
         return tuple(logprob - group.baseline_logprob for logprob in group.policy_logprobs_G)

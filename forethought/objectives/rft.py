@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forethought.objectives.parts.base import Imitation
+from forethought.objectives.parts.base import Imitation, Mode
 from forethought.objectives.rlp import Rlp, RlpConfig
 
 
@@ -32,7 +32,7 @@ class Rft(Rlp):
     """Clone the thought that helped most."""
 
     Config = RftConfig
-    reinforces = False
+    mode = Mode.IMITATE
 
     def imitation(self, rewards_G: Sequence[float]) -> Imitation | None:
         """All weight on the first thought of highest reward; none where it is too low."""

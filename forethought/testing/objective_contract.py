@@ -96,6 +96,7 @@ GROUP = Group(
     ),
     truth=GroundTruth(b" ab cd", (2, 3, 6)),
     prediction_logprobs_G=(-0.5, -math.inf, -1.5, -math.inf),
+    decode=lambda token_ids: " ".join(map(str, token_ids)),
 )
 """Closed, empty, truncated and short thoughts, with right, wrong and absent predictions."""
 
@@ -110,6 +111,7 @@ def chosen_of_group(indices: Sequence[int]) -> Group:
         tuple(GROUP.predictions_G[i] for i in indices),
         GROUP.truth,
         tuple(GROUP.prediction_logprobs_G[i] for i in indices),
+        GROUP.decode,
     )
 
 

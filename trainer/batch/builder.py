@@ -14,7 +14,7 @@ from itertools import groupby
 
 from forethought.config.sections import FilterSection, LearnerSection
 from forethought.estimators import Estimator
-from forethought.objectives import Objective
+from forethought.objectives import Mode, Objective
 from forethought.types import ScoredRollout
 from trainer.batch import aggregation, filters
 from trainer.batch.branches import Shares, branches_of, written_documents
@@ -54,7 +54,8 @@ class BatchBuilder:
         learned_BG = self._learned(groups)
         if self.filters.truncated == "mask":
             metrics["masked_thoughts"] = sum(g.count(False) for g in learned_BG)
-        if (weight := self.objective.written_weight) is not None:
+        if self.objective.mode is Mode.WRITE:
+            weight = self.objective.thought_weight
             trees = trees_of_documents(written_documents(groups, learned_BG, weight))
         else:
             trees = _trees(groups, self._shares(groups, learned_BG))
@@ -121,7 +122,7 @@ class BatchBuilder:
     def _weights(
         self, groups: Sequence[LearnedGroup], learned_BG: Sequence[Sequence[bool]]
     ) -> list[list[float]]:
-        if not self.objective.reinforces:
+        if self.objective.mode is not Mode.REINFORCE:
             return [[0.0] * len(group.thoughts_G) for group in groups]
         lengths_BG = [
             [len(t.token_ids_L) * is_learned for t, is_learned in zip(g.thoughts_G, learned_G, strict=True)]

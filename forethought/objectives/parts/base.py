@@ -1,23 +1,41 @@
 """What an objective is: which positions, how to prompt, how to reward, how to weigh.
 
-Objectives are pure and import no torch: the scorer hands them log-likelihoods, the learner takes the
-arrays they weigh. The price is that an objective needing more than these four decisions has to name a
-new likelihood or array first, which every process then carries.
+Design: objectives are pure and import no torch. The scorer hands them log-likelihoods, the learner takes
+the per-thought weights they return. The price is that an objective needing more than these four decisions
+has to name a new likelihood or weight first, which every process then carries.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from random import Random
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
+from forethought.errors import InvalidInput
 from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 from forethought.objectives.parts.prompts import Template
 from forethought.types import Document, Position, Prompting, Thought
+
+
+class Mode(Enum):
+    """What becomes of the sampled thoughts in the update."""
+
+    REINFORCE = "reinforce"
+    """The surrogate of every sampled token, and :meth:`Objective.imitation` beside it."""
+
+    IMITATE = "imitate"
+    """Next-token loss on what :meth:`Objective.imitation` picks, and no surrogate."""
+
+    WRITE = "write"
+    """Thoughts are inserted into their documents, which are then trained on by next-token loss."""
+
+    NEXT_TOKEN = "next_token"
+    """There are no thoughts: documents go to the learner directly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +44,9 @@ class Group:
 
     ``policy_logprobs_G`` is log p(target | context, thought) in nats, ``baseline_logprob`` is
     log p(target | context); both are sums over the H target tokens, the first empty where the objective
-    asked for neither. An objective that asks for predictions finds them (None: there is none) beside the
-    truth, and, where asked for, log p(first predicted token | context), -inf where it has no id.
+    requested neither. An objective with predictions finds them (None: there is none) next to the truth,
+    and, if requested, log p(first predicted token | context), -inf where that token has no id. ``decode``
+    turns token ids into text.
 
     Example:
         ``Group((42,), thoughts_G, (-0.1, -1.3), -1.0)``
@@ -40,6 +59,23 @@ class Group:
     predictions_G: tuple[TokenBytes | None, ...] = ()
     truth: GroundTruth | None = None
     prediction_logprobs_G: tuple[float, ...] = ()
+    decode: Callable[[Sequence[int]], str] | None = None
+
+    @property
+    def texts_G(self) -> tuple[str, ...]:
+        """Every thought as text, its sampled close token and its prediction left out. Decoded on access.
+
+        Raises:
+            InvalidInput: the group was made without ``decode``.
+        """
+        if self.decode is None:
+            raise InvalidInput(
+                "got a group without decode, expected one with a tokenizer behind it; pass decode=tokenizer.decode"
+            )
+        return tuple(
+            self.decode(thought.thought_ids[: -1 if thought.closed else None])
+            for thought in self.thoughts_G
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +101,9 @@ class Objective(ABC):
         models: the likelihoods it asks the scorer for: "policy" (of the target, after each thought),
             "baseline" (of the target, without one), "prediction" (of each prediction's first token,
             without a thought, by the policy). A reward of bytes alone needs none.
-        estimator: the advantage estimator (a file of :mod:`forethought.estimators`).
-        thinks: False when documents go to the learner directly, without thoughts.
-        reinforces: False when thoughts are sampled and the surrogate of none of them is learned.
-        written_weight: None, or what a thought's tokens weigh when thoughts are written into their
-            documents, which are then learned by next-token loss.
+        estimator: the advantage estimator (one of :mod:`forethought.estimators`).
+        mode: what becomes of the sampled thoughts in the update.
+        thought_weight: the next-token weight of a thought's tokens in ``Mode.WRITE``, the text's being 1.
         template: the text around a context, None for the think markers alone.
         prediction_tokens: how many tokens are sampled after a thought's close; 0: no prediction.
         prediction_ends: whether a prediction may end early, at the model's end-of-text token.
@@ -78,15 +112,19 @@ class Objective(ABC):
     Config: ClassVar[type[BaseModel]]
     models: frozenset[str] = frozenset({"policy", "baseline"})
     estimator: ClassVar[str] = "leave_one_out"
-    thinks: ClassVar[bool] = True
-    reinforces: ClassVar[bool] = True
-    written_weight: float | None = None
+    mode: ClassVar[Mode] = Mode.REINFORCE
+    thought_weight: float = 1.0
     template: Template | None = None
     prediction_tokens: int = 0
     prediction_ends: bool = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @property
+    def thinks(self) -> bool:
+        """Whether thoughts are sampled at all."""
+        return self.mode is not Mode.NEXT_TOKEN
 
     def of_batch(self, batch: int) -> Objective:
         """The objective that tasks of a batch carry: where a schedule goes, as a scorer knows no step."""

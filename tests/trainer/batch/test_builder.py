@@ -254,7 +254,7 @@ def test_a_reinforced_and_cloned_thought_has_a_row_for_each(results: list[Scored
     """Their temperatures differ, so one row cannot hold both."""
 
     class Both(type(objectives.load("rft"))):  # type: ignore[misc]
-        reinforces = True
+        mode = objectives.Mode.REINFORCE
 
     builder = BatchBuilder(Both(objectives.load("rft").config), estimators.load("leave_one_out"))
     branches = [b for tree in builder.build(results).trees for b in tree.branches]

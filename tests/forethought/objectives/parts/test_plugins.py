@@ -91,7 +91,7 @@ def test_two_folders_are_two_worlds(folder: Path, tmp_path: Path) -> None:
     ("name", "code", "message"),
     [
         ("rlp.py", MINE, "rlp.py has the name of a built-in one"),
-        ("base.py", MINE, "base.py has the name of a built-in one"),
+        ("ntp.py", MINE, "ntp.py has the name of a built-in one"),
         ("my-own.py", MINE, "my-own.py cannot be named"),
     ],
 )
