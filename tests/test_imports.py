@@ -7,80 +7,34 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.house import (
+    FILES,
+    FLOORS,
+    all_imports,
+    circle,
+    circles,
+    edges,
+    floor_of,
+    imports_of,
+    module_name,
+    upward_imports,
+)
 from tests.repository import ROOT
 
 PACKAGES = ("forethought", "services", "trainer")
 HEAVY = {"torch", "transformers", "vllm"}
-NEEDS_TORCH = {"forethought.compute": "models themselves; nobody here imports it at module level"}
+NEEDS_TORCH = ("forethought.compute", "forethought.lab.curation")
+"""What handles tensors itself; no other module of the library imports it at module level."""
 PURE = (
     "forethought.types",
     "forethought.errors",
     "forethought.objectives",
     "forethought.estimators",
 )
-
-FILES = sorted(
-    file.relative_to(ROOT)
-    for package in PACKAGES
-    for file in (ROOT / package).rglob("*.py")
-    if "__pycache__" not in file.parts
-)
-
-
-def module_name(file: Path) -> str:
-    parts = file.with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-@dataclass(frozen=True)
-class Import:
-    """``importer`` needs ``module``; at ``top_level`` when importing the one imports the other."""
-
-    importer: str
-    module: str
-    top_level: bool
-
-    def __str__(self) -> str:
-        return f"{self.importer} imports {self.module}"
-
-
-def statements(tree: ast.AST, at_top: bool = True) -> Iterator[tuple[ast.stmt, bool]]:
-    """Every import statement, with whether it runs on import. ``if TYPE_CHECKING`` never runs."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node, at_top
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from ((statement, False) for statement, _ in statements(node, False))
-        else:
-            runs = not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from statements(node, at_top and runs)
-
-
-def imports_of(source: str, importer: str) -> Iterator[Import]:
-    for statement, top_level in statements(ast.parse(source)):
-        if isinstance(statement, ast.Import):
-            for alias in statement.names:
-                yield Import(importer, alias.name, top_level)
-        elif isinstance(statement, ast.ImportFrom):
-            assert statement.level == 0, f"{importer} imports relatively; write the whole name"
-            for alias in statement.names:
-                yield Import(importer, f"{statement.module}.{alias.name}", top_level)
-
-
-@cache
-def all_imports() -> tuple[Import, ...]:
-    return tuple(
-        found
-        for file in FILES
-        for found in imports_of((ROOT / file).read_text(encoding="utf-8"), module_name(file))
-    )
 
 
 def within(name: str, *packages: str) -> bool:
@@ -170,18 +124,53 @@ def test_redis_is_of_the_queue_alone() -> None:
 def test_stubs_are_of_the_wire_and_the_grpc_adapters_alone() -> None:
     allowed = (
         "forethought.wire",
-        "forethought.rpc.guard",  # status codes and metadata
+        "forethought.rpc",
         "forethought.weights.grpc_weights",
-        "forethought.rpc.calls",  # an interceptor
-        "forethought.clients.grpc_transport",  # channels and status codes
+        "forethought.clients.grpc_transport",  # channels
         "forethought.clients.grpc_methods",  # the messages of every method
-        "services.reward.grpc_server",  # the door itself
-        "services.rollout.grpc_server",  # the door itself
+        "services.reward.grpc_server",
+        "services.rollout.grpc_server",
     )
     assert imported_by("forethought.wire.v1", *allowed) == []
     stubs = [i for i in all_imports() if "_pb2" in i.module and not within(i.importer, *allowed)]
     assert stubs == []
     assert imported_by("grpc", *allowed) == []
+
+
+def test_no_folder_has_a_circle_among_its_children() -> None:
+    assert circles() == []
+
+
+def test_every_package_stands_on_a_floor_and_imports_only_from_below() -> None:
+    children = set(edges("forethought")) | {
+        file.parts[1].removesuffix(".py") for file in FILES if file.parts[0] == "forethought"
+    }
+    floors = [name for _, names in FLOORS for name in names.split()]
+    assert sorted(floors) == sorted(children - {"__init__"}), "FLOORS names each exactly once"
+    assert upward_imports() == []
+
+
+def test_the_rules_find_what_they_forbid() -> None:
+    assert circle({"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("b")}) == [
+        "b",
+        "c",
+        "b",
+    ]
+    assert circle({"a": frozenset("bc"), "b": frozenset("c")}) == []
+    assert "wire" in edges("forethought")["run"], "imports between packages are seen at all"
+    assert "assembly" in edges("trainer")["__main__"], "those inside functions too"
+    assert floor_of("types") < floor_of("replica")
+
+
+def test_the_architecture_page_shows_the_floors() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for what, names in FLOORS:
+        assert f"| {what} | {', '.join(f'`{name}`' for name in names.split())} |" in page
+
+
+def test_what_serves_or_learns_knows_neither_laboratory_nor_command_line() -> None:
+    for above in ("forethought.lab", "forethought.cli"):
+        assert imported_by(above, "forethought.lab", "forethought.cli") == []
 
 
 def test_the_library_imports_neither_services_nor_trainer() -> None:
@@ -209,7 +198,7 @@ def test_compute_is_imported_by_no_other_module_of_the_library_at_top_level() ->
         if i.top_level
         and within(i.module, "forethought.compute")
         and within(i.importer, "forethought")
-        and not within(i.importer, "forethought.compute")
+        and not within(i.importer, *NEEDS_TORCH)
     ]
     assert guilty == []
 
