@@ -1,1 +1,1 @@
-"""The learner and all that belongs to it: feed, batches, EMA, checkpoints and the publisher."""
+"""The learner process: task feed, batch building, EMA baseline, checkpoints and weight publishing."""

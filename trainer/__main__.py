@@ -1,6 +1,6 @@
 """``python -m trainer``: the learner process.
 
-What is heavy is imported only once the settings were found sound, so that a mistake is told at once.
+Heavy imports happen after the settings have been validated, so a configuration error is reported at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(settings: Settings) -> int:
-    """Own the run directory and train until done or told to stop."""
+    """Own the run directory and train until done or stopped."""
     objective = check_run(settings)
     check_redis(settings, objective)
     check_token(settings, objective)
@@ -60,7 +60,7 @@ def train(settings: Settings) -> int:
 
 
 def dry_run(settings: Settings) -> int:
-    """Build everything that can be built without Redis, and print what it would take."""
+    """Build everything that can be built without Redis, and print the memory estimate."""
     objective = check_run(settings)
     check_corpus(settings)
     from trainer.assembly import assemble
@@ -68,7 +68,7 @@ def dry_run(settings: Settings) -> int:
 
     assemble(settings, objective)
     estimate = estimate_memory(settings)
-    print(f"configuration is sound: {estimate.num_parameters:,} parameters, {settings.model.dtype}")
+    print(f"configuration is valid: {estimate.num_parameters:,} parameters, {settings.model.dtype}")
     for name in (
         "weights",
         "masters",
@@ -85,7 +85,7 @@ def dry_run(settings: Settings) -> int:
 
 
 async def think(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
-    """Run with thoughts, beside the ops port, until done or told to stop; returns the summary."""
+    """Run with thoughts, serving the ops port, until done or stopped; returns the summary."""
     from forethought import queue
     from forethought.telemetry.metrics import process_registry
     from trainer.thinking_run import ThinkingRun
@@ -103,7 +103,7 @@ async def think(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
 
 
 async def predict(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
-    """Run without thoughts, beside the ops port, until done or told to stop; returns the summary."""
+    """Run without thoughts, serving the ops port, until done or stopped; returns the summary."""
     from forethought.telemetry.metrics import process_registry
     from trainer.next_token_run import NextTokenRun
 
@@ -119,7 +119,7 @@ async def _ops_port(
     from forethought.replica.host import address_towards, listening_host
     from forethought.telemetry.ops import OpsServer
 
-    host = listening_host(address_towards(settings.redis.url))  # by the rule of the replicas
+    host = listening_host(address_towards(settings.redis.url))  # as replicas choose theirs
     ops = OpsServer(host, settings.learner.ops_port, lambda: True, describe, registry)
     await ops.start()
     log.info("ops port %d", ops.port)

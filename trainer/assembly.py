@@ -1,6 +1,6 @@
-"""Putting a run together: model, markers, corpus and learner from the settings, everything checked.
+"""Assemble a run: model, think markers, corpus and learner from the settings, all of it checked.
 
-Design: all that can be wrong with a configuration is found here, before Redis or a replica is touched.
+Design: every configuration error is found here, before Redis or a replica is touched.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class Assembly:
     learner: Learner
     corpus: Corpus
     markers: Markers | None
-    prompting: Prompting | None  # both None where the objective does not think
+    prompting: Prompting | None  # markers and prompting: None if the objective has no thoughts
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens by which the model ends what it says."""
+        """The model's end-of-text tokens."""
         language_model = self.learner.language_model
         return end_ids(language_model.model, language_model.tokenizer)
 
     def model_files(self) -> dict[str, bytes]:
-        """Configuration and tokenizer of the policy, as a snapshot carries them."""
+        """The policy's config and tokenizer files, as included in a snapshot."""
         language_model = self.learner.language_model
         with tempfile.TemporaryDirectory() as folder:
             language_model.model.config.save_pretrained(folder)
@@ -69,14 +69,14 @@ def assemble(settings: Settings, objective: Objective) -> Assembly:
     """Build every part of a run whose settings and ``objective`` passed :mod:`forethought.preflight`.
 
     Raises:
-        InvalidInput: anything that is wrong with the model or the corpus, or with both together.
+        InvalidInput: the model or the corpus is unusable, or they do not fit together.
     """
     if settings.learner.num_threads:
         torch.set_num_threads(settings.learner.num_threads)
     torch.manual_seed(settings.run.seed)
     language_model = _model(settings)
     markers = _markers(settings, language_model) if objective.thinks else None
-    set_fp32_head(language_model.model, settings.model.fp32_head)  # markers may renew the head
+    set_fp32_head(language_model.model, settings.model.fp32_head)  # markers may replace the head
     prompting = prompting_of(objective, language_model.tokenizer, markers) if markers else None
     check_length(settings, objective, language_model, prompting)
     directory = RunDirectory(settings.run.directory)
@@ -94,10 +94,10 @@ def check_length(
     language_model: LanguageModel,
     prompting: Prompting | None,
 ) -> None:
-    """Refuse windows whose thoughts could not fit into the model.
+    """Check that a window with its thought fits into the model's context.
 
     Raises:
-        InvalidInput: a window with its thought is longer than the model's input.
+        InvalidInput: a window with its thought is longer than the model's context.
     """
     needed = settings.corpus.window_tokens
     if prompting is not None:

@@ -1,10 +1,10 @@
-"""What ``forethought up`` needs to make a small base model of a folder of text.
+"""Tokenizer and training windows for the small base model that ``forethought up`` trains from a corpus.
 
-Design: a byte-level BPE tokenizer trained on the corpus itself, and windows of which a share
-carry a *quoted thought*: ``<think>``, a short span copied from the text before it, ``</think>``.
+Design: a byte-level BPE tokenizer trained on the corpus itself, and a share of windows with a
+*quoted thought*: ``<think>``, a short span copied from the preceding text, ``</think>``.
 A base that never saw the markers would neither close its thoughts nor gain anything from them, so
-reinforcement would have nothing to start from. Quotes teach it that a thought is short, is about
-the context, and is followed by the text going on; they need no labels. The price: the marker gets
+reinforcement would have no signal to start from. Quotes teach it that a thought is short, is about
+the context, and is followed by the rest of the text; they need no labels. The price: the marker gets
 some probability everywhere (the no-think scorer removes it), and a little text at the end of
 those windows is not trained on.
 """
@@ -34,12 +34,12 @@ def train_tokenizer(
     """Train a byte-level BPE tokenizer; any text survives encoding and decoding.
 
     The vocabulary is the special tokens (end, pad, both think markers), all 256 bytes and as many
-    merges as fit and as ``texts`` give: a small corpus gives fewer, no text at all gives none. The
+    merges as fit and as ``texts`` yield: a small corpus yields fewer, no text at all yields none. The
     same texts give the same tokenizer.
 
     Raises:
-        InvalidInput: markers that are empty or equal to one another or to the end and pad tokens,
-            or a vocabulary too small for the special tokens and the bytes.
+        InvalidInput: the markers are empty or not distinct from each other and from the end and pad
+            tokens, or the vocabulary is too small for the special tokens and the bytes.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -74,19 +74,18 @@ def quote_thoughts(
     max_quote_tokens: int,
     thought_weight: float = 10.0,
 ) -> Document:
-    """With probability ``share``, insert one thought that quotes the text before it.
+    """With probability ``share``, insert one thought that quotes the preceding text.
 
-    The thought stands at a uniformly random place with at least one token before and one after
-    it; the quote is a random span, of 0 to ``max_quote_tokens`` tokens, of what precedes it. The
-    window keeps its length N: the text's end makes room. Marks move along or fall off; the
-    thought's tokens are 0 bytes of corpus; entropies are dropped, as they were those of another
-    context.
+    The thought is inserted at a uniformly random index with at least one token before and one after
+    it; the quote is a random span of 0 to ``max_quote_tokens`` preceding tokens. The window keeps its
+    length N: its end is cut off. Marks shift or are cut off with it; the thought's tokens count as
+    0 bytes of corpus; entropies are dropped, because they were computed in another context.
 
-    In the next-token loss the quote and the close marker weigh ``thought_weight``, because thoughts
-    are a few tokens of a window and one that does not close is of no use; the open marker, whose
-    place nothing predicts, weighs 0, so that plain text does not come to expect one.
+    In the next-token loss the quote and the close marker have weight ``thought_weight``, because thoughts
+    are a few tokens of a window and one that does not close is useless; the open marker, whose position
+    is unpredictable, has weight 0, so that the model does not learn to expect one in plain text.
 
-    A window that has a thought already, or has fewer than 4 tokens, comes back as it was. The same
+    A window that already has a thought, or has fewer than 4 tokens, is returned unchanged. The same
     state of ``rng`` gives the same document.
     """
     N = len(document.token_ids_N)
@@ -111,7 +110,7 @@ def quote_thoughts(
 def _splice(
     values_N: tuple[Value, ...], index: int, inserted: Sequence[Value]
 ) -> tuple[Value, ...]:
-    """``inserted`` before ``index``, cut to the length there was; what is empty stays empty."""
+    """Insert before ``index`` and cut to the original length; empty values stay empty."""
     return (*values_N[:index], *inserted, *values_N[index:])[: len(values_N)]
 
 
@@ -119,7 +118,7 @@ def _check_tokens(special_tokens: list[str], vocab_size: int) -> None:
     if not all(special_tokens) or len(set(special_tokens)) < len(special_tokens):
         raise InvalidInput(
             f"got the special tokens {special_tokens} (end, pad, think open, think close), "
-            "expected four that differ and are not empty; change model.think_open or think_close"
+            "expected four distinct, non-empty ones; change model.think_open or model.think_close"
         )
     if vocab_size < _NUM_BYTES + len(special_tokens):
         raise InvalidInput(

@@ -1,13 +1,13 @@
-"""Checkpoints: everything a new learner needs to go on, whole or not there.
+"""Checkpoints: everything a new learner needs to resume, written atomically.
 
-    step-000040/model/             what AutoModelForCausalLM loads: the policy as published
-    step-000040/state.safetensors  masters, moments, baseline, random state
+    step-000040/model/             the policy as published, for AutoModelForCausalLM
+    step-000040/state.safetensors  master weights, moments, baseline, random state
     step-000040/progress.json      counters, corpus cursor, epoch
-    step-000040/outstanding.binpb  the tasks that were admitted and not yet learned from
+    step-000040/outstanding.binpb  the tasks that were admitted and not yet trained on
 
-Design: written beside its final name and renamed when it is complete and on disk; tensors as
-safetensors and not pickle, so that reading a checkpoint never runs code. The price is that everything
-passes through one process; sharded state will want one file per rank.
+Design: written under a temporary name and renamed once complete and flushed to disk; tensors are
+safetensors, not pickle, so that reading a checkpoint never runs code. The price is that everything
+passes through one process; sharded state will need one file per rank.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from trainer.learner.learner import Learner
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands. ``num_steps`` batches are closed; versions and optimizer steps count apart.
+    """A run's progress. ``num_steps`` counts closed batches; versions and optimizer steps are counted
+    separately.
 
     Example:
         ``Progress(epoch=1, num_steps=40, batch_tasks=32, version=40, num_optimizer_steps=40,``
@@ -59,7 +60,7 @@ def save_checkpoint(
     """Write the checkpoint of ``progress.num_steps`` and delete all but the newest ``keep``."""
     final = directory.checkpoint(progress.num_steps)
     if final.exists():
-        return final  # a resumed run that stops before its next step has nothing new to say
+        return final  # a resumed run that stops before its next step has nothing new to save
     partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -77,10 +78,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(checkpoint: Path, learner: Learner) -> tuple[Progress, tuple[Task, ...]]:
-    """Restore the learner in place; returns where the run stood and what was outstanding.
+    """Restore the learner in place; returns the run's progress and its outstanding tasks.
 
     Raises:
-        InvalidInput: the checkpoint belongs to another model.
+        InvalidInput: the checkpoint is of a different model.
     """
     progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
     tensors: dict[str, torch.Tensor] = load_file(str(checkpoint / "state.safetensors"))
@@ -95,7 +96,7 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> tuple[Progress, tuple
 
 
 def _flush(directory: Path) -> None:
-    """Force the files to disk before the rename says that they are there."""
+    """Flush the files to disk before the rename makes them visible."""
     for file in directory.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:

@@ -1,13 +1,13 @@
-"""``python -m trainer.make_base``: a small base model for any corpus, when none is given.
+"""``python -m trainer.make_base``: train a small base model from the corpus, when none is given.
 
     DIR/base/init/    byte-level BPE tokenizer trained on the corpus, random weights
-    DIR/base/run/     a next-token run of its own
-    DIR/base/model/   what it came to, with which the run proceeds
+    DIR/base/run/     the run directory of a separate next-token run
+    DIR/base/model/   its result, the base model of the main run
 
 Design: a fresh model has never seen the think markers, and would never close a thought. So a share of
-its windows carry one thought that quotes a few tokens of the text before it: enough to know how
-thoughts begin and end, and nothing about what is worth thinking. The price is a base that is a little
-worse at plain text than the same steps would have made it.
+its windows contain one thought that quotes a few tokens of the preceding text: enough to learn how
+thoughts begin and end, and nothing about which thoughts are useful. The price is a base that is slightly
+worse at plain text than the same number of steps without quotes would have made it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_base(settings: Settings) -> int:
-    """Train tokenizer and model into ``DIR/base/model``; continues where it was interrupted."""
+    """Train tokenizer and model into ``DIR/base/model``; resumes an interrupted run."""
     check_corpus(settings)
     root = settings.run.directory / "base"
     if not (root / "init").is_dir():
@@ -69,7 +69,7 @@ def make_base(settings: Settings) -> int:
     with parts.directory.owned():
         summary = run.run()
     if summary["steps"] < settings.base.steps:
-        return 0  # told to stop: the next start goes on from the checkpoint
+        return 0  # stopped: the next start resumes from the checkpoint
     _adopt(Path(summary["checkpoint"]) / "model", root / "model")
     print(json.dumps(summary))
     return 0
@@ -82,7 +82,7 @@ class QuotingDocuments:
         self._corpus, self._markers, self._settings = corpus, markers, settings
 
     def take(self, num_documents: int) -> list[Document]:
-        """The next windows; which of them carry a thought depends on how many were drawn before."""
+        """The next windows; which of them get a thought depends on how many were drawn before."""
         first = self._corpus.cursor.num_drawn
         documents = self._corpus.take(num_documents)
         return [self._quote(document, first + i) for i, document in enumerate(documents)]
@@ -129,7 +129,7 @@ def _initialise(settings: Settings, root: Path) -> None:
 
 
 def _texts(settings: Settings, cache: Path) -> Iterator[str]:
-    """The corpus's text, up to a size at which a small vocabulary no longer changes."""
+    """The corpus's text, up to a size beyond which a small vocabulary no longer changes."""
     budget = _TOKENIZER_CHARACTERS
     for text in iterate_texts(settings.corpus, cache):
         if budget <= 0:
@@ -139,7 +139,7 @@ def _texts(settings: Settings, cache: Path) -> Iterator[str]:
 
 
 def _base_settings(settings: Settings, root: Path) -> Settings:
-    """The run's settings, turned into those of a next-token run over the same corpus."""
+    """The settings of a next-token run over the same corpus, derived from the run's settings."""
     section = settings.base
     learner: dict[str, Any] = {
         "steps": section.steps,
@@ -149,7 +149,7 @@ def _base_settings(settings: Settings, root: Path) -> Settings:
         "warmup_steps": max(1, section.steps // 20),
         "beta2": 0.95,
         "weight_decay": 0.1,
-        "next_token_every_steps": 0,  # every step of its is one
+        "next_token_every_steps": 0,  # every step of this run is one
         "next_token_coef": 0.0,
     }
     return settings.model_copy(

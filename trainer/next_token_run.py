@@ -2,8 +2,8 @@
 
     take documents -> step -> metrics -> checkpoint
 
-Base models and continued pre-training (CPT) are made here, with the learner, the corpus and the
-checkpoints of reinforcement; neither Redis nor a replica is involved.
+Trains base models and does continued pre-training (CPT), with the same learner, corpus and checkpoints as
+reinforcement; needs neither Redis nor replicas.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from trainer.metrics.step_log import MetricsLog
 
 
 class NextTokenRun:
-    """Steps of next-token loss until ``learner.steps`` or ``learner.max_tokens``, or until told to stop."""
+    """Next-token training until ``learner.steps`` or ``learner.max_tokens`` is reached or it is stopped."""
 
     def __init__(self, parts: Assembly, documents: Documents | None = None) -> None:
-        """``documents`` replaces the corpus as the source, for those who rewrite documents on the way."""
+        """``documents`` replaces the corpus as the source, for callers that rewrite documents."""
         self._parts, self._documents = parts, documents or parts.corpus
         self._stop = threading.Event()
         self._num_steps = 0
@@ -36,11 +36,11 @@ class NextTokenRun:
         self._started_s = time.monotonic()
 
     def stop(self) -> None:
-        """Finish the step in hand, write a checkpoint, return from :meth:`run`. Signal safe."""
+        """Finish the current step, write a checkpoint, return from :meth:`run`. Signal-safe."""
         self._stop.set()
 
     async def run_until(self, stop: asyncio.Event) -> dict[str, Any]:
-        """:meth:`run` beside an event loop, until done or the event is set; returns the summary."""
+        """:meth:`run` in a thread, until done or ``stop`` is set; returns the summary."""
 
         async def pass_on() -> None:
             await stop.wait()
@@ -53,7 +53,7 @@ class NextTokenRun:
             await end((stopping,))
 
     def describe(self) -> dict[str, object]:
-        """Where the run stands, for the ops port."""
+        """The run's current step and version, for the ops port."""
         return {"step": self._num_steps, "version": self._parts.learner.version}
 
     def run(self) -> dict[str, Any]:

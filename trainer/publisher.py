@@ -1,10 +1,10 @@
-"""Bringing the newest weights to every replica, and waiting for none of them.
+"""Push the newest weights to every replica without waiting for any of them.
 
 Design: publishing is an assignment; everything else is reconciliation. One sender per replica and
-model asks what is held, pushes the newest when that is behind, and retries alone, so joining,
-catching up after a crash and the ordinary push are one path, and versions missed are skipped. The
-price is one more Status call (about a millisecond) per push, and that a slow replica keeps the
-snapshot it is being sent alive in memory beside the newest.
+model queries the version held, pushes the newest snapshot if that is behind, and retries independently,
+so joining, catching up after a crash and the ordinary push are one code path, and missed versions are
+skipped. The price is one more Status call (about a millisecond) per push, and that a slow replica keeps
+the snapshot it is being sent in memory in addition to the newest.
 
     who      consumes                       produces          waits for       unblocked by
     publish  a snapshot                     newest[model]     nothing         -
@@ -33,17 +33,17 @@ from forethought.weights.grpc_weights import WeightsClient
 from forethought.weights.snapshot import Snapshot
 
 MAX_RETRY_S = 10.0
-"""The longest a failing sender waits before it tries again, unless ``retry_s`` is longer."""
+"""Cap on a failing sender's backoff, unless ``retry_s`` is longer."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPush:
-    """How it stands between the publisher and one replica.
+    """The publisher's view of one replica.
 
-    ``holding`` is (epoch, version) by model, as the replica last reported it; a model is missing
-    while it is not known, because nothing is held or the replica cannot be reached. The last push
+    ``holding`` is (epoch, version) by model, as the replica last reported it; a model is absent
+    while that is unknown, because the replica holds nothing or is unreachable. The last push
     took ``last_push_s`` seconds for ``last_push_bytes`` bytes (0 before the first).
 
     Example:
@@ -58,8 +58,8 @@ class ReplicaPush:
 
 @dataclass(slots=True)
 class PushCounts:
-    """Pushes of one model to one replica since it joined. A failure is a push that did not end well, or
-    a replica that could not be asked what it holds; each is tried again.
+    """Pushes of one model to one replica since it joined. A failure is a failed push or a failed Status
+    call; both are retried.
 
     Example:
         ``publisher.pushes()["rollout-a1", "policy"].num_failures``
@@ -71,12 +71,11 @@ class PushCounts:
 
 
 class Publisher:
-    """Keeps every live replica at the newest published snapshot of each model it asks for.
+    """Keeps every live replica at the newest published snapshot of each model it registered for.
 
-    ``broker_replicas`` lists the registry; draining replicas are left alone. ``bearer`` is shown to
-    every replica (default: no token). All methods belong to
-    the event loop that runs :meth:`run`; from another thread use
-    ``loop.call_soon_threadsafe(publisher.publish, snapshot)``.
+    ``broker_replicas`` lists the registry; draining replicas are skipped. ``bearer`` authenticates to
+    every replica (default: no token). All methods must be called on the event loop that runs :meth:`run`;
+    from another thread use ``loop.call_soon_threadsafe(publisher.publish, snapshot)``.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class Publisher:
             sender.wake.set()
 
     async def run(self) -> None:
-        """Follow the registry until cancelled; then every sender ends too."""
+        """Follow the registry until cancelled, then end every sender."""
         try:
             while True:
                 self._discover_now.clear()
@@ -130,9 +129,9 @@ class Publisher:
             await self._end(list(self._tasks))
 
     async def wait_until_current(self, timeout_s: float) -> list[str]:
-        """Wait until all replicas serve the newest; the ids of those still behind in ``timeout_s``.
+        """Wait until all replicas serve the newest; returns the ids still behind after ``timeout_s``.
 
-        The registry is asked afresh first, so a replica that has just joined is waited for.
+        The registry is read again first, so a replica that has just joined is included.
         """
         deadline_s = time.monotonic() + timeout_s
         num_discoveries = self._num_discoveries
@@ -144,18 +143,18 @@ class Publisher:
         return self._behind()
 
     def state(self) -> dict[str, ReplicaPush]:
-        """How it stands with each live replica, by replica id; for metrics."""
+        """The state of each live replica, by replica id; for metrics."""
         by_replica: dict[str, list[_Sender]] = {}
         for sender in self._senders.values():
             by_replica.setdefault(sender.key.replica_id, []).append(sender)
         return {replica_id: _merged(senders) for replica_id, senders in by_replica.items()}
 
     def pushes(self) -> dict[tuple[str, str], PushCounts]:
-        """By replica id and model, of the replicas that are live; for metrics."""
+        """Push counts by replica id and model, for live replicas; for metrics."""
         return {(s.key.replica_id, s.key.model): s.counts for s in self._senders.values()}
 
     def lags(self) -> dict[tuple[str, str], int]:
-        """How many versions the newest is ahead of what is held, where that is known; for metrics."""
+        """How many versions each replica is behind the newest, where known; for metrics."""
         lags = {(s.key.replica_id, s.key.model): s.lag() for s in self._senders.values()}
         return {key: lag for key, lag in lags.items() if lag is not None}
 
@@ -173,11 +172,11 @@ class Publisher:
         return Counter((replica.kind, state_of(replica)) for replica in self._registered)
 
     async def _discover(self) -> None:
-        """Start senders for who joined, end those of who left, wake those of who fell behind."""
+        """Start senders for replicas that joined, end those that left, wake those that fell behind."""
         try:
             replicas = await self._broker_replicas()
         except Exception as error:
-            # Boundary: without its registry the publisher goes on with the replicas it knows.
+            # Boundary: without the registry the publisher continues with the replicas it knows.
             message = f"{type(error).__name__}: {error}"
             if message != self._discovery_error:
                 logger.warning("cannot list replicas, keeping those known: %s", message)
@@ -198,7 +197,7 @@ class Publisher:
                 self._senders[key].wake.set()
 
     def _lags(self, model: str, replica: Replica) -> bool:
-        """Whether the registry says it serves less than the newest: so it does after a restart."""
+        """Whether the registry lists an older version than the newest, as after a replica's restart."""
         newest = self._newest.get(model)
         return newest is not None and replica.serving.get(model, (-1, -1)) < newest.manifest.order
 
@@ -222,7 +221,7 @@ class Publisher:
 
 
 class _SenderKey(NamedTuple):
-    """A replica that moves to another address is another peer."""
+    """Includes the address: a replica that moves to another address is a new peer."""
 
     replica_id: str
     address: str
@@ -254,7 +253,7 @@ class _Sender:
         self._note_progress = note_progress
 
     async def run(self) -> None:
-        """Connect and keep the replica current; after a failure retry with back-off."""
+        """Connect and keep the replica current; retry with backoff after a failure."""
         waits_s = self._backoff()
         while True:
             pushed_at_s = self.pushed_at_s
@@ -265,7 +264,7 @@ class _Sender:
                 # Boundary: a replica's failure is isolated in its own sender.
                 self._note_failure(error)
             if self.pushed_at_s > pushed_at_s:
-                waits_s = self._backoff()  # it worked in between: a new failure
+                waits_s = self._backoff()  # a push succeeded in between: start over
             await asyncio.sleep(next(waits_s))
 
     def _backoff(self) -> Iterator[float]:
@@ -304,17 +303,17 @@ class _Sender:
         self.counts.num_bytes += self.last_push_bytes
 
     def lag(self) -> int | None:
-        """Versions from what is held to the newest; None where that is unknown or of another epoch."""
+        """How many versions the replica is behind; None if unknown or of another epoch."""
         newest, held = self._newest.get(self.key.model), self.held
         if newest is None or held is None or held.epoch != newest.manifest.epoch:
             return None
         return newest.manifest.version - held.version
 
     def is_behind(self) -> bool:
-        """Whether the newest snapshot is still to be brought here.
+        """Whether the newest snapshot still has to be pushed to this replica.
 
-        A replica that holds a newer epoch belongs to another learner; the same version with other
-        bytes is pushed, refused by the replica, and thereby reported.
+        A replica that holds a newer epoch belongs to another learner; the same version with different
+        bytes is pushed, rejected by the replica, and thereby reported.
         """
         snapshot = self._newest.get(self.key.model)
         if snapshot is None or self.held == snapshot.manifest:
@@ -325,16 +324,16 @@ class _Sender:
         message = f"{type(error).__name__}: {error}"
         if message != self.last_error:
             logger.warning(
-                "%s of %s is not at the newest: %s", self.key.model, self.key.replica_id, message
+                "%s of %s is not up to date: %s", self.key.model, self.key.replica_id, message
             )
         self.last_error = message
         self.counts.num_failures += 1
         if isinstance(error, Unreachable):
-            self.held = None  # it may be restarting, empty: count it as behind until it answers
+            self.held = None  # it may be restarting without weights: behind until it answers
 
 
 def _merged(senders: list[_Sender]) -> ReplicaPush:
-    """One replica's senders as one state; the push is the latest of any model."""
+    """Merge one replica's senders into one state; the push is the latest of any model."""
     latest = max(senders, key=lambda sender: sender.pushed_at_s)
     return ReplicaPush(
         holding={s.key.model: s.held.order for s in senders if s.held is not None},

@@ -1,13 +1,13 @@
-"""A run with thoughts: the learner's end of the walk of data.
+"""A run with thoughts: the learner's side of the data flow.
 
     take batch -> trees -> step -> publish -> admit -> journal -> metrics -> checkpoint
 
-Every batch closes and advances the version, also when its step was skipped or all its tasks failed.
+Every batch closes and advances the version, even if its step was skipped or all its tasks failed.
 
     loop        consumes              produces             waits for           unblocked by
     _learn      a batch's results     weights, tasks,      the whole batch     results, deadlines,
                                       journal, checkpoint                      stop
-    _guard      broker.life()         tasks put again      GUARD_S             the clock
+    _guard      broker.instance_id()  re-admitted tasks    GUARD_S             the clock
     intake      see WorkInFlight      publisher: see Publisher; depths: see DepthWatch
 """
 
@@ -48,11 +48,11 @@ from trainer.train_step import StepReport, TrainStep
 log = logging.getLogger(__name__)
 
 GUARD_S = 1.0
-"""How often the learner asks whether Redis may have lost something, and whether it owns the run."""
+"""How often the learner checks that Redis has not lost data and that it still owns the run."""
 
 
 class ThinkingRun:
-    """Admits tasks, learns their batches and publishes every version."""
+    """Admits tasks, trains on their batches and publishes every version."""
 
     def __init__(self, parts: Assembly, broker: Broker, stop: asyncio.Event) -> None:
         assert parts.markers is not None
@@ -91,19 +91,19 @@ class ThinkingRun:
         self._started_s = time.monotonic()
 
     async def run(self) -> dict[str, Any]:
-        """Train until ``learner.steps`` or ``learner.max_tokens``, or until told to stop.
+        """Train until ``learner.steps`` or ``learner.max_tokens`` is reached, or until stopped.
 
         Returns the summary.
 
         Raises:
-            Superseded: a newer learner took the run.
+            Superseded: a newer learner has taken over the run.
         """
         await self._start()
         directory, settings = self._parts.directory, self._parts.settings
         journal = Journal(directory.journal, self._epoch, settings.checkpoint.journal_keep_batches)
         metrics = MetricsLog(directory.metrics, self._num_steps, self._section.tensorboard)
         for earlier in directory.read_metrics():
-            self._alarms.see(earlier)  # in silence: they were told when they happened
+            self._alarms.see(earlier)  # without logging: they were logged when they happened
         learning = asyncio.create_task(self._learn(journal, metrics))
         loops = (
             self._publisher.run(),
@@ -124,17 +124,17 @@ class ThinkingRun:
             metrics.close()
 
     def describe(self) -> dict[str, object]:
-        """Where the run stands, for the ops port."""
+        """The run's current epoch, step and version, for the ops port."""
         return {"epoch": self._epoch, "step": self._num_steps, "version": self._learner.version}
 
     def export(self, registry: CollectorRegistry) -> None:
-        """Add what the run has to tell to a registry."""
+        """Register the run's metrics."""
         StepMetrics(registry, self._counts, self.describe)
         TaskMetrics(registry, self._tasks, self._work, self._depths)
         PushMetrics(registry, self._publisher)
 
     async def _start(self) -> None:
-        """Resume if there is something to resume, take a new epoch, publish, admit."""
+        """Resume from the latest checkpoint, if any; start a new epoch, publish, admit."""
         checkpoint = self._parts.directory.latest_checkpoint()
         outstanding: Sequence[Task] = ()
         next_task_id = 0
@@ -158,7 +158,7 @@ class ThinkingRun:
             with phase("wait"):
                 results = await self._work.take(self._num_steps, self._stop, self._replacing())
             if results is None:
-                return  # told to stop: nobody waits for replicas either
+                return  # stopped: does not wait for replicas to catch up either
             with phase("learn"):
                 report = await asyncio.to_thread(self._train_step.run, results, self._num_steps + 1)
             batch, self._num_steps = self._num_steps, self._num_steps + 1
@@ -171,34 +171,34 @@ class ThinkingRun:
                 )
             with phase("journal"):
                 journal.append(batch, self._learner.version, results)
-            self._tell(metrics, batch, results, report)
+            self._report(metrics, batch, results, report)
             if self._num_steps % settings.checkpoint.every_steps == 0:
                 with phase("checkpoint"):
                     await self._save()
-        await self._bring_replicas_up()
+        await self._wait_for_replicas()
 
     @property
     def _is_done(self) -> bool:
         return self._section.is_done(self._num_steps, self._num_tokens)
 
     def _replacing(self) -> Replacing | None:
-        """How tasks of the next step's batch are replaced, once the run has come to that step."""
+        """How tasks of the next step's batch are replaced, from ``filter.replace_from_step`` on."""
         section = self._parts.settings.filter
         if not 0 < section.replace_from_step <= self._num_steps + 1:
             return None
         rounds, version = section.replace_rounds, self._learner.version
         return Replacing(self._train_step.builder.keeps, rounds, self._epoch, version)
 
-    async def _bring_replicas_up(self) -> None:
-        """When the run is done, every replica is to serve the learner's version."""
+    async def _wait_for_replicas(self) -> None:
+        """At the end of the run, wait until every replica serves the learner's version."""
         timeout_s = self._parts.settings.publish.push_timeout_s
         late = await run_until(self._stop, self._publisher.wait_until_current(timeout_s))
         if late:
             log.warning("replicas still behind at the end: %s", ", ".join(late))
 
     async def _stay(self, background: Sequence[asyncio.Task[None]]) -> None:
-        """Go on bringing the last weights to replicas that join, until told to stop."""
-        log.info("step %d was the last; staying for replicas that join", self._num_steps)
+        """Keep pushing the final weights to replicas that join, until stopped."""
+        log.info("step %d was the last; serving weights to replicas that join", self._num_steps)
 
         async def stopped() -> None:
             await self._stop.wait()
@@ -210,23 +210,24 @@ class ThinkingRun:
             await end((staying,))
 
     async def _guard(self) -> None:
-        """Notice a newer learner, and a Redis that may have lost something."""
-        life = await retry_until_reachable(self._broker.instance_id)
+        """Detect a newer learner, and a Redis that may have lost data."""
+        instance_id = await retry_until_reachable(self._broker.instance_id)
         while True:
-            await asyncio.sleep(GUARD_S)  # a poll by nature: Redis has nothing to wait on here
+            await asyncio.sleep(GUARD_S)  # polling: Redis offers nothing to block on here
             newest = await retry_until_reachable(lambda: self._broker.restore_epoch(self._epoch))
             if newest > self._epoch:
                 raise Superseded(
                     f"epoch {newest} has taken over run {self._parts.settings.run.name!r} from "
                     f"epoch {self._epoch}; this learner stops"
                 )
-            seen, life = life, await retry_until_reachable(self._broker.instance_id)
-            if seen != life:
+            seen_id = instance_id
+            instance_id = await retry_until_reachable(self._broker.instance_id)
+            if seen_id != instance_id:
                 await retry_until_reachable(self._announce)
                 await self._work.admit_again()
 
     async def _publish(self, with_baseline: bool) -> None:
-        """Make the learner's weights the newest; senders bring them to the replicas."""
+        """Publish the learner's weights; senders push them to the replicas."""
         payloads: list[tuple[str, Callable[[], bytes]]] = [("policy", self._learner.policy_payload)]
         if with_baseline and "baseline" in self._models:
             payloads.append(("baseline", self._learner.baseline_payload))
@@ -261,14 +262,14 @@ class ThinkingRun:
             }
         )
 
-    def _tell(
+    def _report(
         self,
         metrics: MetricsLog,
         batch: int,
         results: Sequence[ScoredRollout],
         report: StepReport,
     ) -> None:
-        """The step's numbers, to the log and to whoever scrapes."""
+        """Write the step's values to the metrics log, the counters and the alarms."""
         self._tasks.close(batch, results)
         values = self._values(batch, results, report)
         self._counts.close(values, report.result.num_tokens)
@@ -372,14 +373,16 @@ class ThinkingRun:
 
 
 def batch_builder_of(parts: Assembly) -> BatchBuilder:
-    """How the run's lessons are made."""
+    """The run's batch builder."""
     settings, objective = parts.settings, parts.objective
     estimator = load_estimator(settings, objective)
     return BatchBuilder(objective, estimator, settings.filter, settings.learner)
 
 
 def models_needed(parts: Assembly) -> tuple[str, ...]:
-    """The likelihoods that rewards and filters need; without a baseline the policy scores both branches."""
+    """The models whose likelihoods rewards and filters need. Without a baseline the policy scores both
+    branches.
+    """
     wanted = parts.objective.models
     if parts.settings.filter.min_logprob_std:
         wanted = wanted | {"policy"}

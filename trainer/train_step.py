@@ -1,11 +1,11 @@
-"""What the learner does with a batch: its lesson, and what is due between two batches.
+"""One train step: train on a batch, then do what is due between two batches.
 
-    lesson -> step -> [next-token step] -> [no-think measurement]
+    training batch -> step -> [next-token step] -> [no-think measurement]
 
-Design: a next-token step in between reads fresh documents of the run's own corpus, advances the version
-like any step, and admits no work: batches and versions are two counters. Documents are drawn in the order
-of the steps, so a resumed run reads the same ones. The price is that with ``learner.max_staleness`` S a
-token may be older than S versions, by the next-token steps that came between.
+Design: an interleaved next-token step reads fresh documents of the run's corpus, advances the version
+like any step, and admits no work: batches and versions are two counters. Documents are drawn in step
+order, so a resumed run reads the same ones. The price is that with ``learner.max_staleness`` S a token may
+be more than S versions old, by the number of next-token steps in between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from trainer.metrics.no_think import no_think_metrics
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What became of a batch. ``version`` is the one that learned it, before its step; tokens are all.
+    """The outcome of one train step. ``version`` is the policy version before the step; the result's
+    tokens include the next-token step's.
 
     Example:
         ``StepReport(result, version=41, metrics={"no_think_nll": 1.5})``
@@ -37,7 +38,7 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class TrainStep:
-    """The learner, how its batches are built, and where documents come from.
+    """The learner, its batch builder, and the source of documents.
 
     Example:
         ``TrainStep(learner, builder, corpus, settings.learner).run(results, step=40)``
@@ -49,7 +50,7 @@ class TrainStep:
     section: LearnerSection
 
     def run(self, results: Sequence[ScoredRollout], step: int) -> StepReport:
-        """Learn the batch of ``step`` (from 1), and do what is due after it. Blocking."""
+        """Train on the batch of ``step`` (counted from 1), then do what is due after it. Blocking."""
         batch = self.builder.build(results)
         version = self.learner.version
         result = self.learner.step(batch.trees, self.section.inner_epochs)

@@ -1,1 +1,1 @@
-"""Which tasks are in flight: made from documents, admitted in order, replaced, their results awaited."""
+"""Task admission: tasks made from documents, admitted in order, replaced, and their results awaited."""

@@ -1,9 +1,9 @@
-"""The feed: corpus windows in, tasks (or documents for plain next-token learning) out.
+"""The task feed: corpus windows in, tasks out.
 
-Design: a task is a pure function of the run's seed, its id and the document drawn for it (its trace id
-aside), so the feed's whole state is a counter and the corpus cursor. Documents in which the objective
-finds no position are passed over; if nothing but such documents comes, the run stops and says so
-rather than spin.
+Design: a task is a pure function of the run's seed, its id and the document drawn for it (except for its
+trace id), so the feed's whole state is a counter and the corpus cursor. Documents in which the objective
+finds no position are skipped; after too many of them in a row the run stops with an error instead of
+spinning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forethought.errors import InvalidInput
 from forethought.objectives import Objective
 from forethought.types import Document, Position, Prompting, Sampling, Task, next_attempt
 
-_MAX_PASSED_OVER = 1000
+_MAX_SKIPPED = 1000
 
 
 class Documents(Protocol):
@@ -36,7 +36,7 @@ class Documents(Protocol):
 class TaskFeed:
     """Makes tasks in id order. ``next_task_id`` and the documents' cursor are its whole state.
 
-    ``end_ids`` are the model's end-of-text tokens, for predictions that may end early.
+    ``end_ids`` are the model's end-of-text tokens, for predictions that may stop early.
 
     Example:
         ``TaskFeed(corpus, rlp, markers, prompting, settings, ("policy",)).take(8, epoch=1, min_version=0)``
@@ -55,20 +55,22 @@ class TaskFeed:
         """The next tasks; ``min_version`` is the newest policy version at their admission.
 
         Raises:
-            InvalidInput: the corpus has no position that the objective can use.
+            InvalidInput: the corpus has no position usable by the objective.
         """
         return [self._next(epoch, min_version) for _ in range(num_tasks)]
 
     def replace(self, tasks: Sequence[Task], *, epoch: int, min_version: int) -> list[Task]:
-        """Other tasks in the place of these, of their batches: the next documents, no new ids in order.
+        """Replacements for ``tasks`` within their batches, from the next documents.
+
+        Their ids are further attempts of the same tasks; the id counter does not advance.
 
         Raises:
-            InvalidInput: the corpus has no position that the objective can use.
+            InvalidInput: the corpus has no position usable by the objective.
         """
         return [self._task(next_attempt(t.task_id), t.batch, epoch, min_version) for t in tasks]
 
     def adopt(self, tasks: Sequence[Task], *, epoch: int, min_version: int) -> list[Task]:
-        """The outstanding tasks of a checkpoint, admitted anew under a new epoch."""
+        """The outstanding tasks of a checkpoint, to be re-admitted under a new epoch."""
         return [replace(task, epoch=epoch, min_version=min_version) for task in tasks]
 
     def _next(self, epoch: int, min_version: int) -> Task:
@@ -113,18 +115,18 @@ class TaskFeed:
         self, task_id: int, objective: Objective
     ) -> tuple[Document, tuple[Position, ...]]:
         rng = Random(derive_seed(self.settings.run.seed, task_id))
-        for _ in range(_MAX_PASSED_OVER):
+        for _ in range(_MAX_SKIPPED):
             (document,) = self.documents.take(1)
             chosen = objective.positions(document, rng)
             if positions_K := tuple(p for p in chosen if self._can_be_predicted(p)):
                 return document, positions_K
         raise InvalidInput(
-            f"{_MAX_PASSED_OVER} documents in a row have no position for objective "
+            f"{_MAX_SKIPPED} documents in a row have no position for objective "
             f"{self.settings.objective.name!r} with {objective.config!r}; expected documents "
             "longer than the target (uniform), with marks (marked), of enough entropy (entropy), or with "
             "a question before their text (rlvr: the source's prompt_field)"
         )
 
     def _can_be_predicted(self, position: Position) -> bool:
-        """Not a think marker: the no-think scorer gives the open token no probability at all."""
+        """Whether the target contains no think marker: the no-think scorer gives the open token none."""
         return not {self.markers.open_id, self.markers.close_id} & set(position.target_ids_H)

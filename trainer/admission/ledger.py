@@ -1,9 +1,9 @@
 """The ledger: which tasks are outstanding, and which results count.
 
-Redis delivers at least once and may lose everything; this set, in the one process that checkpoints,
-decides. A result counts iff its (epoch, id) is outstanding, and then never again.
+Redis delivers at least once and may lose everything; this in-memory set, in the one process that
+checkpoints, is authoritative. A result counts iff its (epoch, id) is outstanding, and only once.
 
-Design: results wait here per batch until the batch is whole or its deadline passes; a missing result
+Design: results wait here per batch until the batch is complete or its deadline passes; a missing result
 then *becomes* an error result, so every admitted task comes back exactly once.
 """
 
@@ -18,7 +18,7 @@ from forethought.types import Rollout, ScoredRollout, Task
 
 
 class Ledger:
-    """Outstanding tasks and the results that came for them."""
+    """Outstanding tasks and the results received for them."""
 
     def __init__(self, task_timeout_s: float) -> None:
         self._task_timeout_s = task_timeout_s
@@ -34,23 +34,23 @@ class Ledger:
     def outstanding(self) -> list[Task]:
         """Every task whose result has not been consumed by :meth:`close_batch`, in id order.
 
-        A result that is here but was not learned from is as good as none after a crash.
+        This includes tasks whose result has arrived but was not trained on: a crash would lose it.
         """
         pending = self._outstanding | {i: r.rollout.task for i, r in self._results.items()}
         return [pending[task_id] for task_id in sorted(pending)]
 
     @property
     def unanswered(self) -> list[Task]:
-        """Every task without a result, in id order: what to admit again when Redis lost it."""
+        """Every task without a result, in id order: re-admitted if Redis lost data."""
         return [self._outstanding[task_id] for task_id in sorted(self._outstanding)]
 
     @property
     def num_outstanding(self) -> int:
-        """How many :attr:`outstanding` are."""
+        """The number of :attr:`outstanding` tasks."""
         return len(self._outstanding) + len(self._results)
 
     def admit(self, tasks: Iterable[Task]) -> None:
-        """Make tasks outstanding; their deadline starts now."""
+        """Make tasks outstanding; their deadlines start now."""
         deadline_s = time.monotonic() + self._task_timeout_s
         for task in tasks:
             self.num_admitted += 1
@@ -58,7 +58,7 @@ class Ledger:
             self._deadlines_s[task.task_id] = deadline_s
 
     def accept(self, scored: ScoredRollout) -> bool:
-        """Take a result iff it is outstanding; a duplicate or one of another epoch is ignored."""
+        """Accept a result iff its task is outstanding; ignores duplicates and other epochs."""
         task = scored.rollout.task
         mine = self._outstanding.get(task.task_id)
         if mine is None or mine.epoch != task.epoch:
@@ -70,9 +70,9 @@ class Ledger:
         return True
 
     async def complete_batch(self, batch: int) -> list[ScoredRollout]:
-        """Wait until every task of ``batch`` has its result or passed its deadline; in id order.
+        """Wait until every task of ``batch`` has a result or is past its deadline.
 
-        They stay outstanding until :meth:`close_batch`.
+        Returns the results in id order; the tasks stay outstanding until :meth:`close_batch`.
         """
         while missing := [t for t in self._outstanding.values() if t.batch == batch]:
             now_s = time.monotonic()
@@ -84,7 +84,7 @@ class Ledger:
         return [self._results[task_id] for task_id in self._of_batch(batch)]
 
     async def close_batch(self, batch: int) -> list[ScoredRollout]:
-        """As :meth:`complete_batch`, and the batch is nobody's any more."""
+        """As :meth:`complete_batch`, then remove the batch from the ledger."""
         await self.complete_batch(batch)
         mine = self._of_batch(batch)
         for task_id in mine:
@@ -96,7 +96,7 @@ class Ledger:
 
     async def _arrival(self, timeout_s: float) -> None:
         self._arrived.clear()
-        await wait_for_event(self._arrived, timeout_s)  # the caller looks at the deadlines again
+        await wait_for_event(self._arrived, timeout_s)  # the caller re-checks the deadlines
 
     def _expire(self, tasks: Iterable[Task]) -> None:
         for task in tasks:

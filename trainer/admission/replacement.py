@@ -1,13 +1,13 @@
-"""Dynamic sampling: tasks that taught nothing are replaced within their batch (DAPO, arXiv 2503.14476).
+"""Dynamic sampling: tasks without a learning signal are replaced in their batch (DAPO, arXiv 2503.14476).
 
-Design: a replacement is a further task of the same batch, and its id says which task it stands in for and
-which attempt it is: attempt a of task i has id a x 2^40 + i. So ids stay unique and known before anything
-is sampled, batch k still holds exactly tasks kN to (k+1)N-1 beside its replacements, and whoever resumes in
-the middle of a batch sees from the ids alone what was replaced. The price is that a batch waits for its
-slowest attempt, and that replacements take documents out of the corpus's order.
+Design: a replacement is a further task of the same batch, and its id encodes which task it replaces and
+which attempt it is: attempt a of task i has id a x 2^40 + i. So ids stay unique and are known before
+sampling, batch k still holds exactly tasks kN to (k+1)N-1 plus their replacements, and a learner that
+resumes in the middle of a batch sees from the ids alone which tasks were replaced. The price is that a
+batch waits for its slowest attempt, and that replacements take documents out of the corpus's order.
 
-Everything stays in the batch: what was replaced is journalled with what replaced it, and the filters that
-found it useless leave it out of the lesson again.
+Everything stays in the batch: a replaced task is journalled together with its replacement, and the filters
+that rejected it exclude it from the training batch too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from forethought.types import ScoredRollout, Task, attempt_of, original_of
 
 @dataclass(frozen=True, slots=True)
 class Replacing:
-    """Which results of a batch are replaced, and under which epoch and version.
+    """Which tasks of a batch are replaced, and under which epoch and version.
 
     Example:
         ``Replacing(builder.keeps, max_rounds=4, epoch=1, version=500).wasted(results)``
@@ -32,9 +32,9 @@ class Replacing:
     version: int
 
     def wasted(self, results: Sequence[ScoredRollout]) -> list[Task]:
-        """The tasks to replace: of each the newest attempt, if it is sound, of no use, and not the last.
+        """The newest attempts that succeeded, were filtered out, and have attempts left: to be replaced.
 
-        A failed task is not replaced: what failed it would as likely fail its replacement.
+        A failed task is not replaced: its replacement would be as likely to fail.
         """
         newest = {
             original_of(result.rollout.task.task_id): result

@@ -1,9 +1,9 @@
-"""The work between the learner's two ends: tasks it has admitted, results it is waiting for.
+"""The learner's work in flight: tasks it has admitted, results it is waiting for.
 
 Batch k is exactly tasks kN … (k+1)N-1. N(1+S) tasks are admitted at start and N after every batch, S
 being ``learner.max_staleness``, so batch k is admitted once batch k-1-S is closed, and a sampled token
-is at most S versions old. Nothing is admitted beyond the last step, so a finished run owes nothing.
-Dynamic sampling admits further tasks of the batch that is being taken
+is at most S versions old. No task is admitted for a batch after the last step, so a finished run has none
+outstanding. Dynamic sampling admits further tasks of the current batch
 (:mod:`trainer.admission.replacement`).
 
     loop     consumes           produces          waits for     unblocked by
@@ -36,7 +36,7 @@ _LEASE_S = 60.0
 
 
 class WorkInFlight:
-    """Feed, ledger and the two streams at the learner's ends."""
+    """Task feed, ledger and the learner's two streams (`tasks` and `scored`)."""
 
     def __init__(self, broker: Broker, feed: TaskFeed, section: LearnerSection) -> None:
         self._broker, self._feed, self._section = broker, feed, section
@@ -44,79 +44,79 @@ class WorkInFlight:
 
     @property
     def num_admitted(self) -> int:
-        """Tasks admitted so far, over the whole run, without those that replaced another."""
+        """Tasks admitted so far in the whole run, excluding replacements."""
         return self._feed.next_task_id
 
     @property
     def num_put(self) -> int:
-        """Tasks admitted by this process, those of its checkpoint included."""
+        """Tasks admitted by this process, including those of its checkpoint."""
         return self._ledger.num_admitted
 
     @property
     def num_outstanding(self) -> int:
-        """Tasks admitted whose results were not taken."""
+        """Admitted tasks whose results have not been consumed."""
         return self._ledger.num_outstanding
 
     @property
     def num_expired(self) -> int:
-        """Tasks whose deadline passed."""
+        """Tasks failed because their deadline passed."""
         return self._ledger.num_expired
 
     @property
     def num_ignored(self) -> int:
-        """Results that came twice or of another epoch."""
+        """Results ignored as duplicate, late or of another epoch."""
         return self._ledger.num_ignored
 
     @property
     def outstanding(self) -> list[Task]:
-        """What a checkpoint has to remember, in id order."""
+        """The tasks a checkpoint has to include, in id order."""
         return self._ledger.outstanding
 
     async def resume(
         self, outstanding: Sequence[Task], next_task_id: int, *, epoch: int, version: int
     ) -> None:
-        """Admit a checkpoint's outstanding tasks again, under a new epoch."""
+        """Re-admit a checkpoint's outstanding tasks under a new epoch."""
         self._feed.next_task_id = next_task_id
         await self._admit(self._feed.adopt(outstanding, epoch=epoch, min_version=version))
 
     async def admit_after(self, num_closed: int, *, epoch: int, version: int) -> None:
-        """Admit whole batches until 1+S of them follow the ``num_closed`` closed ones."""
+        """Admit whole batches until 1+S of them are open after ``num_closed`` closed ones."""
         num_batches = min(num_closed + 1 + self._section.max_staleness, self._section.steps)
         missing = max(0, num_batches * self._section.batch_tasks - self._feed.next_task_id)
         await self._admit(self._feed.take(missing, epoch=epoch, min_version=version))
 
     async def admit_again(self) -> None:
-        """Put everything unanswered once more, after Redis may have lost it."""
+        """Re-enqueue every task without a result, after Redis may have lost data."""
         unanswered = self._ledger.unanswered
-        log.warning("Redis may have lost data; admitting %d tasks again", len(unanswered))
+        log.warning("Redis may have lost data; re-enqueueing %d tasks", len(unanswered))
         await self._put(unanswered)
 
     async def take(
         self, batch: int, stop: asyncio.Event, replacing: Replacing | None = None
     ) -> list[ScoredRollout] | None:
-        """All results of a batch in id order, or None when ``stop`` was set first.
+        """All results of a batch in id order, or None if ``stop`` is set first.
 
-        With ``replacing``, tasks of no use are replaced first; all attempts are handed over.
+        With ``replacing``, tasks that the filters reject are replaced first; all attempts are returned.
         """
         if stop.is_set():
             return None
-        return await run_until(stop, self._whole(batch, replacing))
+        return await run_until(stop, self._complete(batch, replacing))
 
-    async def _whole(self, batch: int, replacing: Replacing | None) -> list[ScoredRollout]:
+    async def _complete(self, batch: int, replacing: Replacing | None) -> list[ScoredRollout]:
         results = await self._ledger.complete_batch(batch)
-        # Nothing is taken out before the end: a checkpoint in between keeps every attempt.
+        # Results stay in the ledger until the batch closes: a checkpoint in between keeps every attempt.
         while replacing and (wasted := replacing.wasted(results)):
-            log.info("batch %d: %d tasks taught nothing and are replaced", batch, len(wasted))
+            log.info("batch %d: replacing %d tasks without learning signal", batch, len(wasted))
             now = {"epoch": replacing.epoch, "min_version": replacing.version}
             await self._admit(self._feed.replace(wasted, **now))
             results = await self._ledger.complete_batch(batch)
         return await self._ledger.close_batch(batch)
 
     async def intake(self, epoch: int) -> None:
-        """Bring results from Redis into the ledger until cancelled.
+        """Move results from Redis into the ledger until cancelled.
 
         Raises:
-            Superseded: results of a newer epoch came; they go back to the learner that waits for them.
+            Superseded: results of a newer epoch arrived; they are released for that epoch's learner.
         """
         consumer = self._broker.consumer(
             stage=Stage.SCORED,
@@ -137,15 +137,15 @@ class WorkInFlight:
                     f"epoch {newest} has taken over the run from epoch {epoch}; this learner stops"
                 )
             for delivery in deliveries:
-                # Acknowledged at once: until its batch is in a checkpoint, the task is outstanding.
+                # Acked at once: the task stays outstanding until a checkpoint includes its batch.
                 self._accept(delivery.message)
                 await retry_until_reachable(partial(consumer.discard, delivery))
 
     def _accept(self, message: Message) -> None:
         try:
             self._ledger.accept(wire.decode_scored(message.body))
-        except InvalidInput as error:  # a foreign replica's; the task's deadline will answer
-            log.warning("a result of task %d cannot be read: %s", message.task_id, error)
+        except InvalidInput as error:  # from an incompatible replica; the task will expire
+            log.warning("cannot decode a result of task %d: %s", message.task_id, error)
 
     async def _admit(self, tasks: Sequence[Task]) -> None:
         self._ledger.admit(tasks)

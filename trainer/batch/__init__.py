@@ -1,1 +1,1 @@
-"""From scored rollouts to what the learner is given: filters, advantages, weights, thought trees."""
+"""From scored rollouts to the learner's input: filters, advantages, weights, thought trees."""

@@ -2,14 +2,14 @@
 
 With B groups, n thoughts in all and |c| tokens of a thought:
 
-    sequence_mean  1 / (n |c|)               every thought weighs the same            RLP eq. 8, GRPO
-    token_mean     1 / (sum of all |c|)      every token weighs the same              arXiv 2503.14476
-    group_mean     1 / (B sum |c| of group)  every group weighs the same              arXiv 2510.13786
-    constant       1 / (n budget)            a token's weight knows no length at all  arXiv 2503.20783
+    sequence_mean  1 / (n |c|)               equal weight per thought     RLP eq. 8, GRPO
+    token_mean     1 / (sum of all |c|)      equal weight per token       arXiv 2503.14476
+    group_mean     1 / (B sum |c| of group)  equal weight per group       arXiv 2510.13786
+    constant       1 / (n budget)            independent of all lengths   arXiv 2503.20783
 
-Design: weights are made here, before batching, from the lengths of the *whole* batch, so that micro-batches
-merely add up and none normalises by what happens to be in it. Masked thoughts leave the denominators too,
-and with the objective's own weighting every thought that is left counts the same.
+Design: weights are computed here, before batching, from the lengths of the *whole* batch, so that
+micro-batches simply add up and none normalises by its own contents. Masked thoughts are excluded from the
+denominators too, and under the objective's own weighting all remaining thoughts count equally.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 Lengths = Sequence[Sequence[int]]
-"""Tokens of every thought that is learned, ragged: [B][G]; a masked thought has 0."""
+"""Token count of every thought, ragged: [B][G]; 0 for a masked thought."""
 
 OwnWeights = Callable[[Sequence[int]], Sequence[float]]
 
@@ -25,8 +25,8 @@ OwnWeights = Callable[[Sequence[int]], Sequence[float]]
 def weights(name: str, lengths_BG: Lengths, budget: int, own: OwnWeights) -> list[list[float]]:
     """The weight of each token of each thought, 0 for masked ones. Shape [B][G].
 
-    ``name`` "" takes ``own``, the objective's weights of one group, in the mean over thoughts.
-    ``budget`` is the most tokens a thought may have.
+    ``name`` "" uses ``own``, the objective's weights of one group, in the mean over thoughts.
+    ``budget`` is the maximum number of tokens in a thought.
     """
     kept_BG = [[length for length in lengths_G if length] for lengths_G in lengths_BG]
     num_groups = sum(map(bool, kept_BG))

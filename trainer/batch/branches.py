@@ -1,15 +1,15 @@
-"""Thoughts as the learner sees them: branches of a trunk, or written into the documents they are about.
+"""Thoughts as the learner's input: branches of a trunk, or written into their documents.
 
     bridge | thought (surrogate at the sampling temperature) | close | target (next-token loss)
 
-Design: a target's loss rides on the row of its thought, which costs no forward pass of its own. Where one
-token would need both losses, which differ in temperature, or where a sampled prediction stands in the
-target's place, the thought gets a second branch for next-token loss alone.
+Design: a target's loss shares the row of its thought, which saves a separate forward pass. If one token
+would need both losses, which differ in temperature, or if a sampled prediction takes the target's place,
+the thought gets a second branch for next-token loss only.
 
-Chain-of-thought CPT learns ``trunk[:i] + bridge + thought + close + trunk[i:]``: one document per thought, so
-that no thought stands in the context of another. The price is that a trunk is learned once for every thought
-about it. Its text weighs what it always weighs, the thought what the objective says, the markers before it
-nothing (nothing in the text predicts them).
+Chain-of-thought CPT trains on ``trunk[:i] + bridge + thought + close + trunk[i:]``: one document per
+thought, so that no thought is in the context of another. The price is one pass over a trunk per thought.
+The text keeps its usual weights, the thought gets the objective's weight, and the markers get none (nothing
+in the text predicts them).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from trainer.batch.thought_tree import Branch
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What one thought weighs in the loss of its batch.
+    """One thought's weights in the loss of its batch.
 
-    ``weight`` is of each sampled token in the surrogate, ``thought_nll`` of the mean next-token loss of the
-    thought, ``answer_nll`` of -log p(target | context, thought).
+    ``weight`` applies to each sampled token in the surrogate, ``thought_nll`` to the mean next-token loss
+    of the thought, ``answer_nll`` to -log p(target | context, thought).
 
     Example:
         ``Shares(weight=0.01, advantage=1.2, thought_nll=0.0, answer_nll=0.005)``
@@ -40,7 +40,7 @@ class Shares:
 
 
 def branches_of(group: LearnedGroup, thought: Thought, shares: Shares) -> list[Branch]:
-    """None, one or two branches for a thought."""
+    """Zero, one or two branches for a thought."""
     imitates = bool(shares.thought_nll or shares.answer_nll)
     if not shares.weight:
         return [_imitation(group, thought, shares)] if imitates else []
@@ -84,7 +84,7 @@ def _imitation(group: LearnedGroup, thought: Thought, shares: Shares) -> Branch:
 
 
 def _answer_ids(group: LearnedGroup, thought: Thought, shares: Shares) -> tuple[int, ...]:
-    """The rest of the close, then the target; nothing where the answer weighs nothing."""
+    """The rest of the close, then the target; empty if the answer has no weight."""
     if not shares.answer_nll:
         return ()
     return group.close_ids(thought) + group.task.positions_K[group.k].target_ids_H
@@ -93,7 +93,7 @@ def _answer_ids(group: LearnedGroup, thought: Thought, shares: Shares) -> tuple[
 def _answer_weights(
     group: LearnedGroup, answer_ids: tuple[int, ...], shares: Shares
 ) -> tuple[float, ...]:
-    """No gradient on a close by force: of the answer, the target alone weighs."""
+    """Only the target has a weight: a forced close gets no gradient."""
     num_targets = min(len(answer_ids), len(group.task.positions_K[group.k].target_ids_H))
     return (0.0,) * (len(answer_ids) - num_targets) + (shares.answer_nll,) * num_targets
 
@@ -101,7 +101,7 @@ def _answer_weights(
 def written_documents(
     groups: Sequence[LearnedGroup], learned_BG: Sequence[Sequence[bool]], thought_weight: float
 ) -> list[Document]:
-    """One document per learned thought, weighted for next-token loss."""
+    """One document per trained thought, weighted for next-token loss."""
     return [
         _written(group, thought, thought_weight)
         for group, learned_G in zip(groups, learned_BG, strict=True)

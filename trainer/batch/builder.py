@@ -1,9 +1,9 @@
-"""The lesson of a batch: from scored rollouts to the trees that the learner is given.
+"""The batch builder: from scored rollouts to the thought trees the learner trains on.
 
     penalise -> drop groups -> advantages -> mask thoughts -> weights -> branches
 
-Design: everything that objective and configuration decide about learning ends here, in arrays; what follows
-knows neither. The whole batch is looked at at once, because estimators and aggregations need all of it.
+Design: all decisions of the objective and the configuration end here as arrays; the learner knows neither.
+The whole batch is processed at once, because estimators and aggregations need all of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """What one step learns, and how much the filters left out of it.
+    """The trees of one train step, and counts of what the filters left out.
 
     Example:
         ``TrainingBatch(trees, {"dropped/zero_variance": 3})``
@@ -167,7 +167,7 @@ def _budget(groups: Sequence[LearnedGroup]) -> int:
 def _trees(
     groups: Sequence[LearnedGroup], shares_BG: Iterable[Sequence[Shares]]
 ) -> list[ThoughtTree]:
-    """One tree per task: its document is the trunk, whatever the positions."""
+    """One tree per task, with the document as its trunk and the branches of all its positions."""
     pairs = zip(groups, shares_BG, strict=True)
     trees = []
     for _, of_task in groupby(pairs, key=lambda pair: id(pair[0].result)):

@@ -1,4 +1,4 @@
-"""One position's thoughts on their way from a scored rollout to the learner's arrays."""
+"""One position's thoughts, between a scored rollout and the learner's arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forethought.types import ScoredRollout, Task, Thought
 
 @dataclass(frozen=True, slots=True)
 class LearnedGroup:
-    """Position ``k`` of a sound result, with its rewards as learned from (penalties taken off).
+    """Position ``k`` of a successful result, with the rewards to train on (penalties subtracted).
 
     Example:
         ``LearnedGroup(result, k=0, rewards_G=(0.9, -0.2))``
@@ -22,26 +22,26 @@ class LearnedGroup:
 
     @property
     def task(self) -> Task:
-        """What was asked for."""
+        """The task that the result answers."""
         return self.result.rollout.task
 
     @property
     def index(self) -> int:
-        """Where in the trunk the thoughts stand."""
+        """The trunk index at which the thoughts branch off."""
         return self.task.positions_K[self.k].index
 
     @property
     def thoughts_G(self) -> tuple[Thought, ...]:
-        """What was sampled there."""
+        """The thoughts sampled at this position."""
         return self.result.rollout.thoughts_KG[self.k]
 
     @property
     def policy_logprobs_G(self) -> tuple[float, ...]:
-        """log p(target | context, thought) in nats; empty where the objective asks for none."""
+        """log p(target | context, thought) in nats; empty if the objective requests no likelihoods."""
         return self.result.policy_logprobs_KG[self.k]
 
     def close_ids(self, thought: Thought) -> tuple[int, ...]:
-        """What still follows a thought before its target."""
+        """The closing tokens still missing between a thought and its target."""
         return self.task.prompting.remaining_close(thought.closed)
 
 

@@ -1,11 +1,11 @@
-"""Thought trees: what the learner is given, blind to the objective that made them.
+"""Thought trees: the learner's input, independent of the objective that produced them.
 
-A tree is one trunk with branches that leave it at some index; everything to be learned stands in
+A tree is one trunk with branches that leave it at some index; everything to be trained on is in
 per-token arrays: a surrogate weight with its advantage and behaviour log-prob, or a next-token weight.
 Next-token prediction, SFT, best-of-G cloning and reinforcement differ only in these numbers.
 
-Design: trees keep the trunk once, although today's batching writes it out per branch, so that
-computing it once for all thoughts changes the batching and nothing before it.
+Design: trees hold the trunk once, although batching currently repeats it per branch, so that
+computing it once for all thoughts would change the batching and nothing before it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from forethought.types import Document
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Tokens that follow ``trunk[:index]``, with one number of each array per token.
+    """Tokens that follow ``trunk[:index]``; each array has one entry per token.
 
-    ``behaviour_logprobs_T`` are at ``temperature``; where ``weights_T`` is 0 they are not read. A token
-    with a next-token weight is learned at temperature 1 and has no surrogate weight.
+    ``behaviour_logprobs_T`` are at ``temperature`` and ignored where ``weights_T`` is 0. A token with a
+    next-token weight is trained at temperature 1 and has no surrogate weight.
 
     Example:
         ``Branch(10, (39, 4, 40), (0.0, 0.5, 0.5), (0.0, 1.2, 1.2), (0.0, -0.7, -0.1), 1.0)``
@@ -51,9 +51,9 @@ class ThoughtTree:
 
 
 def trees_of_documents(documents: Sequence[Document]) -> list[ThoughtTree]:
-    """Trees that learn documents by next-token loss, averaged over the tokens of the whole batch.
+    """Trees for next-token loss on documents, averaged over the tokens of the whole batch.
 
-    The first token of a document is predicted by nothing and weighs nothing.
+    The first token of a document is not predicted and has weight 0.
     """
     weights = [_document_weights(document) for document in documents]
     total = sum(map(sum, weights)) or 1.0

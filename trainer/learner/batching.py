@@ -1,9 +1,9 @@
 """From thought trees to the padded rows of forward passes.
 
-Design: today every branch becomes a row of its own with the trunk's context before it, simple and
-exact; the trunk is computed again for each thought. This module is the seam where packing a trunk
-once for all its branches goes. Rows of similar length share a micro-batch under a token budget, and
-weights are already normalised over the whole batch, so gradients of micro-batches simply add up.
+Design: every branch currently becomes a separate row prefixed with the trunk's context, which is simple
+and exact but computes the trunk again for each thought. Packing a trunk once for all its branches would go
+into this module. Rows of similar length share a micro-batch under a token budget, and weights are already
+normalised over the whole batch, so gradients of micro-batches simply add up.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from trainer.batch.thought_tree import Branch, ThoughtTree
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of one forward pass, and the arrays of the last H tokens of each; [B, H] unless said.
+    """Rows of one forward pass, and [B, H] arrays for the last H tokens of each row.
 
-    ``targets_BH[b, h]`` is predicted by the logits at tail position h of row b. Padding weighs 0. Where the
-    surrogate weighs, temperatures are the sampler's, elsewhere 1.
+    ``targets_BH[b, h]`` is predicted by the logits at tail position h of row b. Padding has weight 0.
+    Temperatures are the sampler's where the surrogate weight is not 0, and 1 elsewhere.
 
     Example:
         ``MicroBatch(rows, targets, weights, advantages, behaviour, nll_weights, temperatures)``
@@ -38,14 +38,14 @@ class MicroBatch:
 
     @property
     def num_tail(self) -> int:
-        """H, how many logits of each row are needed."""
+        """H, the number of logits needed per row."""
         return self.targets_BH.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
     token_ids_T: tuple[int, ...]
-    num_learned: int  # tokens at the end that carry weight, and those between them
+    num_learned: int  # tail length: from the first token with a weight to the end
     weights: tuple[float, ...]
     advantages: tuple[float, ...]
     behaviour_logprobs: tuple[float, ...]
@@ -56,7 +56,7 @@ class _Row:
 def micro_batches(
     trees: Sequence[ThoughtTree], max_tokens: int, device: torch.device
 ) -> list[MicroBatch]:
-    """All rows of the trees, in micro-batches of at most ``max_tokens`` padded tokens."""
+    """All rows of the trees, in micro-batches of at most ``max_tokens`` tokens including padding."""
     rows = [row for tree in trees for row in _rows(tree)]
     lengths = [len(row.token_ids_T) for row in rows]
     return [
@@ -66,7 +66,7 @@ def micro_batches(
 
 
 def num_row_tokens(batches: Sequence[MicroBatch]) -> int:
-    """Tokens that the forward passes compute, padding left out."""
+    """Tokens that the forward passes compute, excluding padding."""
     return sum(int(batch.rows.attention_mask.sum()) for batch in batches)
 
 
@@ -117,7 +117,7 @@ def _collate(rows: list[_Row], device: torch.device) -> MicroBatch:
     weights_BH = values([row.weights for row in rows])
     temperatures_B1 = torch.tensor([[row.temperature] for row in rows], device=device)
     return MicroBatch(
-        # The last token of a row predicts nothing, so it is no input.
+        # The last token of a row predicts nothing, so it is not an input.
         rows=pad_left([row.token_ids_T[:-1] for row in rows], device),
         targets_BH=targets,
         weights_BH=weights_BH,

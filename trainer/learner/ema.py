@@ -1,9 +1,9 @@
-"""The no-think baseline: a slowly moving average of the policy (RLP Algorithm 1).
+"""The no-think baseline: an exponential moving average of the policy (RLP Algorithm 1).
 
     phi <- decay * phi + (1 - decay) * theta     after every optimizer step, phi_0 = theta_0
 
-Design: it belongs to the learner in float32, because it is a function of optimizer steps and a service
-that missed a push would compute another one. The price is four bytes per parameter; ``none`` saves them
+Design: the learner keeps it in float32, because it is a function of optimizer steps and a service that
+missed a push would compute a different one. The price is four bytes per parameter; ``none`` saves them
 and lets the scorer use the current policy, which gives the same gradient in published RLP.
 """
 
@@ -15,7 +15,7 @@ from forethought.config.sections import BaselineSection
 
 
 class Baseline:
-    """Moving average (or frozen copy) of the master weights, by name."""
+    """EMA (or frozen copy) of the master weights, by name."""
 
     def __init__(self, section: BaselineSection, masters: dict[str, torch.nn.Parameter]) -> None:
         self._section = section
@@ -32,7 +32,7 @@ class Baseline:
 
     @torch.no_grad()
     def update(self, masters: dict[str, torch.nn.Parameter]) -> None:
-        """One step of the average; a frozen baseline stays."""
+        """One EMA update; a frozen baseline is unchanged."""
         if self._section.kind != "ema":
             return
         for name, average in self.tensors.items():

@@ -1,10 +1,10 @@
-"""The learner: thought trees in, one new policy version out. It knows no objective and no queue.
+"""The learner: thought trees in, one new policy version out. It knows neither objectives nor queues.
 
-    for each inner epoch: forward and backward over all micro-batches -> AdamW -> baseline average
+    for each optimizer pass: forward and backward over all micro-batches -> AdamW -> EMA baseline
 
-Design: dropout stays off (the model is never put into training mode), because the ratio of eq. 8 is
-only 1 on fresh data when sampler and learner compute the same function. A batch whose loss or gradient
-is not finite, or that holds nothing to learn, is skipped, and the version still advances.
+Design: dropout stays off (the model is never put into training mode), because the importance ratio of eq. 8
+is 1 on fresh data only if sampler and learner compute the same function. A batch with a non-finite loss or
+gradient, or with nothing to train on, is skipped; the version still advances.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from trainer.learner.optimizer import MasterOptimizer
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step did; ``skipped`` says that the weights are those of the version before.
+    """The outcome of one step; ``skipped`` means that the weights did not change.
 
     ``effective_sample_share`` is (sum w)^2 / (n sum w^2) over thought tokens, w being the learner's
-    probability over the sampler's: 1 on fresh samples, 0 without any.
+    probability over the sampler's: 1 on fresh samples, 0 without any thought token.
 
     Example:
         ``StepResult(loss=-0.02, nll=0.0, grad_norm=0.4, learning_rate=1e-4, num_tokens=5_000, …)``
@@ -49,7 +49,7 @@ class StepResult:
 
 
 class Learner:
-    """Model, optimizer and baseline, and the count of optimizer steps and versions."""
+    """Model, optimizer and baseline, with the counters of optimizer steps and versions."""
 
     def __init__(
         self, language_model: LanguageModel, section: LearnerSection, baseline: BaselineSection
@@ -63,13 +63,13 @@ class Learner:
 
     @property
     def model(self) -> Any:
-        """The compute copy of the policy."""
+        """The policy's compute copy."""
         return self.language_model.model
 
     def step(self, trees: Sequence[ThoughtTree], num_passes: int = 1) -> StepResult:
-        """Learn one batch in ``num_passes`` optimizer steps over it, and advance the version.
+        """Train on one batch for ``num_passes`` optimizer passes, and advance the version.
 
-        The version advances once, also when there was nothing to learn.
+        The version advances once, even if there was nothing to train on.
         """
         self.version += 1
         device = self.language_model.device
@@ -93,14 +93,14 @@ class Learner:
         return serialise(weights | averaged)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that must survive, as flat named tensors."""
+        """The complete training state as flat named tensors, for a checkpoint."""
         random_state = {"random/cpu": torch.get_rng_state()}
         return self._optimizer.state() | self.baseline.state() | random_state
 
     def restore(
         self, tensors: dict[str, torch.Tensor], version: int, num_optimizer_steps: int
     ) -> None:
-        """Continue where :meth:`state` was taken."""
+        """The inverse of :meth:`state`."""
         self._optimizer.restore(tensors)
         self.baseline.restore(tensors)
         torch.set_rng_state(tensors["random/cpu"])
@@ -108,7 +108,7 @@ class Learner:
 
     @torch.no_grad()
     def _proximal(self, batches: list[MicroBatch]) -> list[torch.Tensor | None]:
-        """The policy's log-probs before the first update, where the importance correction needs them."""
+        """The policy's log-probs before the first update, if the importance correction needs them."""
         if self._section.importance_cap <= 0:
             return [None] * len(batches)
         return [policy_logprobs(self.model, batch) for batch in batches]

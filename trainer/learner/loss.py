@@ -1,4 +1,4 @@
-"""The loss: one surrogate and one next-token term, both over per-token arrays.
+"""The loss: a surrogate and a next-token term, both over per-token arrays.
 
 RLP eq. 8 (arXiv 2510.01265):
     L = -(1/(B G)) sum_{b,i} (1/|c_i|) sum_u min(rho_u A_i, clip(rho_u, 1 - eps_l, 1 + eps_h) A_i)
@@ -10,13 +10,13 @@ factors before the sums are in ``weights_BH``. No KL term. The other surrogates,
     gspo             ppo_clip with s = exp(mean_u log rho_u) for every rho_u  arXiv 2507.18071
     policy_gradient  A log pi_policy(l_u)                                     REINFORCE
 
-Design: surrogates are values per token that the same weights are then applied to, so any of them goes with
-any aggregation, and micro-batches still add up. GSPO is a mean over sequences: with weights 1/|c| its
-tokens' equal shares sum to exactly that. The price is that cispo and policy_gradient report a loss that
-means nothing by itself; only their gradients do.
+Design: a surrogate gives a value per token, to which the same weights are then applied, so any surrogate
+combines with any aggregation, and micro-batches still add up. GSPO is a mean over sequences: with weights
+1/|c| its tokens' equal shares sum to exactly that. The price is that the loss reported by cispo and
+policy_gradient is meaningless by itself; only its gradient is meaningful.
 
-Old log-probs are the sampler's own (behaviour) unless an importance cap C is set; then they are
-the learner's at the start of the batch, and the mismatch between the two enters as a constant factor
+Old log-probs are the sampler's (behaviour) unless an importance cap C is set; then they are the learner's
+at the start of the batch, and the mismatch between the two enters as a constant factor
 min(exp(log pi_old - log pi_behaviour), C), the truncated importance correction.
 """
 
@@ -55,7 +55,7 @@ class LossParts:
 
 def policy_logprobs(model: Any, batch: MicroBatch) -> torch.Tensor:
     """log pi_policy of every target at its own temperature, float32. Shape [B, H]."""
-    logits = tail_logits(model, batch.rows, batch.num_tail, use_cache=False).logits
+    logits = tail_logits(model, batch.rows, batch.num_tail)
     scaled = logits / batch.temperatures_BH[..., None]
     return torch.log_softmax(scaled, dim=-1).gather(2, batch.targets_BH[..., None])[..., 0]
 
@@ -63,7 +63,7 @@ def policy_logprobs(model: Any, batch: MicroBatch) -> torch.Tensor:
 def importance(
     proximal_logprobs_BH: torch.Tensor, behaviour_logprobs_BH: torch.Tensor, cap: float
 ) -> torch.Tensor:
-    """Truncated importance of the learner's policy over the sampler's, a constant. Shape [B, H]."""
+    """Truncated importance weight of the learner's policy over the sampler's, detached. Shape [B, H]."""
     return (proximal_logprobs_BH - behaviour_logprobs_BH).exp().clamp_max(cap).detach()
 
 
@@ -113,7 +113,7 @@ def batch_loss(
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """``gain_BH`` is to be maximised; ``ratio_BH`` is what was held against the clip range. [B, H].
+    """``gain_BH`` is to be maximised; ``ratio_BH`` is compared with the clip range. Both [B, H].
 
     Example:
         ``Surrogate(gain_BH=ratio * advantages, ratio_BH=ratio)``
@@ -125,9 +125,9 @@ class Surrogate:
 
 @dataclass(frozen=True, slots=True)
 class SurrogateInputs:
-    """Log-probs, advantages and the mask of learned tokens, [B, H]; the range is [1 - low, 1 + high].
+    """Log-probs, advantages and the mask of trained tokens, [B, H]; the range is [1 - low, 1 + high].
 
-    ``log_ratio_BH`` is 0 off the mask, so that padding can neither overflow nor pass a NaN on.
+    ``log_ratio_BH`` is 0 outside the mask, so that padding can neither overflow nor propagate a NaN.
 
     Example:
         ``SurrogateInputs(logprobs, log_ratio, advantages, mask, low=0.2, high=0.28)``
@@ -158,14 +158,14 @@ def cispo(given: SurrogateInputs) -> Surrogate:
 
 
 def gspo(given: SurrogateInputs) -> Surrogate:
-    """The clipped surrogate with the length-normalised ratio of the whole sequence (a row) in it."""
+    """The clipped surrogate with the length-normalised importance ratio of the whole sequence (a row)."""
     num_tokens_B1 = given.mask_BH.sum(dim=1, keepdim=True).clamp_min(1)
     mean_B1 = given.log_ratio_BH.sum(dim=1, keepdim=True) / num_tokens_B1
     return _clipped(given, mean_B1.exp().expand_as(given.log_ratio_BH))
 
 
 def policy_gradient(given: SurrogateInputs) -> Surrogate:
-    """No ratio and no clip: right on fresh samples, biased on stale ones."""
+    """No ratio and no clip: unbiased on fresh samples, biased on stale ones."""
     logprobs_BH = torch.where(given.mask_BH, given.logprobs_BH, 0.0)
     return Surrogate(given.advantages_BH * logprobs_BH, torch.ones_like(logprobs_BH))
 
@@ -182,4 +182,4 @@ SURROGATES: dict[str, Callable[[SurrogateInputs], Surrogate]] = {
     "gspo": gspo,
     "policy_gradient": policy_gradient,
 }
-"""By the name that ``learner.loss`` gives them."""
+"""Surrogates by their name in ``learner.loss``."""

@@ -1,8 +1,8 @@
-"""How much memory a learner will want, estimated before it is started.
+"""Estimate a learner's memory before it starts.
 
-Design: parameters are counted on the meta device, so a 70B configuration is judged on a laptop. States
-are exact; activations are a rough 34 bytes x tokens x hidden x layers at 16 bit (Korthikanti et al.,
-arXiv 2205.05198, without the attention matrix) plus the float32 logits of the learned tokens.
+Design: parameters are counted on the meta device, so a 70B configuration can be estimated on a laptop.
+States are exact; activations are a rough 34 bytes x tokens x hidden x layers at 16 bit (Korthikanti et al.,
+arXiv 2205.05198, without the attention matrix) plus the float32 logits of the trained tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ACTIVATION_BYTES = {"bfloat16": 34, "float32": 68}
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by what they hold.
+    """Bytes by purpose.
 
     Example:
         ``MemoryEstimate(106_880, weights=427_520, masters=0, gradients=427_520, …)``
@@ -37,7 +37,7 @@ class MemoryEstimate:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum."""
         return (
             self.weights
             + self.masters
@@ -50,7 +50,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(settings: Settings) -> MemoryEstimate:
-    """Count the states of the configured model and guess its activations."""
+    """Count the states of the configured model and estimate its activations."""
     config = AutoConfig.from_pretrained(settings.model.path, local_files_only=True)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]

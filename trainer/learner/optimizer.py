@@ -1,7 +1,7 @@
 """AdamW on float32 master weights, whatever dtype the forward pass uses.
 
-Design: the model holds the compute copy, which is, bit for bit, what is published; masters hold the
-truth in float32. With float32 compute they are the same tensors. The price of bf16 compute is 2 bytes
+Design: the model holds the compute copy, which is published bit for bit; the masters are the authoritative
+float32 weights. With float32 compute they are the same tensors. The price of bf16 compute is 2 bytes
 per parameter more than updating in place, for updates that bf16 alone would round away.
 """
 
@@ -40,14 +40,14 @@ class MasterOptimizer:
         )
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for parameter in self._parameters.values():
             parameter.grad = None
 
     def step(self, num_steps_done: int) -> tuple[float, float]:
         """Apply the accumulated gradients; returns (gradient norm before clipping, learning rate).
 
-        A norm that is not finite skips the update: weights and moments stay as they are.
+        A non-finite norm skips the update: weights and moments are unchanged.
         """
         for name, master in self.masters.items():
             gradient = self._parameters[name].grad
@@ -103,10 +103,10 @@ class MasterOptimizer:
 
 
 def schedule_factor(section: LearnerSection, num_steps_done: int) -> float:
-    """The share of the full learning rate after ``num_steps_done`` steps.
+    """The learning rate's multiplier after ``num_steps_done`` steps.
 
     A pure function, so that a resumed run needs no scheduler state. Every schedule starts with
-    ``warmup_steps`` of linear warm-up; all but the constant one end at 0 after the last update that
+    ``warmup_steps`` of linear warm-up; all but the constant one decay to 0 after the last update that
     ``section`` plans.
     """
     warmup = section.warmup_steps
@@ -123,6 +123,6 @@ def schedule_factor(section: LearnerSection, num_steps_done: int) -> float:
 
 
 def planned_updates(section: LearnerSection) -> int:
-    """Optimizer steps of a whole run: every inner epoch of a batch is one, and so is a step between."""
+    """Optimizer steps of a whole run: one per optimizer pass over a batch, one per next-token step."""
     every = section.next_token_every_steps
     return section.steps * section.inner_epochs + (section.steps // every if every else 0)

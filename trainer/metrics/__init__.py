@@ -1,1 +1,1 @@
-"""What the learner tells: metrics.jsonl, Prometheus, and how well it predicts without thinking."""
+"""The learner's metrics: metrics.jsonl, Prometheus, and its no-think likelihood."""

@@ -1,7 +1,7 @@
-"""How much work waits in each stage, as of a moment ago.
+"""The queue depth of each stage, as last polled.
 
-Design: a scrape must not wait for Redis, so the depths are fetched here, on their own beat, and shown
-with the time they are of. While Redis cannot be reached, the last ones stay and grow old.
+Design: a scrape must not wait for Redis, so the depths are polled here and exported with the time of
+the poll. While Redis is unreachable, the last values stay and go stale.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from forethought.queue.interface import Broker, Stage, StageDepth
 
 
 class DepthWatch:
-    """Asks a broker for its depths again and again; ``depths`` is empty before the first answer.
+    """Polls a broker for its queue depths; ``depths`` is empty before the first reply.
 
     Example:
         ``watch = DepthWatch(broker, every_s=1.0); asyncio.create_task(watch.run())``
@@ -28,9 +28,9 @@ class DepthWatch:
         self.seen_unix_s: float | None = None
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Poll until cancelled."""
         while True:
-            with suppress(Unreachable):  # the learner's guard asks as often, and says so
+            with suppress(Unreachable):  # the learner's guard polls as often, and logs it
                 self.depths, self.seen_unix_s = await self._broker.depths(), time.time()
-            # A poll by nature: Redis has nothing to wait on here.
+            # Polling: Redis offers nothing to block on here.
             await asyncio.sleep(self._every_s)

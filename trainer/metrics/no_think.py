@@ -1,11 +1,11 @@
 """How well the policy still predicts without thinking, on a batch's own positions.
 
     nll     mean of -log p_policy(target | context), think-open mass removed
-    drift   nll less the same of the baseline, position by position
+    drift   nll minus the baseline's, paired by position
 
-Design: the drift is of pairs, so that it does not follow what a batch happens to hold: with a frozen
-baseline it is that since the run's start, with an EMA that of its memory (1 / (1 - decay) steps). The price
-is one forward pass per position, without gradient, every ``learner.no_think_every_steps`` steps.
+Design: the drift is paired, so that it does not depend on which positions the batch contains: with a frozen
+baseline it is the drift since the run's start, with an EMA that over its horizon (1 / (1 - decay) steps).
+The price is one forward pass per position, without gradient, every ``learner.no_think_every_steps`` steps.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from forethought.types import ScoredRollout
 def no_think_metrics(
     language_model: LanguageModel, results: Sequence[ScoredRollout], max_batch_tokens: int
 ) -> dict[str, float]:
-    """``no_think_nll`` in nats per target and, where a baseline scored, ``no_think_drift``."""
-    sound = [result for result in results if result.failure is None]
-    queries = [query for result in sound for query in _queries(result)]
+    """``no_think_nll`` in nats per target and, if a baseline was scored, ``no_think_drift``."""
+    succeeded = [result for result in results if result.failure is None]
+    queries = [query for result in succeeded for query in _queries(result)]
     if not queries:
         return {}
     scores = score_continuations(language_model.model, queries, max_batch_tokens)
     nll = -fmean(score.total for score in scores)
     baseline_logprobs = [
         logprob
-        for result in sound
+        for result in succeeded
         if "baseline" in result.rollout.task.models
         for logprob in result.baseline_logprobs_K
     ]

@@ -1,9 +1,9 @@
-"""What the learner tells Prometheus.
+"""The learner's Prometheus metrics.
 
-Design: each collector reads the numbers of one part of the run when they are asked for. Values of a step
-are those of ``metrics.jsonl`` under names by convention; a replica's series are there while it is
-registered, so that names of the dead do not pile up. The price of reading on demand is that what happens
-between two scrapes is seen in sums and histograms only.
+Design: each collector reads the values of one part of the run at scrape time. A step's values are those of
+``metrics.jsonl``, renamed to Prometheus conventions; a replica's series exist while it is registered, so
+that series of dead replicas do not pile up. The price of reading on demand is that anything between two
+scrapes shows in sums and histograms only.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from trainer.metrics.depth_watch import DepthWatch
 from trainer.metrics.step_counts import StepCounts, TaskCounts
 from trainer.publisher import Publisher
 
-_OF_NEWEST_STEP = {
-    "lag_mean": ("policy_lag_steps", "Versions from the one that sampled to the one that learned"),
+_NEWEST_STEP_GAUGES = {
+    "lag_mean": ("policy_lag_steps", "Policy versions between sampling and training"),
     "reward_mean": ("reward_mean", "Mean reward of a thought"),
     "information_gain": (
         "information_gain_nats",
         "Mean of log p(target | thought) - log p of the baseline",
     ),
     "thought_tokens_mean": ("thought_tokens_mean", "Mean tokens of a thought"),
-    "truncated_share": ("truncated_ratio", "Share of thoughts that hit their budget"),
+    "truncated_share": ("truncated_ratio", "Share of thoughts that hit their token budget"),
     "clipped_share": ("clipped_ratio", "Share of thought tokens whose ratio was clipped"),
     "loss": ("loss", "Loss"),
     "grad_norm": ("gradient_norm", "Norm of the gradient before clipping"),
     "learning_rate": ("learning_rate", "Learning rate"),
 }
-"""Key in ``metrics.jsonl``: the gauge's name and help."""
+"""The gauge's name and help, by the key in ``metrics.jsonl``."""
 
 
 class StepMetrics(Collector):
-    """Where the run stands, its newest step, and how long steps take.
+    """The run's progress, its newest step, and step durations.
 
-    ``progress`` tells epoch, step and version.
+    ``progress`` returns the current epoch, step and version.
 
     Example:
         ``StepMetrics(registry, counts, run.describe)``
@@ -57,38 +57,38 @@ class StepMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with the numbers of this moment."""
+        """The metric families with their current values."""
         counts, progress = self._counts, self._progress()
         yield gauge("forethought_learner_epoch", "Epoch of this learner", progress["epoch"])
         yield gauge("forethought_learner_step", "Batches closed in the whole run", progress["step"])
         yield gauge("forethought_learner_policy_version", "Newest version", progress["version"])
-        for key, (name, text) in _OF_NEWEST_STEP.items():
+        for key, (name, text) in _NEWEST_STEP_GAUGES.items():
             value = counts.newest.get(key, math.nan) if counts.newest else None
             yield gauge(f"forethought_learner_{name}", f"{text}, newest step", value)
         yield gauge(
             "forethought_learner_last_step_timestamp_seconds",
-            "When the newest step was closed; before the first, when the process started",
+            "Time the newest step closed; before the first step, the process's start time",
             counts.closed_unix_s,
         )
         yield histogram(
             "forethought_learner_step_seconds",
-            "Steps, from one closed batch to the next",
+            "Duration of a step, from one closed batch to the next",
             counts.step_seconds,
         )
         yield histogram(
             "forethought_learner_phase_seconds",
-            "Parts of a step",
+            "Duration of the phases of a step",
             {(phase,): seconds for phase, seconds in counts.phase_seconds.items()},
             ("phase",),
         )
         yield counter(
-            "forethought_learner_skipped_steps_total", "Steps without update", counts.num_skipped
+            "forethought_learner_skipped_steps_total", "Steps without an update", counts.num_skipped
         )
         yield counter("forethought_learner_tokens_total", "Tokens trained on", counts.num_tokens)
 
 
 class TaskMetrics(Collector):
-    """The tasks in flight, what became of the others, and the streams they travel by.
+    """Tasks in flight, outcomes of closed tasks, and stream depths.
 
     Example:
         ``TaskMetrics(registry, counts, work, depths)``
@@ -105,10 +105,10 @@ class TaskMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with the numbers of this moment."""
+        """The metric families with their current values."""
         yield gauge(
             "forethought_learner_tasks_outstanding",
-            "Tasks admitted and not learned from",
+            "Tasks admitted and not yet trained on",
             self._work.num_outstanding,
         )
         for name, (text, value) in self._totals().items():
@@ -116,37 +116,37 @@ class TaskMetrics(Collector):
         depths = {stage.value: depth for stage, depth in self._watch.depths.items()}
         yield gauge(
             "forethought_stream_lag_tasks",
-            "Tasks that wait for a consumer",
+            "Tasks waiting for a consumer",
             {stage: depth.waiting for stage, depth in depths.items()},
             ("stage",),
         )
         yield gauge(
             "forethought_stream_pending_tasks",
-            "Tasks on loan to a consumer",
+            "Tasks leased to a consumer",
             {stage: depth.pending for stage, depth in depths.items()},
             ("stage",),
         )
         yield gauge(
             "forethought_stream_seen_timestamp_seconds",
-            "When Redis told lag and pending",
+            "When lag and pending were last read from Redis",
             self._watch.seen_unix_s,
         )
 
     def _totals(self) -> dict[str, tuple[str, int]]:
         counts, work = self._counts, self._work
         return {
-            "tasks_admitted": ("Tasks admitted, those of a checkpoint again", work.num_put),
-            "tasks_trained": ("Tasks learned from", counts.num_trained),
+            "tasks_admitted": ("Tasks admitted, checkpointed ones again", work.num_put),
+            "tasks_trained": ("Tasks trained on", counts.num_trained),
             "tasks_failed": ("Tasks closed with an error", counts.num_failed),
-            "tasks_expired": ("Tasks failed for want of a result in time", work.num_expired),
-            "tasks_lost": ("Tasks missing in their closed batch", counts.num_lost),
-            "tasks_duplicated": ("Tasks twice in a closed batch", counts.num_duplicated),
-            "results_ignored": ("Results that came twice, late or of old", work.num_ignored),
+            "tasks_expired": ("Tasks failed because no result arrived in time", work.num_expired),
+            "tasks_lost": ("Tasks missing from their closed batch", counts.num_lost),
+            "tasks_duplicated": ("Duplicate tasks in a closed batch", counts.num_duplicated),
+            "results_ignored": ("Duplicate, late or stale results", work.num_ignored),
         }
 
 
 class PushMetrics(Collector):
-    """The replicas, and how weights reach them.
+    """Replicas and the weight pushes to them.
 
     Example:
         ``PushMetrics(registry, publisher)``
@@ -157,7 +157,7 @@ class PushMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with the numbers of this moment."""
+        """The metric families with their current values."""
         pushes, of_push = self._publisher.pushes(), ("replica", "model")
         yield gauge(
             "forethought_replicas",
@@ -167,25 +167,25 @@ class PushMetrics(Collector):
         )
         yield gauge(
             "forethought_replica_lag_versions",
-            "Versions from what the replica holds to the newest",
+            "Versions the replica is behind the newest",
             self._publisher.lags(),
             of_push,
         )
         yield histogram(
             "forethought_push_seconds",
-            "Pushes of weights that were applied",
+            "Duration of applied weight pushes",
             {key: push.seconds for key, push in pushes.items()},
             of_push,
         )
         yield counter(
             "forethought_push_bytes_total",
-            "Bytes of those pushes",
+            "Bytes of applied weight pushes",
             {key: push.num_bytes for key, push in pushes.items()},
             of_push,
         )
         yield counter(
             "forethought_push_failures_total",
-            "Attempts at bringing a replica up to date that failed",
+            "Failed attempts to bring a replica up to date",
             {key: push.num_failures for key, push in pushes.items()},
             of_push,
         )

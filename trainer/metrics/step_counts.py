@@ -1,8 +1,8 @@
-"""What the learner counts of its steps and tasks, for whoever asks while it runs.
+"""Counters of the learner's steps and tasks, for its ops port.
 
-Design: the values of a step are those of ``metrics.jsonl``, so the two never disagree; here they are kept
-for the newest step, and summed where a sum says more. Counts start at 0 with the process, as rates over
-them need, and not at what a checkpoint knew.
+Design: a step's values are those of ``metrics.jsonl``, so the two never disagree; this module keeps the
+newest step's, and sums where a sum is more useful. Counters start at 0 with the process, as rates over them
+require, not at a checkpoint's totals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from forethought.telemetry.distribution import WORK_BOUNDS_S, Distribution
 from forethought.types import ScoredRollout
 
 PHASES = ("wait", "learn", "publish", "admit", "journal", "checkpoint")
-"""In their order: what a step waits for, learns, and leaves behind."""
+"""The phases of a step, in order."""
 
 
 class StepCounts:
@@ -27,10 +27,10 @@ class StepCounts:
     """
 
     def __init__(self) -> None:
-        self._started_s = time.perf_counter()  # of the step in hand
+        self._started_s = time.perf_counter()  # of the current step
         self.newest: Mapping[str, Any] = {}
         self.newest_phase_s: dict[str, float] = {}
-        self.closed_unix_s = time.time()  # of the newest step; before the first: of the start
+        self.closed_unix_s = time.time()  # of the newest step; before the first, the start time
         self.step_seconds = Distribution(WORK_BOUNDS_S)
         self.phase_seconds = {phase: Distribution(WORK_BOUNDS_S) for phase in PHASES}
         self.num_skipped = 0
@@ -45,7 +45,7 @@ class StepCounts:
         self.phase_seconds[name].add(self.newest_phase_s[name])
 
     def close(self, values: Mapping[str, Any], num_tokens: int) -> None:
-        """Take in a step: its line of ``metrics.jsonl`` and the tokens it learned."""
+        """Count a step: its line of ``metrics.jsonl`` and the tokens it trained on."""
         self.num_skipped += values["skipped"]
         self.num_tokens += num_tokens
         self.newest, self.closed_unix_s = values, time.time()
@@ -55,10 +55,10 @@ class StepCounts:
 
 
 class TaskCounts:
-    """What became of tasks since this process started.
+    """Task outcomes since this process started.
 
-    ``num_lost`` and ``num_duplicated`` compare every closed batch with the ids that must be in it,
-    whatever the ledger believes: both stay 0.
+    ``num_lost`` and ``num_duplicated`` compare every closed batch with the ids it must contain,
+    independently of the ledger: both stay 0.
 
     Example:
         ``counts = TaskCounts(batch_tasks=8); counts.close(batch=0, results=results)``
@@ -72,7 +72,7 @@ class TaskCounts:
         self.num_duplicated = 0
 
     def close(self, batch: int, results: Sequence[ScoredRollout]) -> None:
-        """Take in a closed batch."""
+        """Count a closed batch."""
         first_id = batch * self._batch_tasks
         ids = [result.rollout.task.task_id for result in results]
         num_failed = sum(result.failure is not None for result in results)

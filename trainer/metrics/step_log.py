@@ -1,7 +1,7 @@
-"""What a step is reported as: one JSON object per line, and TensorBoard scalars on request.
+"""The log of steps: one JSON object per line, and optional TensorBoard scalars.
 
-Design: the journal holds the data, this holds the summary; values that are not finite become null, so
-that every line is JSON that any reader takes.
+Design: the journal holds the data, this log the summary; non-finite values become null, so that every line
+is valid JSON for any reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.batch.filters import is_flat, spread
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl``; a resumed run drops what a dead learner wrote past its checkpoint."""
+    """Appends to ``metrics.jsonl``; a resumed run drops the lines written past its checkpoint."""
 
     def __init__(self, path: Path, num_steps_done: int, tensorboard: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ class MetricsLog:
             self._board = SummaryWriter(str(path.parent / "tensorboard"))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line, flushed."""
+        """Write one line and flush it."""
         line = {"step": step, "time_unix_s": time.time(), **values}
         finite = {key: _finite(value) for key, value in line.items()}
         self._file.write(json.dumps(finite) + "\n")
@@ -50,25 +50,29 @@ class MetricsLog:
 
 
 def rollout_metrics(results: Sequence[ScoredRollout], version: int) -> dict[str, Any]:
-    """Means over a batch's sound results: reward and gain in nats, thought length in tokens.
+    """Means over a batch's successful results: reward and gain in nats, thought length in tokens.
 
-    ``lag_mean`` is how many versions older than ``version`` the sampled tokens are; ``sampled_entropy``
-    estimates the policy's entropy per token as the mean of minus the behaviour log-probs, at the sampling
-    temperature. Each source of the mixture gets its own reward. ``sampled_tokens`` and ``scored_tokens``
-    are of whole rows, context and thought: what a sampler and a scorer that share nothing would read.
+    ``lag_mean`` is the mean age of the sampled tokens, in versions before ``version``; ``sampled_entropy``
+    estimates the policy's entropy per token as the negative mean of the behaviour log-probs, at the
+    sampling temperature. The mean reward is also given per source of the mixture. ``sampled_tokens`` and
+    ``scored_tokens`` count whole rows, context and thought: the tokens that a sampler and a scorer without
+    prefix sharing would process.
     """
-    sound = [result for result in results if result.failure is None]
-    thoughts = [t for r in sound for thoughts_G in r.rollout.thoughts_KG for t in thoughts_G]
-    values: dict[str, Any] = {"num_groups": sum(len(r.rewards_KG) for r in sound)}
+    succeeded = [result for result in results if result.failure is None]
+    thoughts = [t for r in succeeded for thoughts_G in r.rollout.thoughts_KG for t in thoughts_G]
+    values: dict[str, Any] = {"num_groups": sum(len(r.rewards_KG) for r in succeeded)}
     if not thoughts:
         return values
-    values |= _reward_metrics(sound) | _thought_metrics(thoughts, version)
-    if gains := _gains(sound):
+    values |= _reward_metrics(succeeded) | _thought_metrics(thoughts, version)
+    if gains := _gains(succeeded):
         values["information_gain"] = fmean(gains)
-        values["think_nll"] = -fmean(_policy_logprobs(sound))
-    values |= {"sampled_tokens": _sampled_tokens(sound), "scored_tokens": _scored_tokens(sound)}
+        values["think_nll"] = -fmean(_policy_logprobs(succeeded))
+    values |= {
+        "sampled_tokens": _sampled_tokens(succeeded),
+        "scored_tokens": _scored_tokens(succeeded),
+    }
     by_source: dict[str, list[ScoredRollout]] = {}
-    for result in sound:
+    for result in succeeded:
         by_source.setdefault(result.rollout.task.document.source, []).append(result)
     for source, of_source in by_source.items():
         values[f"source/{source}/reward_mean"] = fmean(_rewards(of_source))
@@ -110,9 +114,9 @@ def _policy_logprobs(results: Sequence[ScoredRollout]) -> list[float]:
 
 
 def _gains(results: Sequence[ScoredRollout]) -> list[float]:
-    """log p(target | thought) - log p_baseline(target), whatever the objective rewards.
+    """log p(target | thought) - log p_baseline(target), independent of the objective's reward.
 
-    Empty where it asks for no likelihoods.
+    Empty if the objective requests no likelihoods.
     """
     return [
         policy_logprob - baseline_logprob
@@ -136,7 +140,7 @@ def _sampled_tokens(results: Sequence[ScoredRollout]) -> int:
 
 
 def _scored_tokens(results: Sequence[ScoredRollout]) -> int:
-    """Rows after thoughts, and one without per group; none where the reward asks for no likelihood."""
+    """One row per thought and one without a thought per group; 0 if the reward needs no likelihoods."""
     num_tokens = 0
     for result in results:
         task, prompting = result.rollout.task, result.rollout.task.prompting
