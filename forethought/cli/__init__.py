@@ -1,12 +1,12 @@
 """The command line: ``forethought init | up | train | serve | curate | compare | eval | report | …``.
 
-Design: this package starts processes and looks at runs; it computes nothing and imports neither
-``services`` nor ``trainer``, whose modules it names only to ``python -m``. Every module here loads
-in milliseconds and imports what is heavy inside its functions, so that ``--help`` answers at once.
+Design: this package starts processes and inspects runs; it computes nothing and imports neither
+``services`` nor ``trainer``, whose modules it only passes to ``python -m``. Every module here loads in
+milliseconds and imports heavy dependencies inside its functions, so that ``--help`` answers at once.
 The price is imports in unusual places.
 
-Exit statuses: 0 done or stopped cleanly, 1 something broke, 2 the user can put it right, 3
-superseded by a newer learner, 130 killed by a second Ctrl-C.
+Exit statuses: 0 finished or stopped cleanly, 1 failure, 2 user error, 3 superseded by a newer learner,
+130 killed by a second Ctrl-C.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from forethought import __version__
 
         typer.echo(f"forethought {__version__}")
@@ -127,7 +127,7 @@ app.command(
 
 
 def main() -> None:
-    """Run the command line; what a user can put right is one red message and exit status 2."""
+    """Run the command line; a user error is printed as one red message, with exit status 2."""
     try:
         app()
     except ForethoughtError as error:

@@ -1,4 +1,4 @@
-"""``python -m forethought.cli`` is ``forethought``, for where the script is not on PATH."""
+"""``python -m forethought.cli`` is ``forethought``, for environments where the script is not on PATH."""
 
 from forethought.cli import main
 

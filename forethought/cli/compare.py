@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from forethought.lab.compare.schedule import TrialOutcome
     from forethought.lab.compare.trial import Trial
 
-_FILE_WIDTH = 180  # of the table where nobody says how wide a line is
+_FILE_WIDTH = 180  # columns of the table when stdout is not a terminal
 
 
 def compare(
-    config: Path = typer.Argument(..., help="The comparison, a TOML file.", metavar="CONFIG"),
+    config: Path = typer.Argument(..., help="The comparison plan, a TOML file.", metavar="CONFIG"),
     words: list[str] = typer.Argument(
         None,
-        help="Overrides of its keys, such as seeds=[0] or directory=runs/mine.",
+        help="Overrides of plan keys, such as seeds=[0] or directory=runs/mine.",
         metavar="KEY=VALUE",
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check everything, list the runs, stop."),
 ) -> None:
-    """Compare objectives: every arm from every base with every seed, measured in the same way.
+    """Compare objectives: every arm from every base with every seed, under one measurement.
 
-    What was finished before under the same settings is not done again. Results: a table, and
-    DIRECTORY/compare.json and compare.png. Exit status 1 where a run failed.
+    Runs that finished earlier with the same settings are not repeated. Results: a table, and
+    DIRECTORY/compare.json and compare.png. Exits with status 1 if a run failed.
     """
     from rich.console import Console
 
@@ -55,11 +55,11 @@ def compare(
 def _list(plan: ComparisonPlan) -> None:
     for base in plan.bases:
         for arm in plan.arms:
-            seeds = f"seeds {', '.join(map(str, plan.seeds))}" if arm.trains else "as it is"
-            match = f", as many {arm.match} as {plan.reference}" if arm.match else ""
+            seeds = f"seeds {', '.join(map(str, plan.seeds))}" if arm.trains else "unchanged"
+            match = f", equal {arm.match} to {plan.reference}" if arm.match else ""
             typer.echo(f"{base.name}/{arm.name}: {seeds}{match}")
     stages = ", ".join(stage.name for stage in plan.stages)
-    typer.echo(f"behind each arm: {stages or 'nothing'}; {plan.processes} processes at a time")
+    typer.echo(f"after each arm: {stages or 'nothing'}; {plan.processes} concurrent processes")
 
 
 def _write_demo_corpus(plan: ComparisonPlan) -> None:
@@ -71,7 +71,7 @@ def _write_demo_corpus(plan: ComparisonPlan) -> None:
 
 
 async def _run(plan: ComparisonPlan, console: Console) -> list[TrialOutcome]:
-    """Run everything under a bar that names what is running; a line for each measured trial."""
+    """Run all trials under a progress bar that names the active ones; print a line per measured trial."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from forethought.lab.compare.schedule import Schedule
@@ -88,11 +88,11 @@ async def _run(plan: ComparisonPlan, console: Console) -> list[TrialOutcome]:
         def active(trials: Sequence[Trial]) -> None:
             bar.update(overall, description=", ".join(map(str, trials)))
 
-        def told(outcome: TrialOutcome) -> None:
+        def measured(outcome: TrialOutcome) -> None:
             bar.advance(overall)
             bar.console.print(_line(outcome), highlight=False, soft_wrap=True)
 
-        return await Schedule(plan, told, active).run()
+        return await Schedule(plan, measured, active).run()
 
 
 def _line(outcome: TrialOutcome) -> str:
@@ -101,7 +101,7 @@ def _line(outcome: TrialOutcome) -> str:
     answers = outcome.figures["answers"]
     return (
         f"{outcome.trial}: accuracy {answers['think_accuracy']:.3f} after a thought, gain "
-        f"{answers['information_gain']:.3f} nats, run of {outcome.seconds:.0f} s"
+        f"{answers['information_gain']:.3f} nats, run took {outcome.seconds:.0f} s"
     )
 
 

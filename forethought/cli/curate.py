@@ -1,7 +1,7 @@
-"""``forethought curate``: annotate a corpus with a proxy's entropies, once, for every run on it.
+"""``forethought curate``: annotate a corpus with a proxy's entropies, once for all runs on it.
 
-Design: as the other commands, this module loads nothing heavy before it is called. It runs in its own
-process and on one device; more of them share a folder by ``--shard``.
+Design: like the other commands, this module loads nothing heavy before it is called. It runs in one process
+on one device; several processes split a folder with ``--shard``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _CORPUS = typer.Argument(metavar="CORPUS", help="A file, a folder or a saved Hugging Face dataset.")
 _MODEL = typer.Option(..., "--model", metavar="DIR", help="The proxy: a local model directory.")
-_OUT = typer.Option(..., "--out", metavar="DIR", help="Where the annotated corpus goes.")
+_OUT = typer.Option(..., "--out", metavar="DIR", help="Output folder of the annotated corpus.")
 
 
 def curate(
@@ -26,23 +26,29 @@ def curate(
     model: Path = _MODEL,
     out: Path = _OUT,
     window_tokens: int = typer.Option(
-        256, "--window-tokens", help="As corpus.window_tokens of the runs on it."
+        256, "--window-tokens", help="corpus.window_tokens of the runs that will use the corpus."
     ),
-    top_k: int = typer.Option(16, "--top-k", min=1, help="Over how many likeliest tokens."),
+    top_k: int = typer.Option(
+        16, "--top-k", min=1, help="Number of likeliest tokens that the entropy covers."
+    ),
     renormalise: bool = typer.Option(
-        False, "--renormalise", help="Make their probabilities sum to 1."
+        False, "--renormalise", help="Renormalise their probabilities to sum to 1."
     ),
-    shard: str = typer.Option("1/1", "--shard", metavar="i/n", help="The i-th of n equal shares."),
-    text_field: str = typer.Option("text", "--text-field", help="Where records hold their text."),
-    marks_field: str = typer.Option("marks", "--marks-field", help="Where they hold marks."),
+    shard: str = typer.Option(
+        "1/1", "--shard", metavar="i/n", help="Process the i-th of n equal shards."
+    ),
+    text_field: str = typer.Option("text", "--text-field", help="Record field of the text."),
+    marks_field: str = typer.Option("marks", "--marks-field", help="Record field of the marks."),
     device: str = typer.Option("auto", "--device", help="cpu, cuda or cuda:N."),
     dtype: str = typer.Option("float32", "--dtype", help="float32 or bfloat16."),
-    batch_tokens: int = typer.Option(16_384, "--batch-tokens", min=1, help="Of one forward pass."),
+    batch_tokens: int = typer.Option(
+        16_384, "--batch-tokens", min=1, help="Tokens per forward pass."
+    ),
 ) -> None:
-    """Write every position's entropy beside the corpus's tokens, one forward pass a window.
+    """Annotate every token of a corpus with its entropy under a proxy, one forward pass per window.
 
-    The output is a corpus: train on it with corpus.path=DIR and the tokenizer of the proxy. Started again,
-    it goes on where it was stopped.
+    The output is a corpus: train on it with corpus.path=DIR and the tokenizer of the proxy. The same command
+    resumes where it stopped.
     """
     from forethought.config.sections import SourceSection
     from forethought.lab.curation import CurationRequest
@@ -66,7 +72,7 @@ def curate(
     )
 
 
-def _run(order: CurationRequest) -> None:
+def _run(request: CurationRequest) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from forethought.lab.curation import curate as write_parts
@@ -78,21 +84,21 @@ def _run(order: CurationRequest) -> None:
         def report(num_done: int, num_windows: int) -> None:
             progress.update(task, completed=num_done, total=num_windows)
 
-        num_windows = write_parts(order, report)
-    kind = "renormalised" if order.renormalise else "not renormalised"
+        num_windows = write_parts(request, report)
+    kind = "renormalised" if request.renormalise else "not renormalised"
     typer.echo(
-        f"{num_windows} windows in {order.out}, entropies in nats over the top {order.top_k} tokens, {kind}"
+        f"{num_windows} windows in {request.out}, entropies in nats over the top {request.top_k} tokens, {kind}"
     )
     typer.echo(
-        f"to train on them: corpus.path={order.out} corpus.window_tokens={order.window_tokens}"
+        f"to train on them: corpus.path={request.out} corpus.window_tokens={request.window_tokens}"
     )
 
 
 def _parsed(shard: str) -> tuple[int, int]:
-    number, slash, of = shard.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
         raise InvalidInput(f"--shard is {shard!r}; expected i/n, such as 1/4 to 4/4")
-    return int(number), int(of)
+    return int(index), int(count)
 
 
 def _check_dtype(dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""``forethought demo``: base, CPT and RLP side by side, through the real services, in one command."""
+"""``forethought demo``: base, CPT and RLP compared through the real services, in one command."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ RLP_STEPS, UNIFORM_STEPS = 120, 160
 
 
 def demo(
-    directory: Path = typer.Option(Path("runs/demo"), "--dir", help="Where the demo works."),
+    directory: Path = typer.Option(
+        Path("runs/demo"), "--dir", help="Working directory of the demo."
+    ),
     engine: str = typer.Option("torch", help="The rollout engine."),
     replicas: int = typer.Option(2, min=1, help="Rollout replicas."),
-    seed: int = typer.Option(0, min=0, help="Of corpus, positions and thoughts."),
+    seed: int = typer.Option(0, min=0, help="Seed of corpus, positions and thoughts."),
     rebuild_base: bool = typer.Option(
         False,
-        help="Train the base model that ships with the package again, into DIR/base, and stop.",
+        help="Only retrain the base model that ships with the package, into DIR/base.",
     ),
 ) -> None:
     """Watch a small model learn to think: RLP at marked answers, RLP as published, and CPT.
 
-    Everything in DIR is written anew. Results: a table, DIR/report.json and DIR/report.png.
+    Existing results in DIR are overwritten. Results: a table, DIR/report.json and DIR/report.png.
     """
     from forethought.lab.demo.arms import DemoPlan
 
@@ -46,7 +48,7 @@ def demo(
 
 
 def _run(plan: DemoPlan, arm: str, words: list[str]) -> dict[str, Any]:
-    """Run one arm from scratch; a failed or interrupted one ends the demo."""
+    """Run one arm from scratch; a failed or interrupted arm ends the demo."""
     from forethought.cli.plan import prepare
     from forethought.cli.up import run_here
     from forethought.run.directory import RunDirectory
@@ -60,7 +62,7 @@ def _run(plan: DemoPlan, arm: str, words: list[str]) -> dict[str, Any]:
         sys.exit(status or 1)
     read: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     if not read["done"]:
-        sys.exit(1)  # stopped by Ctrl-C: what is there is no result
+        sys.exit(1)  # stopped by Ctrl-C: the run is incomplete
     return read
 
 
@@ -92,7 +94,7 @@ def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:
 
 
 def _measured(model: Path, heldout: Path, cache: Path) -> dict[str, float]:
-    """Think and no-think figures at the answers of held-out documents, the same for every arm."""
+    """Think and no-think metrics at the answers of held-out documents, the same positions for every arm."""
     from forethought.lab.compare.measurement import measure_model
     from forethought.lab.compare.plan import EvaluationEntry
     from forethought.lab.demo import arms

@@ -1,6 +1,6 @@
 """``forethought downstream``: benchmarks on a checkpoint, through lm-evaluation-harness.
 
-Design: as the other commands, this module loads nothing heavy before it is called.
+Design: like the other commands, this module loads nothing heavy before it is called.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from forethought.lab.downstream.suites import Suite
 
 _MODEL = typer.Argument(
-    None, metavar="CHECKPOINT", help="A run, a checkpoint or a model directory."
+    None, metavar="CHECKPOINT", help="A run directory, a checkpoint or a model directory."
 )
 
 
-def _print_tasks_path(asked: bool) -> None:
-    if asked:
+def _print_tasks_path(requested: bool) -> None:
+    if requested:
         from forethought.lab.downstream.harness import TASKS
 
         typer.echo(TASKS)
         raise typer.Exit
 
 
-def _print_suites(asked: bool) -> None:
-    if asked:
+def _print_suites(requested: bool) -> None:
+    if requested:
         from forethought.lab.downstream.suites import SUITES
 
         for name, suite in SUITES.items():
@@ -46,21 +46,39 @@ def downstream(
     checkpoint: Path | None = _MODEL,
     suite: str = typer.Option("", "--suite", metavar="NAME", help="A suite; see --list-suites."),
     tasks: str = typer.Option(
-        "", "--tasks", metavar="A,B", help="Tasks or groups of lm_eval instead."
+        "", "--tasks", metavar="A,B", help="lm_eval tasks or groups, instead of a suite."
     ),
-    think: bool = typer.Option(False, "--think", help="Open a thought behind every prompt."),
-    chat: bool = typer.Option(False, "--chat", help="Ask through the chat template."),
-    limit: int | None = typer.Option(None, "--limit", min=1, help="Questions a task at most."),
-    runs: int | None = typer.Option(None, "--runs", min=1, help="Sampled runs to average."),
-    temperature: float | None = typer.Option(None, "--temperature", min=0, help="0 is greedy."),
-    max_tokens: int | None = typer.Option(None, "--max-tokens", min=1, help="Of an answer."),
-    shots: int | None = typer.Option(None, "--shots", min=0, help="Examples before a question."),
-    batch_size: int = typer.Option(8, "--batch-size", min=1, help="Questions asked at once."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Of the first run; the next adds one."),
+    think: bool = typer.Option(
+        False, "--think", help="Append the think-open marker to every prompt."
+    ),
+    chat: bool = typer.Option(False, "--chat", help="Apply the chat template."),
+    limit: int | None = typer.Option(
+        None, "--limit", min=1, help="Maximum number of questions per task."
+    ),
+    runs: int | None = typer.Option(
+        None, "--runs", min=1, help="Number of sampled runs to average."
+    ),
+    temperature: float | None = typer.Option(
+        None, "--temperature", min=0, help="Sampling temperature; 0 is greedy."
+    ),
+    max_tokens: int | None = typer.Option(
+        None, "--max-tokens", min=1, help="Maximum tokens of an answer."
+    ),
+    shots: int | None = typer.Option(None, "--shots", min=0, help="Number of few-shot examples."),
+    batch_size: int = typer.Option(8, "--batch-size", min=1, help="Questions per batch."),
+    seed: int = typer.Option(
+        0, "--seed", min=0, help="Seed of the first run; each further run adds one."
+    ),
     device: str = typer.Option("auto", "--device", help="cpu, cuda or cuda:N."),
-    dtype: str = typer.Option("auto", "--dtype", help="float32, bfloat16, or what the model says."),
-    think_open: str = typer.Option("<think>", "--think-open", help="The model's open marker."),
-    think_close: str = typer.Option("</think>", "--think-close", help="The model's close marker."),
+    dtype: str = typer.Option(
+        "auto", "--dtype", help="float32, bfloat16, or auto: the model's own."
+    ),
+    think_open: str = typer.Option(
+        "<think>", "--think-open", help="The model's think-open marker."
+    ),
+    think_close: str = typer.Option(
+        "</think>", "--think-close", help="The model's think-close marker."
+    ),
     out: Path | None = typer.Option(None, "--out", metavar="FILE", help="Write results as JSON."),
     list_suites: bool = typer.Option(
         False,
@@ -72,12 +90,12 @@ def downstream(
     print_tasks_path: bool = typer.Option(
         False,
         "--print-tasks-path",
-        help="Show where our task files lie, for lm_eval --include_path, and exit.",
+        help="Print the folder of Forethought's task files, for lm_eval --include_path, and exit.",
         callback=_print_tasks_path,
         is_eager=True,
     ),
 ) -> None:
-    """Evaluate a checkpoint with lm-evaluation-harness; prints a table."""
+    """Evaluate a checkpoint with lm-evaluation-harness and print a table."""
     from forethought.lab.downstream.harness import HarnessOptions, adjusted
 
     name, chosen = _chosen(suite, tasks)
@@ -86,7 +104,7 @@ def downstream(
         raise InvalidInput(
             "no checkpoint is named; expected `forethought downstream CHECKPOINT --suite NAME`"
         )
-    asking = HarnessOptions(
+    options = HarnessOptions(
         batch_size=batch_size,
         limit=limit,
         seed=seed,
@@ -97,7 +115,7 @@ def downstream(
         think_open=think_open,
         think_close=think_close,
     )
-    _run(checkpoint, name, chosen, asking, out)
+    _run(checkpoint, name, chosen, options, out)
 
 
 def _chosen(name: str, tasks: str) -> tuple[str, Suite]:
@@ -105,7 +123,10 @@ def _chosen(name: str, tasks: str) -> tuple[str, Suite]:
     from forethought.lab.downstream.suites import suite
 
     if bool(name) == bool(tasks):
-        raise InvalidInput("expected one of --suite NAME (see --list-suites) and --tasks A,B")
+        raise InvalidInput(
+            f"got --suite {name!r} and --tasks {tasks!r}; expected one of --suite NAME (see "
+            "--list-suites) and --tasks A,B"
+        )
     return (name, suite(name)) if name else (tasks, suite_of_tasks(tasks.split(",")))
 
 
@@ -121,17 +142,19 @@ def _device(device: str) -> str:
 
 
 def _run(
-    checkpoint: Path, name: str, suite: Suite, asking: HarnessOptions, out: Path | None
+    checkpoint: Path, name: str, suite: Suite, options: HarnessOptions, out: Path | None
 ) -> None:
     from rich.console import Console
 
     from forethought.lab.downstream.harness import find_model, run_suite
     from forethought.lab.downstream.scores import report, scores_of, table
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # not offline: benchmarks are fetched
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # not offline: benchmark data is fetched
     model = find_model(checkpoint)
-    found = scores_of(suite, run_suite(model, suite, asking))
+    found = scores_of(suite, run_suite(model, suite, options))
     if out is not None:
-        written = json.dumps(report(str(model), name, suite, asking, found), indent=2)
+        written = json.dumps(report(str(model), name, suite, options, found), indent=2)
         out.write_text(written + "\n", encoding="utf-8")
     Console().print(table(f"{name} on {checkpoint}", found))

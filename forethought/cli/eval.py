@@ -1,8 +1,8 @@
-"""``forethought eval``: what thinking adds at held-out positions, for one checkpoint or a series of them.
+"""``forethought eval``: the benefit of thinking at held-out positions, for one checkpoint or a series.
 
-Design: as the other commands, this module loads nothing heavy before it is called. What the options leave
-open is as the checkpoints' run has it, so that a run is evaluated without any. The price is that two runs
-of different settings are asked in the way of the first.
+Design: like the other commands, this module loads nothing heavy before it is called. Options that are not
+given default to the settings of the first checkpoint's run, so that a run is evaluated without any. The price
+is that two runs with different settings are both evaluated with the first one's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forethought.lab.evaluation.request import EvalRequest
     from forethought.run.checkpoints import Checkpoint
 
-_SPLITS, _ASKING, _TEXT = "Positions", "Thoughts", "Text"
+_SPLITS, _THOUGHTS, _TEXT = "Positions", "Thoughts", "Text"
 
 
 def _option(help_text: str, panel: str | None = None, **more: Any) -> Any:
@@ -28,47 +28,60 @@ def _option(help_text: str, panel: str | None = None, **more: Any) -> Any:
 _Checkpoints = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="CHECKPOINT", help="Model directories, checkpoint folders or runs (newest)."
+        metavar="CHECKPOINT", help="Model directories, checkpoint folders or run directories."
     ),
 ]
-_Series = Annotated[Path | None, _option("All checkpoints of a run, with laws.", metavar="RUN")]
-_Out = Annotated[Path | None, _option("Write eval.json and eval.png there.", metavar="DIR")]
-_Compute = Annotated[str, _option("Of a series: flops, tokens or steps.")]
-_Seed = Annotated[int, _option("Of positions, thoughts and intervals.", min=0)]
+_Series = Annotated[
+    Path | None, _option("Evaluate all checkpoints of a run and fit scaling laws.", metavar="RUN")
+]
+_Out = Annotated[
+    Path | None, _option("Write eval.json and eval.png to this folder.", metavar="DIR")
+]
+_Compute = Annotated[str, _option("Unit of compute of a series: flops, tokens or steps.")]
+_Seed = Annotated[int, _option("Seed of positions, thoughts and intervals.", min=0)]
 _Device = Annotated[str, _option("cpu, cuda or cuda:N.")]
 _Dtype = Annotated[str, _option("float32 or bfloat16.")]
-_Threads = Annotated[int, _option("Of torch; 0: its own choice.", min=0)]
+_Threads = Annotated[int, _option("Torch threads; 0: torch's choice.", min=0)]
 
 _Corpus = Annotated[
-    str, _option("Default: the heldout file beside the run's corpus.", _TEXT, metavar="PATH")
+    str,
+    _option(
+        "Held-out text; default: the heldout file next to the run's corpus.", _TEXT, metavar="PATH"
+    ),
 ]
-_Documents = Annotated[int, _option("Windows read at most.", _TEXT, min=1)]
-_Window = Annotated[int | None, _option("Default: the run's.", _TEXT, min=2)]
-_TextField = Annotated[str, _option("Where records hold their text.", _TEXT)]
-_MarksField = Annotated[str, _option("Where they hold marks.", _TEXT)]
+_Documents = Annotated[int, _option("Maximum number of windows.", _TEXT, min=1)]
+_Window = Annotated[int | None, _option("Window length; default: the run's.", _TEXT, min=2)]
+_TextField = Annotated[str, _option("Record field of the text.", _TEXT)]
+_MarksField = Annotated[str, _option("Record field of the marks.", _TEXT)]
 
 _Proxy = Annotated[
     Path | None,
     _option(
-        "Whose entropies choose; default: the corpus's own, or the first checkpoint's.",
+        "Model whose entropies define the splits; default: the corpus's annotations, or the first checkpoint.",
         _SPLITS,
         metavar="MODEL",
     ),
 ]
-_Positions = Annotated[int, _option("Of each split at most.", _SPLITS, min=1)]
-_NoiseField = Annotated[str, _option("Marks where no thought can help.", _SPLITS)]
+_Positions = Annotated[int, _option("Maximum number of positions per split.", _SPLITS, min=1)]
+_NoiseField = Annotated[
+    str, _option("Record field that marks positions where no thought can help.", _SPLITS)
+]
 _NoiseEntropy = Annotated[
-    float, _option("Nats from which what is unmarked is noise.", _SPLITS, min=0)
+    float, _option("Entropy in nats from which an unmarked position is noise.", _SPLITS, min=0)
 ]
 
-_Group = Annotated[int | None, _option("Thoughts a position; default: the run's.", _ASKING, min=1)]
-_Budget = Annotated[int | None, _option("Default: the run's.", _ASKING, min=1)]
-_Temperature = Annotated[
-    float | None, _option("Of thoughts and predictions; default: the run's.", _ASKING)
+_Group = Annotated[
+    int | None, _option("Thoughts per position; default: the run's.", _THOUGHTS, min=1)
 ]
-_Prompt = Annotated[str, _option("RPT's plain or v0 to v6; default: the run's.", _ASKING)]
-_Marker = Annotated[str, _option("Default: the run's.", _ASKING)]
-_PassAt = Annotated[str, _option("Of pass@k; default: 1,2,4 … G.", _ASKING, metavar="K,K")]
+_Budget = Annotated[int | None, _option("Thought budget; default: the run's.", _THOUGHTS, min=1)]
+_Temperature = Annotated[
+    float | None, _option("Temperature of thoughts and predictions; default: the run's.", _THOUGHTS)
+]
+_Prompt = Annotated[str, _option("RPT's prompt, plain or v0 to v6; default: the run's.", _THOUGHTS)]
+_Marker = Annotated[str, _option("Think marker; default: the run's.", _THOUGHTS)]
+_PassAt = Annotated[
+    str, _option("Values of k for pass@k; default: 1,2,4 … G.", _THOUGHTS, metavar="K,K")
+]
 
 
 def evaluate(
@@ -97,10 +110,10 @@ def evaluate(
     dtype: _Dtype = "float32",
     num_threads: _Threads = 1,
 ) -> None:
-    """Measure what thinking adds, at easy, medium, hard, marked and noise positions of held-out text.
+    """Measure the benefit of thinking at easy, medium, hard, marked and noise positions of held-out text.
 
-    All checkpoints are asked the same with the same random numbers. --series fits accuracy as a power
-    law of training compute.
+    All checkpoints are evaluated at the same positions with the same random numbers. --series fits accuracy
+    as a power law of training compute.
     """
     from forethought.lab.evaluation.request import EvalRequest, Overrides
     from forethought.lab.evaluation.text import Noise
@@ -136,11 +149,11 @@ def evaluate(
 
 
 def _run(request: EvalRequest, out: Path | None, num_threads: int) -> None:
-    """Carry the order out with a progress bar, then show and write what came of it."""
+    """Evaluate with a progress bar, then show and write the report."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from forethought.lab.evaluation.study import evaluate_checkpoints as carry_out
+    from forethought.lab.evaluation.study import evaluate_checkpoints
     from forethought.process import quiet_libraries
 
     quiet_libraries()
@@ -155,7 +168,7 @@ def _run(request: EvalRequest, out: Path | None, num_threads: int) -> None:
                 tasks[stage] = progress.add_task(stage, total=num_all)
             progress.update(tasks[stage], completed=num_done)
 
-        report = carry_out(request, report_progress)
+        report = evaluate_checkpoints(request, report_progress)
     _show(report, out)
 
 

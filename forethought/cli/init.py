@@ -1,7 +1,7 @@
 """``forethought init``: a folder with everything that a first run needs.
 
-Design: every part appears under its name only once it is whole, so that one that was interrupted can be
-finished, and nothing that exists is ever written over. The price is that a part of an older version
+Design: every part is written to a temporary name and renamed when complete, so that an interrupted init can
+be completed, and existing files are never overwritten. The price is that a part written by an older version
 stays until it is removed by hand.
 """
 
@@ -17,15 +17,17 @@ from forethought.errors import InvalidInput
 
 
 def init(
-    directory: Path = typer.Argument(..., metavar="DIR", help="Made if it is not there."),
+    directory: Path = typer.Argument(..., metavar="DIR", help="Target folder; created if missing."),
     if_missing: bool = typer.Option(
-        False, "--if-missing", help="Leave what is there alone and write the rest; for scripts."
+        False,
+        "--if-missing",
+        help="Keep existing parts and write only the missing ones; for scripts.",
     ),
 ) -> None:
     """Write a small base model, a corpus and a commented run.toml that uses them into DIR.
 
-    They are the demo's: the run that they make teaches a model of 0.12M parameters to think, in minutes
-    on two cores. Nothing that exists is written over.
+    They are the demo's: the run teaches a 0.12M-parameter model to think, in minutes on two cores. Existing
+    files are never overwritten.
     """
     from forethought.lab.demo.first_run import CONFIG, parts
 
@@ -33,8 +35,9 @@ def init(
     there = [name for name in written if (directory / name).exists()]
     if there and not if_missing:
         raise InvalidInput(
-            f"{directory} already has {', '.join(there)}; expected a folder without, because nothing is "
-            "written over: name another, or give --if-missing to write only what is not there"
+            f"{directory} already contains {', '.join(there)}; expected a folder without them, because "
+            "init overwrites nothing: choose another folder, or add --if-missing to write only the "
+            "missing parts"
         )
     for name in (name for name in written if name not in there):
         _write_whole(directory / name, written[name])
@@ -42,10 +45,10 @@ def init(
 
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file or folder beside its place and move it there.
+    """Write a file or folder under a temporary name and rename it when complete.
 
     Raises:
-        InvalidInput: the folder cannot be written to.
+        InvalidInput: the folder is not writable.
     """
     unfinished = path.with_name(path.name + ".partial")
     try:
@@ -55,7 +58,7 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
         unfinished.rename(path)
     except OSError as error:
         raise InvalidInput(
-            f"cannot write {path} ({error.strerror or error}); expected a folder that can be written "
-            "to, with a few megabytes free"
+            f"cannot write {path} ({error.strerror or error}); expected a writable folder with a few "
+            "megabytes free"
         ) from error
     typer.echo(f"{'wrote':<13} {path}")

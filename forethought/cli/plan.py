@@ -1,11 +1,11 @@
-"""What ``forethought up`` is going to start, decided and checked before anything is started.
+"""The processes that ``forethought up`` will start, resolved and checked before any of them starts.
 
-Design: the resolved configuration is written to DIR/up.toml and every child gets that file,
-minus the FORETHOUGHT_ environment that is already in it (environment beats a file, and would beat
-what the user typed). The Redis URL travels in the environment: it may carry a password, which
-``ps`` must not show, and an embedded Redis has another URL next time. Tokens go the same way; where none
-is given, everything is of one machine and ``auth.open`` is written. The price is that a child's
-command line alone does not repeat it; DIR/up.toml does.
+Design: the resolved configuration is written to DIR/up.toml, and every child gets that file and an environment
+without the FORETHOUGHT_ variables already merged into it (the environment overrides a file, and would override
+the command line's values). The Redis URL is passed in the environment: it may contain a password, which ``ps``
+must not show, and an embedded Redis has a new URL on every start. Tokens are passed the same way; without one,
+everything runs on one machine and ``auth.open`` is set. The price is that a child's command line alone does not
+reproduce it; DIR/up.toml does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EVERY_INTERFACE = ("", "0.0.0.0", "::")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A checked run, not yet started. ``notes`` are what the user should know beforehand.
+    """A checked run, not yet started. ``notes`` are messages for the user before the start.
 
     Example:
         ``prepare(Path("configs/text-cpu.toml"), ["corpus.path=books"])``
@@ -48,12 +48,12 @@ class Plan:
 
     @property
     def logs(self) -> Path:
-        """Where the children's output goes."""
+        """The folder of the children's logs."""
         return self.directory.root / "logs"
 
     @property
     def base_run(self) -> RunDirectory:
-        """The next-token run that makes the small base model."""
+        """The next-token run that trains the small base model."""
         return RunDirectory(self.directory.root / "base" / "run")
 
     @property
@@ -63,12 +63,12 @@ class Plan:
 
     @property
     def children_config(self) -> Path:
-        """What children read. Not DIR/config.toml, which the trainer writes while services read."""
+        """The children's configuration. Not DIR/config.toml, which the trainer writes while services read."""
         return self.directory.root / "up.toml"
 
     @property
     def needs_base(self) -> bool:
-        """Whether the small base has to be trained first."""
+        """Whether the small base model must be trained first."""
         return not (
             self.settings.model.path
             or self.base_model.exists()
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def reward_url(self) -> str | None:
-        """Where the first reward replica answers HTTP, or None without one."""
+        """The HTTP address of the first reward replica, or None without one."""
         if not (self.thinks and self.settings.reward.replicas):
             return None
         host = self.settings.reward.http_host
@@ -90,10 +90,10 @@ class Plan:
 
     def trainer(self, redis_url: str) -> Program:
         """The learner."""
-        return self._program("trainer", "trainer", self._model_words(), redis_url)
+        return self._program("trainer", "trainer", self._model_overrides(), redis_url)
 
     def services(self, redis_url: str) -> list[Program]:
-        """The replicas; fixed ports go to the first of a kind, the others take free ones."""
+        """The replicas; the first of a kind gets the fixed ports, the others take free ones."""
         if not self.thinks:
             return []
         kinds = (
@@ -111,7 +111,7 @@ class Plan:
             for number in range(1, num_replicas + 1)
         ]
 
-    def _model_words(self) -> tuple[str, ...]:
+    def _model_overrides(self) -> tuple[str, ...]:
         if self.settings.model.path or not self.base_model.exists():
             return ()
         return (f"model.path={self.base_model}",)
@@ -123,7 +123,7 @@ class Plan:
 
 
 def resolve(config: Path | None, words: Sequence[str]) -> Settings:
-    """The settings; a run directory that nobody chose is named after the configuration file.
+    """The settings; a run directory that is not set is named after the configuration file.
 
     Raises:
         InvalidInput: see :func:`forethought.config.load_settings`.
@@ -138,7 +138,7 @@ def prepare(config: Path | None, words: Sequence[str]) -> Plan:
     """Resolve and check a run.
 
     Raises:
-        InvalidInput: anything that can be known to fail before a process is started.
+        InvalidInput: an error that can be detected before a process is started.
     """
     from forethought.preflight import check_run
 
@@ -156,17 +156,17 @@ def prepare(config: Path | None, words: Sequence[str]) -> Plan:
 
 
 def child_environment(environment: Mapping[str, str], secrets: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child: ours, without settings that are in its file, with ``secrets``.
+    """A child's environment: the parent's, without settings already in its file, plus ``secrets``.
 
-    These are settings that no file or command line may hold, by their names without the prefix.
+    ``secrets`` are settings that must not appear in a file or command line, by name without the prefix.
     """
     kept = {
         name: value
         for name, value in environment.items()
         if not name.startswith(ENVIRONMENT_PREFIX)
     }
-    told = {f"{ENVIRONMENT_PREFIX}{name}": value for name, value in secrets.items()}
-    return kept | told | {"PYTHONUNBUFFERED": "1"}
+    secret = {f"{ENVIRONMENT_PREFIX}{name}": value for name, value in secrets.items()}
+    return kept | secret | {"PYTHONUNBUFFERED": "1"}
 
 
 def _check_corpus(settings: Settings) -> None:
@@ -182,19 +182,19 @@ def _check_model(settings: Settings) -> None:
     path = settings.model.path
     if path and not Path(path).is_dir():
         raise InvalidInput(
-            f"model.path {path!r} is no directory; expected one that transformers loads (nothing "
-            "is fetched from a hub), or none, to have a small base trained on the corpus"
+            f"model.path {path!r} is not a directory; expected a transformers model directory (nothing "
+            "is fetched from a hub), or no model.path, to train a small base on the corpus"
         )
 
 
 def _check_directory(directory: RunDirectory) -> None:
-    """Own the run for an instant: whoever holds it is told of now, and not by the trainer's log."""
+    """Take the run's lock briefly, so that a conflict is reported here and not in the trainer's log."""
     try:
         with directory.owned():
             pass
     except OSError as error:
         raise InvalidInput(
-            f"run.directory {directory.root} cannot be written: {error.strerror}; give another, "
+            f"run.directory {directory.root} is not writable: {error.strerror}; choose another, "
             "such as run.directory=/tmp/run"
         ) from error
 
@@ -208,7 +208,7 @@ def _check_redis_password(settings: Settings) -> None:
 
 
 def _with_auth(settings: Settings) -> Settings:
-    """Open where no token is given; else what is given has to be good for a run."""
+    """Set ``auth.open`` if no token is given; otherwise check that the token is valid for a run."""
     if settings.auth.has_tokens:
         Guard.of_replica(settings.auth)
         return settings
@@ -223,26 +223,26 @@ def _token_values(settings: Settings) -> dict[str, str]:
 
 def _replica_notes(settings: Settings, thinks: bool) -> Iterator[str]:
     if not thinks:
-        yield f"objective {settings.objective.name} does not think: no replicas are started"
+        yield f"objective {settings.objective.name} samples no thoughts: no replicas are started"
         return
     for kind, section in (("rollout", settings.rollout), ("reward", settings.reward)):
         if section.replicas == 0:
-            yield f"{kind}.replicas is 0: the run waits for one that is started by hand"
+            yield f"{kind}.replicas is 0: the run waits until one is started by hand"
 
 
 def _auth_notes(settings: Settings) -> Iterator[str]:
-    """Said here because the services' own warning stands in their logs."""
+    """Warned here as well, because the services' own warning goes to their logs."""
     hosts = [settings.rollout.host, settings.reward.host, settings.reward.http_host]
     hosts.append(urlsplit(settings.redis.url).hostname or "")
     if settings.auth.open and not all(is_loopback(host) for host in hosts if host):
         yield (
-            "no token is given: the services let in whoever reaches this machine; set "
+            "no token is set: the services accept any client that reaches this machine; set "
             "FORETHOUGHT_AUTH_TOKEN or auth.token_file"
         )
 
 
 def _with_http_port(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """Settings whose reward.http_port is known and free."""
+    """Settings with a known, free reward.http_port; and notes about a changed one."""
     reward = settings.reward
     if reward.replicas == 0 or (reward.http_port and is_free(reward.http_host, reward.http_port)):
         return settings, ()
@@ -250,10 +250,10 @@ def _with_http_port(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
     if chosen_by_user:
         raise InvalidInput(
             f"reward.http_port {reward.http_port} on {reward.http_host} is taken by another "
-            "program; give another, or reward.http_port=0 for any free one"
+            "program; choose another, or reward.http_port=0 for any free port"
         )
     port = free_port(reward.http_host)
-    taken = f"port {reward.http_port} is taken: the reward service listens on {port}"
+    taken = f"port {reward.http_port} is taken: the reward service listens on {port} instead"
     notes = (taken,) if reward.http_port else ()
     return _with(settings, "reward", http_port=port), notes
 
@@ -264,15 +264,15 @@ def _with(settings: Settings, section: str, **values: object) -> Settings:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server could listen on this address now."""
     return any(_bound_ports(host, port))
 
 
 def free_port(host: str) -> int:
-    """A port nobody listens on.
+    """A free port.
 
     Raises:
-        InvalidInput: ``host`` is none of this machine's addresses.
+        InvalidInput: ``host`` is not an address of this machine.
     """
     for port in _bound_ports(host, 0):
         return port
@@ -280,10 +280,10 @@ def free_port(host: str) -> int:
 
 
 def _bound_ports(host: str, port: int) -> Iterator[int]:
-    """The port that could be bound, given back at once; nothing where it could not."""
+    """The port if it could be bound (it is released at once); nothing otherwise."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it
         try:
             probe.bind((host, port))
         except OSError:

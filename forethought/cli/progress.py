@@ -1,8 +1,7 @@
-"""What ``up`` shows while it runs: a live block on a terminal, a line every two seconds elsewhere.
+"""The progress display of ``up``: a live block on a terminal, a line every two seconds elsewhere.
 
-Design: everything shown comes from what any other tool can read, DIR/metrics.jsonl and the replica
-registry, so the display cannot disturb the run or know better than it. The price is a look at the
-file a few times a second.
+Design: everything shown comes from public sources, DIR/metrics.jsonl and the replica registry, so the display
+cannot disturb the run or disagree with it. The price is polling the file a few times a second.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, Any]
 
 _PLAIN_INTERVAL_S = 2.0
-_QUIET_S = 30.0  # without a step for so long, say so: a silent hang is what users curse most
+_QUIET_S = 30.0  # warn after so long without a step: a silent hang is what users curse most
 _PACE_STEPS = 20
 
 _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -39,7 +38,7 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 class MetricsTail:
-    """Reads what was appended to a file of JSON lines since the last call; a torn line is left."""
+    """Reads the lines appended to a JSON-lines file since the last call; an incomplete line is left."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,7 +49,7 @@ class MetricsTail:
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
-            if self._path.stat().st_size < self._offset:  # a resume cut lines off
+            if self._path.stat().st_size < self._offset:  # a resume truncated the file
                 self._offset = self._path.stat().st_size
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
@@ -60,7 +59,7 @@ class MetricsTail:
 
 @dataclass(slots=True)
 class Reading:
-    """Where a stage stands: the newest metrics, the pace of the last steps, the registry.
+    """The state of a stage: the latest metrics, the pace of the last steps, the registry.
 
     Example:
         ``Reading("rlp", 120)``
@@ -75,7 +74,7 @@ class Reading:
     recent: deque[tuple[float, Metrics]] = field(default_factory=lambda: deque(maxlen=_PACE_STEPS))
 
     def add(self, lines: Sequence[Metrics]) -> None:
-        """Take in new metrics lines."""
+        """Add new metrics lines."""
         now = time.monotonic()
         self.recent.extend((float(line.get("time_unix_s", now)), line) for line in lines)
         self.num_failed += sum(int(line.get("tasks_failed") or 0) for line in lines)
@@ -84,12 +83,12 @@ class Reading:
 
     @property
     def latest(self) -> Metrics:
-        """The newest metrics; empty before the first step."""
+        """The latest metrics; empty before the first step."""
         return self.recent[-1][1] if self.recent else {}
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Steps finished."""
         return int(self.latest.get("step", self.first_step))
 
     @property
@@ -98,12 +97,12 @@ class Reading:
         return time.monotonic() - self.changed_s
 
     def eta_s(self) -> float | None:
-        """Seconds to the end at the pace of the last steps."""
+        """Estimated seconds to the end, at the pace of the last steps; None while unknown."""
         pace_s = self._mean_per_step()
         return None if pace_s is None else pace_s * max(0, self.num_steps - self.step)
 
     def tokens_per_s(self) -> float | None:
-        """Tokens learned per second over the last steps."""
+        """Trained tokens per second over the last steps; None while unknown."""
         if len(self.recent) < 2 or "tokens" not in self.latest:
             return None
         (first_s, first), (last_s, last) = self.recent[0], self.recent[-1]
@@ -111,7 +110,7 @@ class Reading:
         return num_tokens / (last_s - first_s) if last_s > first_s and num_tokens >= 0 else None
 
     def facts(self) -> list[tuple[str, str]]:
-        """(name, value) of everything known, in the order it is shown."""
+        """(name, value) pairs of all known values, in display order."""
         latest = self.latest
         known = [
             (label, render(float(latest[key])))
@@ -130,7 +129,7 @@ class Reading:
         return known
 
     def warning(self) -> str:
-        """What to say when nothing happens; empty while something does."""
+        """A warning when no step has finished for long; empty otherwise."""
         if self.quiet_s < _QUIET_S:
             return ""
         what = "no step" if self.recent else "no first step"
@@ -144,16 +143,16 @@ class Reading:
 
 
 class Display(Protocol):
-    """Where progress goes. ``say`` may be called at any time."""
+    """The sink of progress output. ``say`` may be called at any time."""
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print a permanent line."""
 
     def show(self, reading: Reading) -> None:
-        """Bring what is shown up to date."""
+        """Update the display."""
 
     def clear(self) -> None:
-        """The stage is over: leave its last state and show nothing live any more."""
+        """The stage is over: keep its last state on screen and stop the live display."""
 
 
 class TerminalDisplay:
@@ -165,7 +164,7 @@ class TerminalDisplay:
         self._shown = ""
 
     def say(self, text: str) -> None:
-        """One line above the live block, not wrapped, so that commands can be copied."""
+        """Print a line above the live block, unwrapped, so that commands can be copied."""
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def show(self, reading: Reading) -> None:
@@ -177,7 +176,7 @@ class TerminalDisplay:
             return
         self._shown = line
         if self._live is None:
-            # Redrawn by us alone: no thread, as children are forked from this process.
+            # No refresh thread, because children are forked from this process.
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
         self._live.update(_block(reading), refresh=True)
@@ -190,7 +189,7 @@ class TerminalDisplay:
 
 
 class PlainDisplay:
-    """A line per interval in which a step was made, for logs and pipes."""
+    """Prints a line per interval in which a step finished, for logs and pipes."""
 
     def __init__(self, print_line: Callable[[str], None]) -> None:
         self._print_line = print_line
@@ -198,11 +197,11 @@ class PlainDisplay:
         self._last_s = 0.0
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print a line."""
         self._print_line(text)
 
     def show(self, reading: Reading) -> None:
-        """A line, if there is something new and the last one is old enough."""
+        """Print a line if there is news and the interval has passed."""
         now = time.monotonic()
         warning = reading.warning()
         state = (reading.stage, reading.step, "" if reading.recent else reading.replicas)
@@ -216,7 +215,7 @@ class PlainDisplay:
         self._print_line(plain_line(reading))
 
     def clear(self) -> None:
-        """Nothing is live here."""
+        """Nothing to do: this display has no live block."""
 
 
 def plain_line(reading: Reading) -> str:

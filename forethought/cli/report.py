@@ -1,7 +1,7 @@
 """``forethought report``: one HTML page about one or several runs, from their directories.
 
-Design: like every command, this module loads nothing heavy before it is called. The page of one run goes
-into its directory, where it travels along; a page of several belongs to none of them and goes here.
+Design: like every command, this module loads nothing heavy before it is called. The page of one run is written
+to its directory, so that it moves with the run; a page of several runs is written to the current directory.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import typer
 
-_RUNS = typer.Argument(metavar="RUN...", help="Run directories, side by side in this order.")
+_RUNS = typer.Argument(metavar="RUN...", help="Run directories, shown side by side in this order.")
 _OUT = typer.Option(
     None,
     "--out",
     metavar="FILE",
-    help="Where the page goes; by default RUN/report.html, of several runs ./report.html.",
+    help="Output file; default: RUN/report.html, or ./report.html for several runs.",
 )
 
 
 def report(runs: list[Path] = _RUNS, out: Path | None = _OUT) -> None:
-    """Show what runs did: curves, alarms, flow of work, settings and sample thoughts, in one HTML file.
+    """Report on runs: curves, alarms, data flow, settings and sample thoughts, in one HTML file.
 
-    The file needs no network and no server: open it, or send it. A run may still be going on, or have
-    crashed: the page says what is missing.
+    The file is self-contained: it needs no network and no server. The run may still be in progress or
+    have crashed; the page lists what is missing.
     """
     from rich.console import Console
 
@@ -39,8 +39,8 @@ def report(runs: list[Path] = _RUNS, out: Path | None = _OUT) -> None:
         write_page(records, page)
     for record in records:
         alarms = ", ".join(str(alarm["name"]) for alarm in record.review.alarms)
-        heard = f", alarms: {alarms}" if alarms else ""
-        typer.echo(f"{record.label}: {record.status}, {record.last_step} steps{heard}")
+        alarm_note = f", alarms: {alarms}" if alarms else ""
+        typer.echo(f"{record.label}: {record.status}, {record.last_step} steps{alarm_note}")
         for sentence in record.missing:
             typer.echo(f"  {sentence}")
     typer.echo(f"report  {page.resolve()}")

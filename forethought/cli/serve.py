@@ -1,7 +1,7 @@
-"""``forethought serve rollout | reward``: one replica, in this very process.
+"""``forethought serve rollout | reward``: one replica, in this process.
 
-Design: settings are resolved here first, which takes milliseconds, so that a typing error is told
-before torch is loaded; then the process becomes the service. The price is that they are read twice.
+Design: settings are resolved here first, which takes milliseconds, so that a typo is reported before torch
+is loaded; then the process becomes the service. The price is that they are read twice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 from forethought.cli.launch import OVERRIDES_ARGUMENT, become, examples, module_command, override
 
 serve = typer.Typer(
-    help="Run one replica of a service; start as many as you like, also while a run goes on.",
+    help="Run one replica of a service; start any number of them, even during a run.",
     epilog=examples(
         "forethought serve rollout --redis-url redis://10.0.0.5:6379/0 --run books auth.token_file=token"
     ),
@@ -21,14 +21,16 @@ serve = typer.Typer(
     rich_markup_mode="rich",
 )
 
-_CONFIG = typer.Option(None, "--config", metavar="FILE", help="A TOML file; defaults hold without.")
+_CONFIG = typer.Option(
+    None, "--config", metavar="FILE", help="A TOML file; defaults apply without one."
+)
 _REDIS_URL = typer.Option(None, "--redis-url", metavar="URL", help="Short for redis.url=URL.")
 _RUN = typer.Option(None, "--run", metavar="NAME", help="Short for run.name=NAME.")
 _POLICY = typer.Option(
-    None, "--policy", metavar="DIR", help="A model directory to score with, alone."
+    None, "--policy", metavar="DIR", help="Score standalone, with this model directory."
 )
 _BASELINE = typer.Option(
-    None, "--baseline", metavar="DIR", help="With --policy: the no-think scorer's model."
+    None, "--baseline", metavar="DIR", help="With --policy: the model of the no-think baseline."
 )
 
 
@@ -44,9 +46,9 @@ def rollout(
     run: str | None = _RUN,
     overrides: list[str] | None = OVERRIDES_ARGUMENT,
 ) -> None:
-    """Sample thoughts: takes tasks from Redis, needs no model (weights come with the run).
+    """Sample thoughts: takes tasks from Redis; needs no model, because the learner pushes the weights.
 
-    SIGTERM drains: work in hand is finished or handed back, then it exits 0.
+    SIGTERM drains: leased tasks are finished or returned to the queue, then it exits 0.
     """
     _serve("services.rollout", config, redis_url, run, overrides)
 
@@ -67,10 +69,10 @@ def reward(
 ) -> None:
     """Score thoughts: from Redis for a run, and over HTTP (POST /v1/score, see /docs) and gRPC.
 
-    With --policy it stands alone: any model directory, no Redis, no run, and a token is printed
-    if none is given.
+    With --policy it is standalone: it serves any model directory without Redis or a run, and prints
+    a generated token if none is configured.
 
-    SIGTERM drains: work in hand is finished or handed back, then it exits 0.
+    SIGTERM drains: leased tasks are finished or returned to the queue, then it exits 0.
     """
     paths = (("reward.policy_path", policy), ("reward.baseline_path", baseline))
     _serve("services.reward", config, redis_url, run, overrides, *paths)
@@ -88,6 +90,6 @@ def _serve(
 
     options = (("redis.url", redis_url), ("run.name", run), *more)
     short = [override(key, text) for key, text in options if text is not None]
-    words = (*(overrides or ()), *short)
-    load_settings(config, words)
-    become(module_command(module, config, words))
+    merged = (*(overrides or ()), *short)
+    load_settings(config, merged)
+    become(module_command(module, config, merged))

@@ -1,8 +1,8 @@
-"""``forethought status``: what Redis knows about a run.
+"""``forethought status``: the state of a run as recorded in Redis.
 
-Design: read from Redis alone, so that it works from any machine that reaches it and never asks a
-busy process. The price: the newest version is the newest that some replica serves (or the run's
-manifest names), which is older than the learner's own while a push is on its way.
+Design: it reads only Redis, so that it works from any machine that reaches Redis and never queries a busy
+process. The price: the latest version shown is the latest that any replica serves (or the run's manifest
+names), which lags the learner's own while a push is in flight.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ def status(
         "--redis-password-file",
         metavar="FILE",
         envvar="FORETHOUGHT_REDIS_PASSWORD_FILE",
-        help="The password of a URL that has none.",
+        help="A file with the password for a URL without one.",
     ),
     run: str = typer.Option(
         "default", "--run", metavar="NAME", envvar="FORETHOUGHT_RUN_NAME", help="The run's name."
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object, for scripts."),
-    watch: bool = typer.Option(False, "--watch", help="Show it again every second until Ctrl-C."),
+    watch: bool = typer.Option(False, "--watch", help="Refresh every second until Ctrl-C."),
 ) -> None:
-    """Show a run: epoch and version, replicas and how far behind they are, queues, dead letters."""
+    """Show a run: epoch and version, replicas and their lag, queue depths, dead letters."""
     if not redis_url:
         raise InvalidInput(
             "no Redis URL; expected --redis-url redis://HOST:PORT/0 or FORETHOUGHT_REDIS_URL "
-            "(forethought up prints it when it starts)"
+            "(forethought up prints it at startup)"
         )
     if as_json and watch:
-        raise InvalidInput("--json and --watch together; expected one of them")
+        raise InvalidInput("got --json and --watch; expected one of them")
     from forethought.config.redis_password import with_password
 
     url = with_password(redis_url, password_file)
-    with suppress(KeyboardInterrupt):  # how one leaves --watch
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends --watch
         asyncio.run(_status(url, run, as_json, watch))
 
 
@@ -78,8 +78,8 @@ async def _status(redis_url: str, run: str, as_json: bool, watch: bool) -> None:
         return
     if not (report["epoch"] or report["replicas"] or report["manifest"]):
         raise InvalidInput(
-            f"this Redis knows no run {run!r}; expected the name that the run was started with "
-            "(run.name), or the run has not begun"
+            f"this Redis knows no run {run!r}; expected the name the run was started with "
+            "(run.name); or the run has not started yet"
         )
     Console().print(render(report))
 
@@ -90,11 +90,13 @@ async def _watch(broker: Broker, run: str, console: Console) -> None:
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         while True:
             live.update(render(await gather_report(broker, run)), refresh=True)
-            await asyncio.sleep(_WATCH_INTERVAL_S)  # a clock: Redis has nothing to wait for here
+            await asyncio.sleep(
+                _WATCH_INTERVAL_S
+            )  # a clock: Redis offers no event to wait for here
 
 
 async def gather_report(broker: Broker, run: str) -> Report:
-    """Everything that ``--json`` prints.
+    """The report that ``--json`` prints.
 
     Raises:
         Unreachable: Redis does not answer.
@@ -126,7 +128,7 @@ async def gather_report(broker: Broker, run: str) -> Report:
 def newest_version(
     replicas: list[Replica], manifest: dict[str, Any] | None, epoch: int
 ) -> int | None:
-    """The newest policy version of this epoch that anyone tells of; None before the first."""
+    """The latest policy version of this epoch in registry or manifest; None before the first."""
     served = [replica.serving["policy"] for replica in replicas if "policy" in replica.serving]
     versions = [version for of_epoch, version in served if of_epoch == epoch]
     manifest = manifest or {}
@@ -184,15 +186,15 @@ def _replica_table(report: Report) -> Any:
         )
         lag = "-" if replica["lag"] is None else str(replica["lag"])
         state = "draining" if replica["draining"] else ""
-        words = (replica["id"], replica["kind"], replica["address"], serving or "nothing yet")
-        table.add_row(*map(escape, words), lag, str(replica["tasks_done"]), state)
+        cells = (replica["id"], replica["kind"], replica["address"], serving or "nothing yet")
+        table.add_row(*map(escape, cells), lag, str(replica["tasks_done"]), state)
     return table if report["replicas"] else "no replicas"
 
 
 def _stream_table(report: Report) -> Any:
     from rich.table import Table
 
-    table = Table("stream", "waiting", "being worked on")
+    table = Table("stream", "waiting", "leased")
     for stage, depth in report["streams"].items():
         table.add_row(stage, str(depth["waiting"]), str(depth["pending"]))
     return table

@@ -1,6 +1,6 @@
-"""What ``up`` says when it starts and when it ends: lines to read, commands to copy.
+"""The lines that ``up`` prints at startup and at the end, with commands to copy.
 
-Design: plain lines, never wrapped or boxed, because what a user does with them is copy them.
+Design: plain lines, never wrapped or boxed, so that they can be copied.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TRENDS = (("reward_mean", "reward"), ("information_gain", "gain"), ("nll", "los
 
 
 def opening_lines(plan: Plan, redis_url: str) -> list[str]:
-    """Where everything is, and how to join in."""
+    """Locations and addresses of the run, and commands to join it."""
     from forethought.queue.redis_link import hide_password
 
     run, url = plan.settings.run, hide_password(redis_url)
@@ -39,9 +39,9 @@ def opening_lines(plan: Plan, redis_url: str) -> list[str]:
         f"logs       {plan.logs}",
     ]
     if plan.thinks:
-        # Quoted by hand: a hidden password leaves *** in the URL, which shlex would quote.
+        # Quoted manually: a masked password leaves *** in the URL, which shlex would quote.
         replica = f"forethought serve rollout --redis-url {url} --run {run.name}"
-        lines.append(f"replica    {replica}{_auth_words(plan.settings.auth)}")
+        lines.append(f"replica    {replica}{_auth_override(plan.settings.auth)}")
     lines.append(f"status     forethought status --redis-url {url} --run {run.name} --watch")
     if plan.reward_url is not None:
         settings = plan.settings
@@ -52,7 +52,7 @@ def opening_lines(plan: Plan, redis_url: str) -> list[str]:
 def closing_lines(
     directory: RunDirectory, summary: Mapping[str, Any] | None, stopped: bool
 ) -> list[str]:
-    """What the run came to, where the model is and how to load it."""
+    """The result of the run, the location of the model and how to load it."""
     lines = ["", *_table(summary, directory.read_metrics())]
     latest = directory.latest_checkpoint()
     if latest is None:
@@ -60,25 +60,25 @@ def closing_lines(
     model = json.dumps(str(latest / "model"))
     lines += [f"checkpoint       {latest}"]
     if stopped:
-        lines += ["to go on         run the same command again"]
+        lines += ["to resume        run the same command again"]
     return [
         *lines,
-        "to load it",
+        "to load it:",
         "  from transformers import AutoModelForCausalLM, AutoTokenizer",
         f"  model = AutoModelForCausalLM.from_pretrained({model})",
         f"  tokenizer = AutoTokenizer.from_pretrained({model})",
     ]
 
 
-def _auth_words(auth: AuthSection) -> str:
-    """What a replica started by hand has to be told; a token in the environment it finds itself."""
+def _auth_override(auth: AuthSection) -> str:
+    """The auth override for a replica started by hand; a token in the environment needs none."""
     if auth.open:
         return " auth.open=true"
     return f" auth.token_file={shlex.quote(auth.token_file)}" if auth.token_file else ""
 
 
 def _curl_header(auth: AuthSection) -> list[str]:
-    """The line of a curl command that shows the run's token, without showing it here."""
+    """The curl header line that sends the run's token, without printing the token."""
     if auth.open:
         return []
     first_line = f"$(grep -m 1 '^[^#]' {shlex.quote(auth.token_file)})"
@@ -90,7 +90,7 @@ def _reward_lines(url: str, objective: str, auth: AuthSection) -> list[str]:
     texts = {"context": "two and two make", "target": " four", "thoughts": ["2 + 2 = 4", "hm"]}
     body = json.dumps({"objective": objective, "items": [{"id": "a", **texts}]})
     return [
-        f"reward     {url}/v1/score, described at {url}/docs; once it serves:",
+        f"reward     {url}/v1/score, documented at {url}/docs; once it is ready:",
         f"           curl -s {url}/v1/score -H 'content-type: application/json' \\",
         *_curl_header(auth),
         f"             -d {shlex.quote(body)}",
@@ -113,7 +113,7 @@ def _table(summary: Mapping[str, Any] | None, metrics: list[Metrics]) -> list[st
 
 
 def _trend(metrics: list[Metrics], key: str, label: str) -> list[tuple[str, str]]:
-    """First and last tenth of the steps: a single step says little."""
+    """Means over the first and last tenth of the steps: a single step is noisy."""
     values = [float(line[key]) for line in metrics if line.get(key) is not None]
     if not values:
         return []

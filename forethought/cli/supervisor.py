@@ -1,12 +1,12 @@
-"""Child processes that are kept alive, logged, stopped in order, and never left behind.
+"""Child processes that are restarted, logged, stopped in order, and never orphaned.
 
-Design: each child runs in a session of its own, so Ctrl-C reaches only the supervisor, which stops
-children in the order it wants. A supervisor that is killed takes its children along
-(:mod:`forethought.orphan`): one waiting for a Redis that died with it would never go, and a run
-resumes from its checkpoint anyway.
+Design: each child runs in its own session, so Ctrl-C reaches only the supervisor, which stops the children in
+a chosen order. When the supervisor is killed, its children die with it (:mod:`forethought.orphan`): a child
+waiting for a Redis that died with it would never exit, and a run resumes from its checkpoint anyway. The
+price is that a killed supervisor ends the run.
 
     child.run    consumes: the program   produces: a log, an exit status
-                 waits for: its end, the back-off   unblocked by: the process ending; stop, kill
+                 waits for: its end, the backoff   unblocked by: the process ending; stop, kill
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from forethought.background import backoff_s, wait_for_event
 from forethought.orphan import death_with_parent
 
 DONE, REFUSED, SUPERSEDED = 0, 2, 3
-"""Exit statuses that a restart cannot better."""
+"""Exit statuses after which a restart is pointless."""
 
 _FINAL = frozenset({DONE, REFUSED, SUPERSEDED})
 _TAIL_BYTES = 1 << 16
@@ -33,7 +33,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a child runs. ``name`` is also its log's.
+    """The command of a child. ``name`` is also the name of its log.
 
     Example:
         ``Program("rollout-1", ("python", "-m", "services.rollout"), {"PATH": "/bin"})``
@@ -46,7 +46,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """How often in a row, and how soon. A child that lived ``healthy_s`` starts a new row.
+    """Consecutive restarts and their backoff. A child that ran for ``healthy_s`` resets the count.
 
     Example:
         ``RestartPolicy(max_in_row=5, first_delay_s=0.5)`` waits 0.5, 1, 2, 4 and 8 seconds
@@ -58,12 +58,12 @@ class RestartPolicy:
     healthy_s: float = 30.0
 
     def delay_s(self, num_in_row: int) -> float:
-        """How long to wait before the restart that follows the ``num_in_row``-th death."""
+        """Seconds to wait before the restart after the ``num_in_row``-th consecutive failure."""
         return backoff_s(num_in_row, self.first_delay_s, self.max_delay_s)
 
 
 class Child:
-    """One program under supervision; made by :meth:`Supervisor.start`."""
+    """One supervised program; created by :meth:`Supervisor.start`."""
 
     def __init__(
         self, program: Program, log: Path, say: Callable[[str], None], policy: RestartPolicy
@@ -84,7 +84,7 @@ class Child:
         return self.program.name
 
     async def stop(self, grace_s: float) -> None:
-        """SIGTERM, then wait for the end; after ``grace_s`` seconds, SIGKILL."""
+        """Send SIGTERM and wait for the exit; after ``grace_s`` seconds, send SIGKILL."""
         self._signal(signal.SIGTERM)
         _, still_running = await asyncio.wait([self.ended], timeout=grace_s)
         if still_running:
@@ -93,11 +93,11 @@ class Child:
             await asyncio.wait([self.ended])
 
     def kill(self) -> None:
-        """SIGKILL to the child and whatever it started; no restart."""
+        """Send SIGKILL to the child and its descendants; no restart."""
         self._signal(signal.SIGKILL)
 
     def last_lines(self, num_lines: int = 15) -> str:
-        """The end of what the child wrote since its last start."""
+        """The tail of the child's output since its last start."""
         with self.log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - _TAIL_BYTES))
@@ -137,7 +137,7 @@ class Child:
                 start_new_session=True,
                 preexec_fn=death_with_parent(),
             )
-        if self._wanted is not None:  # stopped while it was being started
+        if self._wanted is not None:  # stopped while starting
             self._signal(self._wanted)
         return await self._process.wait()
 
@@ -158,9 +158,9 @@ class Child:
 
 
 class Supervisor:
-    """The children of one run; leaving the context kills those that are still alive.
+    """The children of one run; exiting the context kills those still alive.
 
-    Enter it in the main thread: the kernel ends a child when the *thread* that started it ends.
+    Enter it in the main thread: the kernel kills a child when the *thread* that started it ends.
     """
 
     def __init__(
@@ -185,24 +185,24 @@ class Supervisor:
         await asyncio.gather(*(child.ended for child in self._children), return_exceptions=True)
 
     def start(self, program: Program, *, restart: bool = True) -> Child:
-        """Start a program and keep it alive; with ``restart=False`` its first end is final."""
+        """Start a program and keep it alive; with ``restart=False`` its first exit is final."""
         policy = self._policy if restart else RestartPolicy(max_in_row=0)
         child = Child(program, self._logs / f"{program.name}.log", self._say, policy)
         self._children.append(child)
         return child
 
     async def stop(self, children: Sequence[Child], grace_s: float) -> None:
-        """Stop these together; see :meth:`Child.stop`."""
+        """Stop these children concurrently; see :meth:`Child.stop`."""
         await asyncio.gather(*(child.stop(grace_s) for child in children))
 
     def kill(self) -> None:
-        """SIGKILL to every child."""
+        """Send SIGKILL to every child."""
         for child in self._children:
             child.kill()
 
 
 def describe_exit(status: int) -> str:
-    """An exit status in words.
+    """A readable exit status.
 
     Example:
         ``describe_exit(-9)`` is ``"was killed by SIGKILL (often: out of memory)"``

@@ -1,6 +1,6 @@
-"""``forethought train``: the learner alone, for where its replicas run elsewhere.
+"""``forethought train``: only the learner, when its replicas run elsewhere.
 
-Design: as in ``serve``, settings are checked here first and the process then becomes the trainer.
+Design: as in ``serve``, settings are checked here first, and then the process becomes the trainer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def train(
     config: str | None = CONFIG_ARGUMENT,
     overrides: list[str] | None = OVERRIDES_ARGUMENT,
     dry_run: bool = typer.Option(
-        False, "--dry-run", help="Check everything and estimate memory; train nothing."
+        False, "--dry-run", help="Only check the configuration and estimate memory."
     ),
 ) -> None:
-    """Run the learner alone; replicas join through Redis (see [cyan]forethought serve[/cyan]).
+    """Run only the learner; replicas join through Redis (see [cyan]forethought serve[/cyan]).
 
-    Started again on the same run.directory, it resumes from the newest checkpoint.
+    Restarted on the same run.directory, it resumes from the newest checkpoint.
     """
     from forethought.config import load_settings
 

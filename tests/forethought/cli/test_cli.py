@@ -1,4 +1,4 @@
-"""The command line: help, bad input, status and doctor."""
+"""The command line: help, invalid input, status and doctor."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_help_in_under_a_second_loads_nothing_heavy() -> None:
         "finally: print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
     )
     elapsed_s = []
-    for _ in range(3):  # the machine may be busy with other things: the best counts
+    for _ in range(3):  # the machine may be busy: the fastest counts
         started_s = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -91,7 +91,7 @@ def test_version(run: Run) -> None:
     assert run("--version")[:2] == (0, f"forethought {__version__}\n")
 
 
-# Bad input
+# Invalid input
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_version(run: Run) -> None:
         ("status --redis-url redis://x --json --watch", "expected one of them"),
     ],
 )
-def test_bad_input_is_one_message_and_status_2(
+def test_invalid_input_is_one_message_and_status_2(
     run: Run, books: Path, command: str, message: str
 ) -> None:
     status, out, err = run(*command.split())
@@ -127,7 +127,7 @@ def test_bad_input_is_one_message_and_status_2(
     assert "Traceback" not in out + err
 
 
-def test_a_bad_command_line_starts_nothing(run: Run, tmp_path: Path) -> None:
+def test_an_invalid_command_line_starts_nothing(run: Run, tmp_path: Path) -> None:
     run("up", "learner.stps=3")
     assert list(tmp_path.iterdir()) == []
 
@@ -143,7 +143,7 @@ def test_an_error_in_a_terminal_is_red() -> None:
     assert done.returncode == 2
 
 
-# What serve and train become
+# serve and train replace their process
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_train_becomes_the_trainer(run: Run, became: list[list[str]], tmp_path: 
 # Planning a run
 
 
-def test_a_run_directory_nobody_chose_is_named_after_the_file(
+def test_a_default_run_directory_is_named_after_the_file(
     books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -207,7 +207,7 @@ def test_a_taken_port_is_refused_if_chosen_and_replaced_if_not(
     assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+", plan.reward_url or "")
 
 
-def test_next_token_learning_starts_no_replicas(
+def test_next_token_training_starts_no_replicas(
     books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -217,15 +217,15 @@ def test_next_token_learning_starts_no_replicas(
     assert "no replicas are started" in plan.notes[0]
 
 
-def test_a_run_that_will_wait_for_a_hand_started_replica_says_so(
+def test_a_run_without_replicas_of_a_kind_notes_that_it_waits(
     books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plan = prepare(None, ("corpus.path=books", "reward.replicas=0"))
-    assert plan.notes == ("reward.replicas is 0: the run waits for one that is started by hand",)
+    assert plan.notes == ("reward.replicas is 0: the run waits until one is started by hand",)
 
 
-def test_children_do_not_see_settings_that_are_in_their_file_already() -> None:
+def test_children_do_not_inherit_settings_already_in_their_file() -> None:
     ours = {
         "FORETHOUGHT_LEARNER_STEPS": "3",
         "FORETHOUGHT_REDIS_URL": "redis://old",
@@ -254,7 +254,7 @@ def test_the_tail_reads_each_whole_line_once(tmp_path: Path) -> None:
         assert tail.read() == [{"step": 2}]
         file.write('p": 3}\n')
     assert tail.read() == [{"step": 3}]
-    path.write_text('{"step": 1}\n')  # a resumed trainer cut it
+    path.write_text('{"step": 1}\n')  # truncated by a resumed trainer
     assert tail.read() == []
 
 
@@ -272,7 +272,7 @@ def test_a_reading_as_one_line() -> None:
     )
 
 
-def test_silence_is_said() -> None:
+def test_a_stall_is_reported() -> None:
     reading = Reading("rlp", 100, changed_s=time.monotonic() - 90)
     assert plain_line(reading) == (
         "rlp 0/100  (no first step for 1m 30s: see the logs, or forethought status)"
@@ -319,7 +319,7 @@ async def _a_run_to_look_at(url: str, name: str) -> None:
 # Doctor
 
 
-def test_doctor_is_content_with_a_machine_that_runs_these_tests(run: Run, books: Path) -> None:
+def test_doctor_passes_on_a_machine_that_runs_these_tests(run: Run, books: Path) -> None:
     status, out, _ = run("doctor", "corpus.path=books", "reward.http_port=0")
     assert status == 0, out
     for name in ("python", "torch", "transformers", "gpu", "redis", "run directory", "corpus"):
@@ -327,7 +327,7 @@ def test_doctor_is_content_with_a_machine_that_runs_these_tests(run: Run, books:
     assert "everything needed is here" in out
 
 
-def test_doctor_tells_everything_that_is_wrong_with_a_remedy(tmp_path: Path) -> None:
+def test_doctor_reports_every_problem_with_a_remedy(tmp_path: Path) -> None:
     words = (f"redis.url={NOWHERE}", "corpus.path=nowhere", "model.path=nowhere")
     checks = list(configuration_checks(None, (*words, "run.directory=/proc/nowhere")))
     failed = {check.name: check for check in checks if check.level is Level.FAIL}
@@ -347,7 +347,7 @@ def test_doctor_stops_at_an_invalid_configuration() -> None:
     assert "did you mean" in check.found
 
 
-def test_doctor_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_how_to_install_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import metadata
 
     versions = {"transformers": "4.40.1"}
@@ -364,6 +364,6 @@ def test_doctor_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPa
     assert "needs 5.16" in checks["transformers"].found
 
 
-def test_what_was_found_is_not_taken_for_markup() -> None:
+def test_found_values_are_not_parsed_as_markup() -> None:
     table = render([Check("a", Level.FAIL, "[/nonsense]", 'pip install -e ".[local]"')])
     assert table.row_count == 1

@@ -1,4 +1,4 @@
-"""``forethought downstream`` as a user types it, and the harness's own command on our task files."""
+"""``forethought downstream`` as a user types it, and the harness's own command on Forethought's task files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def app() -> typer.Typer:
     return made
 
 
-def test_where_our_tasks_lie_and_which_suites_there_are() -> None:
+def test_tasks_path_and_suites_are_listed() -> None:
     runner = CliRunner()
     shown = runner.invoke(app(), ["--print-tasks-path"])
     assert (shown.exit_code, shown.output.strip()) == (0, str(TASKS))
@@ -40,14 +40,14 @@ def test_where_our_tasks_lie_and_which_suites_there_are() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model"], "expected one of --suite NAME"),
+        (["model"], "got --suite '' and --tasks ''; expected one of --suite NAME"),
         (["model", "--suite", "rpt", "--tasks", "a"], "expected one of --suite NAME"),
         (["--suite", "rpt"], "no checkpoint is named"),
         (["model", "--suite", "glue"], "expected one of state-tracking"),
         (["nowhere", "--suite", "rpt", "--device", "cpu"], "nowhere holds no model"),
     ],
 )
-def test_what_is_missing_is_said(words: list[str], message: str) -> None:
+def test_missing_arguments_are_reported(words: list[str], message: str) -> None:
     pytest.importorskip("lm_eval")
     refused = CliRunner().invoke(app(), words)
     assert isinstance(refused.exception, InvalidInput)

@@ -58,7 +58,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None
 
 
 async def ready(*children: Child) -> None:
-    """Output and not existence: a signal that comes before the handler is set kills."""
+    """Waits for output, not existence: a signal before the handler is installed kills."""
     await until(lambda: all(c.log.exists() and "ready\n" in c.log.read_text() for c in children))
 
 
@@ -112,7 +112,9 @@ def test_delays_double_up_to_the_largest() -> None:
     assert [policy.delay_s(row) for row in range(1, 7)] == [0.5, 1, 2, 4, 8, 10]
 
 
-async def test_a_child_that_lived_long_starts_a_new_row(tmp_path: Path, said: list[str]) -> None:
+async def test_a_child_that_ran_long_enough_resets_the_restart_count(
+    tmp_path: Path, said: list[str]
+) -> None:
     forgiving = RestartPolicy(max_in_row=1, first_delay_s=0.01, healthy_s=0.0)
     async with Supervisor(tmp_path, said.append, forgiving) as running:
         running.start(python("dier", "import sys; sys.exit(7)"))
@@ -121,7 +123,7 @@ async def test_a_child_that_lived_long_starts_a_new_row(tmp_path: Path, said: li
 
 
 @pytest.mark.parametrize("status", [0, 2, 3])
-async def test_statuses_that_a_restart_cannot_better_are_final(
+async def test_statuses_after_which_a_restart_is_pointless_are_final(
     supervisor: Supervisor, said: list[str], status: int
 ) -> None:
     child = supervisor.start(python("final", f"import sys; sys.exit({status})"))
@@ -171,7 +173,7 @@ async def test_stopping_at_once_after_starting_leaves_nothing(supervisor: Superv
     assert child.ended.done()
 
 
-async def test_a_deaf_child_is_killed_after_its_grace(
+async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(
     supervisor: Supervisor, said: list[str]
 ) -> None:
     child = supervisor.start(python("deaf", DEAF))
@@ -191,7 +193,9 @@ async def test_a_second_stop_kills_while_the_first_waits(supervisor: Supervisor)
     assert child.ended.result() == -signal.SIGKILL
 
 
-async def test_leaving_the_context_kills_what_is_left(tmp_path: Path, said: list[str]) -> None:
+async def test_leaving_the_context_kills_remaining_children(
+    tmp_path: Path, said: list[str]
+) -> None:
     async with Supervisor(tmp_path, said.append) as running:
         child = running.start(python("deaf", DEAF))
         await ready(child)
@@ -224,7 +228,7 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     assert alive == []
 
 
-def test_exits_in_words() -> None:
+def test_exit_statuses_are_described() -> None:
     assert describe_exit(1) == "exited with status 1"
     assert describe_exit(-signal.SIGTERM) == "was killed by SIGTERM"
     assert describe_exit(-250) == "was killed by signal 250"

@@ -1,4 +1,4 @@
-"""``forethought up`` from the outside, with stand-ins for the processes it starts."""
+"""``forethought up`` as a process, with fakes for the processes it starts."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
 
 
 def listen_to_ctrl_c() -> None:
-    """Whoever starts tests in the background may have them ignore it, and ``up`` would as well."""
+    """Tests started in the background may ignore SIGINT, and ``up`` would inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -95,7 +95,7 @@ def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
 
 
 def moment(log: str) -> float:
-    """When a stand-in said that it ended."""
+    """The time at which a fake process logged its end."""
     return float(log.split(" at ")[1])
 
 
@@ -124,7 +124,7 @@ def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
         assert moment(up.log(name)) > moment(up.log("trainer"))
 
 
-def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(up: Up) -> None:
+def test_ctrl_c_stops_in_order_and_the_same_command_resumes(up: Up) -> None:
     process = up.start("learner.steps=500")
     until(lambda: "drained" not in up.log("rollout-1") and "redis" in up.log("trainer"))
     process.send_signal(signal.SIGINT)
@@ -154,7 +154,7 @@ def test_a_second_ctrl_c_kills(up: Up) -> None:
     assert psutil.wait_procs(children, timeout=3)[1] == []
 
 
-def test_a_trainer_that_refuses_ends_the_run_with_its_words(up: Up) -> None:
+def test_a_trainer_that_refuses_ends_the_run_with_its_message(up: Up) -> None:
     process = up.start(trainer="refuse")
     output = up.output(process)
     assert process.returncode == 2, output
@@ -172,7 +172,7 @@ def test_a_run_directory_in_use_is_refused_before_anything_starts(up: Up) -> Non
     assert up.log("rollout-1") == ""
 
 
-async def test_what_the_end_of_a_child_means(
+async def test_how_the_end_of_a_child_is_judged(
     tmp_path: Path,
 ) -> None:
     async with Supervisor(tmp_path, print, RestartPolicy(max_in_row=0)) as supervisor:

@@ -1,4 +1,4 @@
-"""``forethought init``: the folder it writes makes the demo's run, and nothing is written over."""
+"""``forethought init``: the folder it writes makes the demo's run, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_configuration_is_the_arm_of_the_demo(first: Path) -> None:
 def test_nothing_is_written_over(first: Path) -> None:
     (first / "run.toml").write_text("mine")
     (first / "model" / "config.json").write_text("mine")
-    with pytest.raises(InvalidInput, match=r"already has model, corpus, run.toml; expected"):
+    with pytest.raises(InvalidInput, match=r"already contains model, corpus, run.toml; expected"):
         init(first, if_missing=False)
     init(first, if_missing=True)
     assert (first / "run.toml").read_text() == "mine"
