@@ -55,7 +55,7 @@ def _batch(model: Any, queries: list[EntropyQuery]) -> list[tuple[float, ...]]:
     # The last token of a row predicts nothing that is asked for, so it is left out.
     rows = pad_left([query.token_ids_N[:-1] for query in queries], device)
     num_tail = rows.input_ids.shape[1]
-    logits = tail_logits(model, rows, num_tail, use_cache=False).logits  # [B, N - 1, V]
+    logits = tail_logits(model, rows, num_tail)  # [B, N - 1, V]
     return [
         tuple(_row(logits[index, -(len(query.token_ids_N) - 1) :], query).tolist())
         for index, query in enumerate(queries)

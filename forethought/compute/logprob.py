@@ -96,7 +96,7 @@ def _score_batch(model: Any, queries: list[Continuation]) -> list[ContinuationSc
     # The last token of a row predicts nothing that is asked for, so it is left out.
     rows = pad_left([(q.prefix_ids + q.continuation_ids)[:-1] for q in queries], device)
     num_tail = max(len(q.continuation_ids) for q in queries)
-    logits = tail_logits(model, rows, num_tail, use_cache=False).logits  # [B, H, V]
+    logits = tail_logits(model, rows, num_tail)  # [B, H, V]
     for index, query in enumerate(queries):
         if query.removed_id is not None:
             logits[index, :, query.removed_id] = float("-inf")

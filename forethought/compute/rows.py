@@ -52,18 +52,24 @@ def pad_left_values(
     return values.to(device)
 
 
-def tail_logits(model: Any, rows: PaddedRows, num_tail: int, **options: Any) -> Any:
-    """Forward pass whose ``logits`` are those of the last ``num_tail`` positions, float32.
+def tail_logits(model: Any, rows: PaddedRows, num_tail: int, cache: Any = None) -> torch.Tensor:
+    """Logits of the last ``num_tail`` positions, float32. Shape [B, num_tail, V].
 
-    Returns the model's output object with ``logits`` of shape [B, num_tail, V].
+    With a ``cache``, ``rows`` follow the tokens in it, and their keys and values are added to it in place.
     """
     kind: type = type(model)
-    keep: dict[str, Any] = {"logits_to_keep": num_tail} if _accepts(kind, "logits_to_keep") else {}
+    options: dict[str, Any] = {"use_cache": cache is not None}
+    if _accepts(kind, "logits_to_keep"):
+        options["logits_to_keep"] = num_tail
     if _accepts(kind, "position_ids"):
-        keep["position_ids"] = rows.position_ids
-    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **keep, **options)
-    output.logits = output.logits[:, -num_tail:].float()
-    return output
+        options["position_ids"] = rows.position_ids
+    if (
+        cache is not None
+    ):  # renamed in transformers 5; older releases and custom code have the long name
+        options["cache" if _accepts(kind, "cache") else "past_key_values"] = cache
+    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **options)
+    logits: torch.Tensor = output.logits[:, -num_tail:].float()
+    return logits
 
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -71,16 +71,14 @@ def sample(model: Any, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
     device = next(iter(model.parameters())).device
     prefixes = pad_left([request.prefix_ids for request in requests], device)
     cache = DynamicCache(config=model.config)
-    output = tail_logits(model, prefixes, 1, past_key_values=cache, use_cache=True)
+    logits = tail_logits(model, prefixes, 1, cache)
     owners = [i for i, request in enumerate(requests) for _ in request.seeds_G]
-    cache = output.past_key_values
     cache.batch_select_indices(torch.tensor(owners, device=device))
     decode = _Decode(requests, owners, prefixes, device)
-    logits = output.logits[owners, -1]
+    logits = logits[owners, -1]
     while decode.advance(logits):
         decode.compact(cache)
-        step = tail_logits(model, decode.next_rows(), 1, past_key_values=cache, use_cache=True)
-        logits = step.logits[:, -1]
+        logits = tail_logits(model, decode.next_rows(), 1, cache)[:, -1]
     return decode.results()
 
 

@@ -61,7 +61,7 @@ def test_logits_are_the_float32_product_of_bfloat16_numbers(directory: Path) -> 
 
 def test_the_head_learns_in_its_own_dtype(directory: Path) -> None:
     model = load(directory, fp32_head=True).model
-    logits = tail_logits(model, pad_left([IDS], torch.device("cpu")), 3).logits
+    logits = tail_logits(model, pad_left([IDS], torch.device("cpu")), 3)
     torch.log_softmax(logits, dim=-1)[0, :, 7].sum().backward()
     gradient = model.get_output_embeddings().weight.grad
     assert gradient.dtype == torch.bfloat16
