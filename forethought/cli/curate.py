@@ -28,9 +28,7 @@ def curate(
     window_tokens: int = typer.Option(
         256, "--window-tokens", help="corpus.window_tokens of the runs that will use the corpus."
     ),
-    top_k: int = typer.Option(
-        16, "--top-k", min=1, help="Number of likeliest tokens that the entropy covers."
-    ),
+    top_k: int = typer.Option(16, "--top-k", min=1, help="Top-k tokens that the entropy covers."),
     renormalise: bool = typer.Option(
         False, "--renormalise", help="Renormalise their probabilities to sum to 1."
     ),
@@ -47,8 +45,8 @@ def curate(
 ) -> None:
     """Annotate every token of a corpus with its entropy under a proxy, one forward pass per window.
 
-    The output is a corpus: train on it with corpus.path=DIR and the tokenizer of the proxy. The same command
-    resumes where it stopped.
+    The output is a corpus: train on it with corpus.path=DIR and the tokenizer of the proxy. The same
+    command resumes where it stopped.
     """
     from forethought.config.sections import SourceSection
     from forethought.lab.curation import CurationRequest
@@ -87,7 +85,8 @@ def _run(request: CurationRequest) -> None:
         num_windows = write_parts(request, report)
     kind = "renormalised" if request.renormalise else "not renormalised"
     typer.echo(
-        f"{num_windows} windows in {request.out}, entropies in nats over the top {request.top_k} tokens, {kind}"
+        f"{num_windows} windows in {request.out}, entropies in nats over the top {request.top_k} "
+        f"tokens, {kind}"
     )
     typer.echo(
         f"to train on them: corpus.path={request.out} corpus.window_tokens={request.window_tokens}"

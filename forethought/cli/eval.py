@@ -1,8 +1,8 @@
 """``forethought eval``: the benefit of thinking at held-out positions, for one checkpoint or a series.
 
 Design: like the other commands, this module loads nothing heavy before it is called. Options that are not
-given default to the settings of the first checkpoint's run, so that a run is evaluated without any. The price
-is that two runs with different settings are both evaluated with the first one's.
+given default to the settings of the first checkpoint's run, so that a run is evaluated without any. The
+price is that two runs with different settings are both evaluated with the first one's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _MarksField = Annotated[str, _option("Record field of the marks.", _TEXT)]
 _Proxy = Annotated[
     Path | None,
     _option(
-        "Model whose entropies define the splits; default: the corpus's annotations, or the first checkpoint.",
+        "Model whose entropies define the splits; default: the corpus's, or the first checkpoint.",
         _SPLITS,
         metavar="MODEL",
     ),

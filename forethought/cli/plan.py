@@ -1,11 +1,11 @@
 """The processes that ``forethought up`` will start, resolved and checked before any of them starts.
 
-Design: the resolved configuration is written to DIR/up.toml, and every child gets that file and an environment
-without the FORETHOUGHT_ variables already merged into it (the environment overrides a file, and would override
-the command line's values). The Redis URL is passed in the environment: it may contain a password, which ``ps``
-must not show, and an embedded Redis has a new URL on every start. Tokens are passed the same way; without one,
-everything runs on one machine and ``auth.open`` is set. The price is that a child's command line alone does not
-reproduce it; DIR/up.toml does.
+Design: the resolved configuration is written to DIR/up.toml, and every child gets that file and an
+environment without the FORETHOUGHT_ variables already merged into it (the environment overrides a file,
+and would override the command line's values). The Redis URL is passed in the environment: it may contain
+a password, which ``ps`` must not show, and an embedded Redis has a new URL on every start. Tokens are
+passed the same way; without one, everything runs on one machine and ``auth.open`` is set. The price is
+that a child's command line alone does not reproduce it; DIR/up.toml does.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def children_config(self) -> Path:
-        """The children's configuration. Not DIR/config.toml, which the trainer writes while services read."""
+        """The children's configuration; DIR/config.toml is written by the trainer while services read."""
         return self.directory.root / "up.toml"
 
     @property

@@ -1,7 +1,7 @@
 """The progress display of ``up``: a live block on a terminal, a line every two seconds elsewhere.
 
-Design: everything shown comes from public sources, DIR/metrics.jsonl and the replica registry, so the display
-cannot disturb the run or disagree with it. The price is polling the file a few times a second.
+Design: everything shown comes from public sources, DIR/metrics.jsonl and the replica registry, so the
+display cannot disturb the run or disagree with it. The price is polling the file a few times a second.
 """
 
 from __future__ import annotations

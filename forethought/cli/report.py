@@ -1,7 +1,8 @@
 """``forethought report``: one HTML page about one or several runs, from their directories.
 
-Design: like every command, this module loads nothing heavy before it is called. The page of one run is written
-to its directory, so that it moves with the run; a page of several runs is written to the current directory.
+Design: like every command, this module loads nothing heavy before it is called. The page of one run is
+written to its directory, so that it moves with the run; a page of several runs is written to the current
+directory.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Child processes that are restarted, logged, stopped in order, and never orphaned.
 
-Design: each child runs in its own session, so Ctrl-C reaches only the supervisor, which stops the children in
-a chosen order. When the supervisor is killed, its children die with it (:mod:`forethought.orphan`): a child
-waiting for a Redis that died with it would never exit, and a run resumes from its checkpoint anyway. The
-price is that a killed supervisor ends the run.
+Design: each child runs in its own session, so Ctrl-C reaches only the supervisor, which stops the
+children in a chosen order. When the supervisor is killed, its children die with it
+(:mod:`forethought.orphan`): a child waiting for a Redis that died with it would never exit, and a run
+resumes from its checkpoint anyway. The price is that a killed supervisor ends the run.
 
     child.run    consumes: the program   produces: a log, an exit status
                  waits for: its end, the backoff   unblocked by: the process ending; stop, kill

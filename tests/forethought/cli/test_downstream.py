@@ -1,4 +1,4 @@
-"""``forethought downstream`` as a user types it, and the harness's own command on Forethought's task files."""
+"""``forethought downstream`` as a user types it, and the harness's own command on the task files."""
 
 from __future__ import annotations
 
