@@ -1,7 +1,7 @@
-"""Reward and rollout services on real loopback ports, with tiny models, and what they should answer.
+"""Reward and rollout services on real loopback ports, with tiny models, and reference results for them.
 
 The reference is a plain transformers forward pass over one sequence at a time, without cache, padding
-or batch.
+or batching.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPEN = Guard(is_open=True)
 
 @dataclass(frozen=True)
 class RewardEndpoints:
-    """A running reward service and the urls of its doors."""
+    """A running reward service and the URLs of its endpoints."""
 
     service: RewardService
     urls: dict[str, str]
@@ -47,7 +47,7 @@ async def reward_endpoints(
     limits: Limits | None = None,
     guard: Guard | None = None,
 ) -> AsyncIterator[RewardEndpoints]:
-    """The service behind real HTTP and gRPC; open without a guard."""
+    """Serve a reward service over real HTTP and gRPC; open without a guard."""
     scorer = Scorer(policy, baseline, max_batch_tokens=4096)
     service = RewardService(
         scorer,
@@ -67,7 +67,7 @@ async def reward_endpoints(
 
 @asynccontextmanager
 async def http_endpoint(app: Any) -> AsyncIterator[str]:
-    """The url of an application on a free port; ours is served as the service serves it."""
+    """Serve an ASGI application on a free port; a RewardApp over its own protocol, as in production."""
     protocol = RewardProtocol if isinstance(app, RewardApp) else None
     server = EmbeddedHttpServer(app, "127.0.0.1", 0, protocol)
     await server.start()
@@ -79,7 +79,7 @@ async def http_endpoint(app: Any) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def grpc_endpoint(servicer: Servicer, guard: Guard | None = None) -> AsyncIterator[str]:
-    """``host:port`` of a servicer on a free port; open without a guard."""
+    """Serve a servicer on a free port, yielding ``host:port``; open without a guard."""
     interceptors = [GrpcGuard(guard)] if guard else []
     server = await start_grpc_server([servicer], "127.0.0.1", 0, interceptors=interceptors)
     try:
@@ -95,13 +95,13 @@ def ids_of(text: str) -> tuple[int, ...]:
 
 @cache
 def plain_model(directory: Path) -> Any:
-    """A directory's model, as transformers loads it."""
+    """The model of a directory, loaded by transformers."""
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
 def plain_logits(directory: Path, token_ids: Sequence[int]) -> torch.Tensor:
-    """[N, V] of one sequence."""
+    """The logits of one sequence. Shape [N, V]."""
     logits: torch.Tensor = plain_model(directory)(torch.tensor([list(token_ids)])).logits[0]
     return logits.double()
 
@@ -114,19 +114,19 @@ def plain_logprobs(
     removed_id: int | None = None,
     temperature: float = 1.0,
 ) -> list[float]:
-    """Of a continuation's tokens. Shape [H]."""
+    """The log-probs of a continuation's tokens. Shape [H]."""
     logits = plain_logits(directory, (*prefix_ids, *continuation_ids)) / temperature
     if removed_id is not None:
         logits[:, removed_id] = -torch.inf
     logprobs = torch.log_softmax(logits, dim=-1)
-    places = enumerate(continuation_ids, start=len(prefix_ids) - 1)
-    return [float(logprobs[place, token_id]) for place, token_id in places]
+    positions = enumerate(continuation_ids, start=len(prefix_ids) - 1)
+    return [float(logprobs[position, token_id]) for position, token_id in positions]
 
 
 def plain_score(
     directories: tuple[Path, Path], context: str, target: str, thoughts: Sequence[str]
 ) -> tuple[list[float], float]:
-    """RLP eq. 3 for every thought, and eq. 4."""
+    """RLP eq. 3 for every thought, and eq. 4 (no thought)."""
     policy, baseline = directories
     thinking = [
         sum(
@@ -143,7 +143,7 @@ def plain_score(
 def plain_entropies(
     directory: Path, token_ids: Sequence[int], top_k: int, renormalise: bool
 ) -> list[float]:
-    """Of predicting every token but the first."""
+    """Entropies of predicting every token but the first."""
     probabilities = torch.softmax(plain_logits(directory, token_ids)[:-1], dim=-1)
     top = probabilities.topk(top_k, dim=-1).values
     if renormalise:

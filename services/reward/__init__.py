@@ -1,1 +1,1 @@
-"""The reward service: how much more likely a thought makes what follows, for anyone who asks."""
+"""The reward service: how much more likely a thought makes the text that follows."""

@@ -1,6 +1,6 @@
-"""``python -m services.reward``: one reward replica, behind a queue, an HTTP and a gRPC endpoint.
+"""``python -m services.reward``: one reward replica, served over the task queue, HTTP and gRPC.
 
-With ``reward.policy_path`` it stands standalone: no queue, no Redis, the weights of that directory.
+With ``reward.policy_path`` it runs standalone: no queue, no Redis, the weights of that directory.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def is_of_run(settings: Settings) -> bool:
-    """Whether the settings ask for a replica of a run rather than for one model directory.
+    """Whether the settings describe a replica of a run rather than a standalone service.
 
     Raises:
-        InvalidInput: a baseline without a policy.
+        InvalidInput: a baseline path without a policy path.
     """
     section = settings.reward
     if section.baseline_path and not section.policy_path:
         raise InvalidInput(
-            "reward.baseline_path is given and reward.policy_path is not; expected both, or neither "
-            "to score for a run: add --policy DIR"
+            "reward.baseline_path is set and reward.policy_path is not; expected both, or neither to "
+            "score for a run: add --policy DIR"
         )
     return not section.policy_path
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
-    """Host one scorer until told to stop: for a run, or alone."""
+    """Host one scorer until stopped: for a run, or standalone."""
     if not is_of_run(settings):
         return await serve_standalone(settings, stop)
     broker = queue.connect(settings.redis.url, settings.run.name)

@@ -62,7 +62,7 @@ class ErrorBody(TypedDict):
 
 
 class ErrorReply(TypedDict):
-    """The body of every answer that is not 200."""
+    """The body of every reply whose status is not 200."""
 
     error: ErrorBody
 
@@ -73,15 +73,18 @@ class ItemScores(TypedDict):
     """Scores of one item. Log-likelihoods are in nats, summed over the target's tokens."""
 
     id: str | int | None
-    rewards: Annotated[Sequence[float], Field(description="One per thought, by the objective.")]
+    rewards: Annotated[Sequence[float], Field(description="One per thought, from the objective.")]
     advantages: Annotated[
-        Sequence[float], Field(description="One per thought, by the objective's estimator.")
+        Sequence[float], Field(description="One per thought, from the objective's estimator.")
     ]
     policy_logprobs: Annotated[
         Sequence[float], Field(description="log p(target | context, thought).")
     ]
     baseline_logprob: Annotated[
-        float, Field(description="log p(target | context), think-open mass removed.")
+        float,
+        Field(
+            description="log p(target | context), the think-open token masked out of the softmax."
+        ),
     ]
     policy_version: int
     baseline_version: int
@@ -90,7 +93,7 @@ class ItemScores(TypedDict):
 @final
 @with_config(_example(_EXAMPLE_ERROR))
 class ItemError(TypedDict):
-    """An item that failed, alone."""
+    """An item that failed; the other items of the request are unaffected."""
 
     id: str | int | None
     error: ErrorBody
@@ -98,13 +101,13 @@ class ItemError(TypedDict):
 
 @with_config(_example({"items": [_EXAMPLE_SCORES, _EXAMPLE_ERROR]}))
 class ScoreReply(TypedDict):
-    """One answer per item, in order."""
+    """One result per item, in order."""
 
     items: list[ItemScores | ItemError]
 
 
 class ContinuationLogprobs(TypedDict):
-    """Natural log-probs of a continuation's tokens, teacher-forced, and their sum."""
+    """Teacher-forced log-probs of a continuation's tokens, in nats, and their sum."""
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
@@ -113,7 +116,7 @@ class ContinuationLogprobs(TypedDict):
 
 @with_config(_example(_EXAMPLE_LOGPROBS))
 class LogprobsReply(TypedDict):
-    """One answer per continuation, in order, all by one model. Nothing is removed or rescaled."""
+    """One result per continuation, in order, all from one version. Nothing is masked or rescaled."""
 
     model: str
     epoch: int
@@ -123,7 +126,7 @@ class LogprobsReply(TypedDict):
 
 @final
 class ItemMatch(TypedDict):
-    """The verdict on one item."""
+    """Whether the prediction of one item is correct."""
 
     id: str | int | None
     match: bool
@@ -131,24 +134,24 @@ class ItemMatch(TypedDict):
 
 @with_config(_example({"items": [{"id": 1, "match": True}]}))
 class MatchReply(TypedDict):
-    """One answer per item, in order; a bad item fails alone."""
+    """One result per item, in order; an invalid item is an error, the others are still compared."""
 
     items: list[ItemMatch | ItemError]
 
 
 @with_config(_example(_EXAMPLE_ENTROPY))
 class EntropyReply(TypedDict):
-    """Number j is of predicting ``token_ids[first_position + j]`` from all tokens before it."""
+    """``entropies[j]`` is that of predicting ``token_ids[first_position + j]`` from all earlier tokens."""
 
     epoch: int
     version: int
     token_ids: Sequence[int]
-    first_position: Annotated[int, Field(description="1: nothing precedes the first token.")]
-    entropies: Annotated[Sequence[float], Field(description="In nats, one fewer than tokens.")]
+    first_position: Annotated[int, Field(description="1, because nothing precedes token 0.")]
+    entropies: Annotated[Sequence[float], Field(description="In nats; one fewer than tokens.")]
 
 
 class ModelInfo(TypedDict):
-    """A served model: which weights, of what type and size, and how many tokens it reads."""
+    """A served model: its weights (version, digest, dtype, size) and its length limit in tokens."""
 
     name: str
     epoch: int
@@ -160,7 +163,7 @@ class ModelInfo(TypedDict):
 
 
 class ModelsReply(TypedDict):
-    """What is served. Without a separate baseline the policy itself scores the no-think branch."""
+    """The served models. Without a separate baseline the policy itself scores the no-think branch."""
 
     policy: ModelInfo
     baseline: ModelInfo | None
@@ -168,13 +171,13 @@ class ModelsReply(TypedDict):
 
 
 def failure(error: BaseException) -> ErrorBody:
-    """How an exception is told inside an answer."""
+    """An exception as the body of an error."""
     status = status_of(error)
     return {"status": status.http_status, "message": status.message}
 
 
 def score_answer(item: Any, outcome: ScoredGroup | ForethoughtError) -> ItemScores | ItemError:
-    """An item's scores, or why there are none."""
+    """The scores of an item, or its error."""
     if isinstance(outcome, ForethoughtError):
         return {"id": item_id(item), "error": failure(outcome)}
     likelihoods = outcome.likelihoods
@@ -190,7 +193,7 @@ def score_answer(item: Any, outcome: ScoredGroup | ForethoughtError) -> ItemScor
 
 
 def model_answer(served: ServedModel) -> ModelInfo:
-    """What is served under a model's name.
+    """Describe a served model.
 
     Raises:
         NotReady: no weights yet.

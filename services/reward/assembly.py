@@ -1,7 +1,7 @@
-"""Putting a reward replica together: for a run, or standalone around one model directory.
+"""Assembly of a reward replica: for a run, or standalone around one model directory.
 
-Design: torch and the HTTP stack are imported inside these functions, once the settings were found sound,
-so that a configuration error is reported at once.
+Design: torch and the HTTP stack are imported inside these functions, after the settings were validated, so
+that a configuration error is reported immediately.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("reward")
 
 
 async def serve_standalone(settings: Settings, stop: asyncio.Event) -> int:
-    """Score with the weights of a directory."""
+    """Serve the weights of a model directory until stopped; returns the exit status."""
     guard, generated_token = Guard.standalone(settings.auth)
     from services.reward.standalone import load_models, serve_until, show_token
 
@@ -52,7 +52,7 @@ async def serve_standalone(settings: Settings, stop: asyncio.Event) -> int:
 
 
 async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> int:
-    """Score for the run behind a broker, and for whoever has a token."""
+    """Score for the run that the broker belongs to, and for clients with a token, until stopped."""
     guard = Guard.of_replica(settings.auth)
     from services.reward.grpc_server import RewardServicer
     from services.reward.worker import RewardHandler, error_result
@@ -67,7 +67,7 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
     try:
         await broker.ping()
         await http.start()
-        log.info("HTTP on http://%s:%d, /docs shows it", section.http_host, http.port)
+        log.info("HTTP on http://%s:%d, documented at /docs", section.http_host, http.port)
         host = ReplicaHost(
             "reward",
             replica_id,
@@ -98,12 +98,13 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
 
 
 def load_objectives(settings: Settings) -> dict[str, objectives.Objective]:
-    """Every objective that may be asked for: the package's, the plugin folder's, the configured one.
+    """Every objective that requests may name: the built-in ones, the plugin folder's, the configured one.
 
-    One that needs a library which is not here is left out, unless it is the configured one.
+    An objective whose library is not installed is skipped, unless it is the configured one.
 
     Raises:
-        InvalidInput: one of the folder, or the configured one, cannot be loaded.
+        InvalidInput: an objective of the folder, or the configured one, cannot be loaded.
+        NotInstalled: the configured one needs a library that is not installed.
     """
     configured, folder = settings.objective, settings.objective.folder
     loaded: dict[str, objectives.Objective] = {}
@@ -111,7 +112,7 @@ def load_objectives(settings: Settings) -> dict[str, objectives.Objective]:
         try:
             loaded[name] = objectives.load(name, folder=folder)
         except NotInstalled as error:
-            log.info("objective %s is not offered: %s", name, error)
+            log.info("objective %s is not available: %s", name, error)
     chosen = objectives.load(configured.name, configured.parameters, folder)
     return loaded | {configured.name: chosen}
 
@@ -122,7 +123,7 @@ def make_scorer(
     loaded: dict[str, objectives.Objective],
     has_baseline: bool = True,
 ) -> Scorer:
-    """The scorer core. Heavy imports happen here, after the settings were found sound."""
+    """The scorer core. Heavy imports happen here, after the settings were validated."""
     import torch
 
     from forethought.compute.served_model import ServedModel
@@ -145,7 +146,7 @@ def make_scorer(
 def make_service(
     settings: Settings, scorer: Scorer, loaded: dict[str, objectives.Objective]
 ) -> RewardService:
-    """The core behind every door."""
+    """The core that HTTP and gRPC share."""
     from services.reward.service import Limits, RewardService
 
     section = settings.reward
@@ -165,7 +166,7 @@ def make_service(
 def make_http_server(
     settings: Settings, service: RewardService, guard: Guard, registry: CollectorRegistry
 ) -> EmbeddedHttpServer:
-    """The HTTP door, guarded, whose numbers ``registry`` shows."""
+    """The HTTP server behind ``guard``, with its metrics in ``registry``."""
     from forethought.telemetry.ops import EmbeddedHttpServer
     from services.reward.http.fast_path import RewardProtocol
     from services.reward.http.server import RewardApp

@@ -1,15 +1,15 @@
-"""One thread computes; this decides what it computes next, from whoever asks at the same time.
+"""Dynamic batching for the one compute thread: packs concurrent requests into its next batch.
 
-Design: nothing is delayed on purpose. While the thread is busy, requests collect; when it is free,
-it takes from the front of the line as many as fit the token budget, in order of arrival. A request
-larger than the budget comes in pieces and puts each next piece at the end of the line, so a large
-caller shares the thread with small ones instead of stopping them. The price is that what a piece
-is computed with depends on timing (results must not, and tests hold that they do not beyond 1e-5)
-and that the pieces of one request may be of two versions; each carries its own.
+Design: no batching delay. While the thread is busy, requests queue up; when it is free, it takes from the
+head of the queue as many pieces as fit the token budget, in FIFO order. A request larger than the budget
+is split into pieces and enqueues one at a time, so a large request shares the thread with small ones
+instead of blocking them. The price is that the composition of a batch depends on timing (results must not,
+and tests check that they agree within 1e-5) and that the pieces of one request may see two weight
+versions; each result carries its own.
 
     loop      consumes        produces   waits for         unblocked by
-    _work     the line        answers    the thread        the batch's end
-    submit    its pieces      -          its answers       _work
+    _work     the queue       results    the thread        the batch's end
+    submit    its pieces      -          its results       _work
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 J = TypeVar("J")
 R = TypeVar("R")
 
-_NEWEST_SHARE = 0.3  # of the newest batch in the measured rate
+_NEWEST_SHARE = 0.3  # EMA weight of the newest batch in the measured token rate
 _MAX_RETRY_S = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Piece(Generic[J]):
-    """One job and how many tokens it reads.
+    """One job and the number of tokens in its forward passes.
 
     Example:
         ``Piece(job, num_tokens=312)``
@@ -57,9 +57,9 @@ class Batcher(Generic[J, R]):
     """Packs the jobs of concurrent callers into batches, first come first served.
 
     Args:
-        run: computes a batch, one result per job in order; never called twice at once.
-        max_batch_tokens: of one batch; a single larger job is a batch of its own.
-        max_waiting_tokens: more than that in line is refused, unless nothing is in line.
+        run: computes a batch, one result per job in order; never called concurrently.
+        max_batch_tokens: token budget of one batch; a larger job forms a batch by itself.
+        max_waiting_tokens: requests that would exceed it are refused, unless nothing is waiting.
         one_at_a_time: never two jobs in a batch, so that shapes do not depend on timing.
         clock: monotonic seconds.
 
@@ -80,10 +80,10 @@ class Batcher(Generic[J, R]):
         self._max_waiting_tokens = max_waiting_tokens
         self._one_at_a_time = one_at_a_time
         self._clock = clock
-        self._line: deque[_Waiting[J, R]] = deque()
+        self._queue: deque[_Waiting[J, R]] = deque()
         self._working: asyncio.Task[None] | None = None
         self._is_closed = False
-        self._tokens_per_s = 0.0  # measured; 0: nothing was computed yet
+        self._tokens_per_s = 0.0  # measured; 0 before the first batch
         self.num_waiting_tokens = 0
         self.num_refused = 0  # requests
         self.batch_seconds = Distribution(WORK_BOUNDS_S)
@@ -91,15 +91,15 @@ class Batcher(Generic[J, R]):
 
     @property
     def num_batches(self) -> int:
-        """How many batches were computed."""
+        """Number of batches computed."""
         return self.batch_seconds.num_values
 
     async def submit(self, pieces: Sequence[Piece[J]]) -> list[R]:
-        """The results of a request's pieces, in order. Cancelling it takes them out of the line.
+        """The results of a request's pieces, in order. Cancelling the call removes them from the queue.
 
         Raises:
-            Overloaded: too much is waiting already.
-            NotReady: closed meanwhile.
+            Overloaded: too many tokens are waiting already.
+            NotReady: the batcher was closed.
         """
         remaining = sum(piece.num_tokens for piece in pieces)
         self._admit(remaining)
@@ -115,10 +115,10 @@ class Batcher(Generic[J, R]):
         return results
 
     async def close(self) -> None:
-        """Refuse what waits, and what comes later, with NotReady; the batch in hand still ends."""
+        """Fail queued and later pieces with NotReady, and wait for the running batch to complete."""
         self._is_closed = True
-        while self._line:
-            answer = self._line.popleft().answer
+        while self._queue:
+            answer = self._queue.popleft().answer
             if not answer.done():
                 answer.set_exception(_stopping())
         if self._working is not None:
@@ -133,8 +133,8 @@ class Batcher(Generic[J, R]):
         wait_s = excess / self._tokens_per_s if self._tokens_per_s else 1.0
         retry_s = max(1, min(_MAX_RETRY_S, math.ceil(wait_s)))
         raise Overloaded(
-            f"{waiting} tokens are waiting to be read and the request has {num_tokens}; expected "
-            f"at most {self._max_waiting_tokens} together; ask again in {retry_s} s",
+            f"{waiting} tokens are waiting and the request adds {num_tokens}; expected at most "
+            f"{self._max_waiting_tokens} in total; retry in {retry_s} s",
             retry_after_s=retry_s,
         )
 
@@ -142,20 +142,20 @@ class Batcher(Generic[J, R]):
         if self._is_closed:
             raise _stopping()
         waiting: _Waiting[J, R] = _Waiting(piece, asyncio.get_running_loop().create_future())
-        self._line.append(waiting)
+        self._queue.append(waiting)
         if self._working is None:
             self._working = asyncio.create_task(self._work(), name="batcher")
         try:
             return await waiting.answer
         except asyncio.CancelledError:
-            if waiting in self._line:
-                self._line.remove(waiting)
+            if waiting in self._queue:
+                self._queue.remove(waiting)
             raise
 
     async def _work(self) -> None:
         try:
-            while self._line:
-                await asyncio.sleep(0)  # whoever is at the door comes in: one turn of the loop
+            while self._queue:
+                await asyncio.sleep(0)  # one turn of the loop, so that ready callers enqueue first
                 if batch := self._next_batch():
                     await self._compute(batch)
         finally:
@@ -164,14 +164,14 @@ class Batcher(Generic[J, R]):
     def _next_batch(self) -> list[_Waiting[J, R]]:
         batch: list[_Waiting[J, R]] = []
         budget = self._max_batch_tokens
-        while self._line:
-            if self._line[0].answer.done():  # cancelled a moment ago
-                self._line.popleft()
+        while self._queue:
+            if self._queue[0].answer.done():  # cancelled a moment ago
+                self._queue.popleft()
                 continue
-            budget -= self._line[0].piece.num_tokens
+            budget -= self._queue[0].piece.num_tokens
             if batch and (budget < 0 or self._one_at_a_time):
                 break
-            batch.append(self._line.popleft())
+            batch.append(self._queue.popleft())
         return batch
 
     async def _compute(self, batch: list[_Waiting[J, R]]) -> None:
@@ -179,20 +179,20 @@ class Batcher(Generic[J, R]):
         try:
             results = await self._run([waiting.piece.job for waiting in batch])
         except Exception as error:
-            await self._failed(batch, error)
+            await self._compute_one_by_one(batch, error)
             return
         self._measure(batch, self._clock() - started_s)
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(result)
 
-    async def _failed(self, batch: list[_Waiting[J, R]], error: Exception) -> None:
-        """One job must not fail its neighbours: each is tried alone."""
+    async def _compute_one_by_one(self, batch: list[_Waiting[J, R]], error: Exception) -> None:
+        """Isolate the failing job: one job must not fail the rest of its batch."""
         if len(batch) == 1:
             if not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
             return
-        log.error("a batch of %d failed (%r); computing each alone", len(batch), error)
+        log.error("a batch of %d jobs failed (%r); retrying them one by one", len(batch), error)
         for waiting in batch:
             await self._compute([waiting])
 
@@ -206,4 +206,4 @@ class Batcher(Generic[J, R]):
 
 
 def _stopping() -> NotReady:
-    return NotReady("this server is stopping; ask another, or again when it is back")
+    return NotReady("this server is stopping; use another replica, or retry once it has restarted")

@@ -1,8 +1,8 @@
-"""One group as the scorer sees it: question, branches, what may be wrong, answer.
+"""One group as the scorer sees it: query, branches, validation, likelihoods.
 
-Design: a group is checked whole before any forward pass, in words, against the very models that
-will score it, because an id or a length that does not fit would otherwise fail the batch it came
-in. The price is one more walk over the tokens.
+Design: a group is validated before any forward pass, with a clear message, against the very models that
+will score it, because an invalid token id or length would otherwise fail the whole batch. The price is
+one more pass over the tokens.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from forethought.types import Prompting, Thought
 
 @dataclass(frozen=True, slots=True)
 class GroupQuery:
-    """One position's question: how likely is the target after each thought, and without any?
+    """The query of one position: how likely is the target after each thought, and without a thought?
 
-    Of a thought only ``thought_ids`` and ``closed`` matter here; a closed one ends with the first
-    of ``prompting.close_ids``. Where the reward needs no likelihood of the target, ``wants_target`` is
-    False. ``predictions_G`` and ``truth`` are for grading; ``wants_predictions`` asks how likely the
-    first token of each prediction is without a thought.
+    Only ``thought_ids`` and ``closed`` of a thought matter here; a closed thought ends with the first of
+    ``prompting.close_ids``. ``wants_target`` is False if the reward needs no likelihood of the target.
+    ``predictions_G`` and ``truth`` are for grading; ``wants_predictions`` requests the log-prob of the
+    first token of each prediction without a thought.
 
     Example:
         ``GroupQuery((1, 5, 9), (42,), prompting, (Thought((4, 40), (), (), closed=True),))``
@@ -46,14 +46,14 @@ class GroupQuery:
 
     @property
     def first_ids_G(self) -> tuple[int | None, ...]:
-        """The first predicted token of each thought, None where there is none of its own."""
+        """The first predicted token of each thought, None if there is none that is a whole token."""
         if not self.wants_predictions:
             return ()
         return tuple(p.token_ids_L[0] if p else None for p in self.predictions_G)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that all branches read together; a bound on the work, cheap to compute."""
+        """Tokens over all branches; a cheap upper bound on the work."""
         p = self.prompting
         shared = len(self.context_ids_N) + len(self.target_ids_H)
         around = shared + p.num_thinking_tokens
@@ -63,11 +63,11 @@ class GroupQuery:
 
 @dataclass(frozen=True, slots=True)
 class GroupLikelihoods:
-    """The answer: finite log-likelihoods in nats, summed over the H target tokens; and whose.
+    """A group's finite log-likelihoods in nats, summed over the H target tokens, and the versions used.
 
-    Both versions belong to ``epoch``. Without a separate baseline, ``baseline_version`` is the
-    policy's. What was not asked for is empty, the baseline's then 0. A prediction without a first
-    token of its own has log-probability -inf.
+    Both versions belong to ``epoch``. Without a separate baseline, ``baseline_version`` is the policy's.
+    Fields that the query did not request are empty, ``baseline_logprob`` then 0. A prediction without a
+    first token of its own has log-prob -inf.
 
     Example:
         ``GroupLikelihoods((-0.1, -1.3), -1.0, epoch=1, policy_version=12, baseline_version=12)``
@@ -82,12 +82,12 @@ class GroupLikelihoods:
 
 
 GroupOutcome: TypeAlias = GroupLikelihoods | ForethoughtError
-"""A group's likelihoods, or why there are none."""
+"""A group's likelihoods, or the error that prevented them."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldModels:
-    """The models of one batch; both the policy's where there is no separate baseline.
+    """The models held for one batch; both are the policy if there is no separate baseline.
 
     Example:
         ``HeldModels(policy=serving, baseline=serving)``
@@ -98,7 +98,7 @@ class HeldModels:
 
 
 def thinking_branch(query: GroupQuery, thought: Thought) -> Continuation:
-    """The target after context and thought."""
+    """The target, conditioned on context and thought."""
     return Continuation.after_thought(
         query.prompting,
         query.context_ids_N,
@@ -109,12 +109,12 @@ def thinking_branch(query: GroupQuery, thought: Thought) -> Continuation:
 
 
 def no_think_branch(query: GroupQuery) -> Continuation:
-    """The target right after the context."""
+    """The target, conditioned on the context alone."""
     return Continuation.without_thought(query.prompting, query.context_ids_N, query.target_ids_H)
 
 
 def policy_branches(query: GroupQuery) -> list[Continuation]:
-    """All that the policy is asked about a group: targets after thoughts, then first predicted tokens."""
+    """A group's branches for the policy: targets after thoughts, then first predicted tokens."""
     thinking = [thinking_branch(query, thought) for thought in query.thoughts_G]
     plain = no_think_branch(query)
     predicted = [
@@ -126,12 +126,12 @@ def policy_branches(query: GroupQuery) -> list[Continuation]:
 
 
 def baseline_branches(query: GroupQuery) -> list[Continuation]:
-    """What the baseline is asked about a group: the target, if anybody wants to know."""
+    """A group's branches for the baseline: the target, if the reward needs its likelihood."""
     return [no_think_branch(query)] if query.wants_target else []
 
 
 def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
-    """Why this group cannot be scored, so that its neighbours in the batch still are."""
+    """Why this group cannot be scored, or None; the rest of its batch is scored regardless."""
     prompting = query.prompting
     if not query.target_ids_H or not query.thoughts_G or not query.context_ids_N:
         return (
@@ -142,8 +142,8 @@ def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
         return "prompting.bridge_ids is empty; expected the think-open token as its last"
     if prompting.open_id in query.target_ids_H:
         return (
-            f"the target holds the think-open token {prompting.open_id}, whose mass the no-think "
-            "scorer removes; choose a position whose target is text"
+            f"the target holds the think-open token {prompting.open_id}, which the no-think branch "
+            "masks; choose a position whose target is text"
         )
     for branch in policy_branches(query):
         if fault := branch_fault(branch, held.policy.language_model):
@@ -152,13 +152,13 @@ def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
 
 
 def branch_fault(branch: Continuation, language_model: LanguageModel) -> str | None:
-    """Why this model cannot read this branch: too long, or an id it does not have."""
+    """Why this model cannot score this branch (too long, or an unknown token id), or None."""
     token_ids = branch.prefix_ids + branch.continuation_ids
-    num_read = len(token_ids) - 1  # nothing is predicted after the last
+    num_read = len(token_ids) - 1  # the last token is predicted, never read
     if num_read > language_model.max_length_tokens:
         return (
-            f"{num_read} tokens have to be read, the model takes "
-            f"{language_model.max_length_tokens}; shorten context, thought or target"
+            f"got {num_read} tokens of input, the model takes {language_model.max_length_tokens} at "
+            "most; shorten context, thought or target"
         )
     vocabulary = language_model.model.get_input_embeddings().num_embeddings
     for token_id in (min(token_ids), max(token_ids)):
@@ -176,7 +176,7 @@ def likelihoods_of(
     baseline_logprobs: Sequence[float],
     held: HeldModels,
 ) -> GroupOutcome:
-    """The answer for one group from its branches' totals, or an error where a number is not finite."""
+    """A group's likelihoods from its branches' totals, or an error if one is not finite."""
     policy, baseline = held.policy.manifest, held.baseline.manifest
     num_thinking = len(query.thoughts_G) if query.wants_target else 0
     numbers, predicted = policy_logprobs[:num_thinking], iter(policy_logprobs[num_thinking:])
@@ -188,7 +188,7 @@ def likelihoods_of(
         )
     return GroupLikelihoods(
         policy_logprobs_G=tuple(numbers),
-        baseline_logprob=sum(baseline_logprobs),  # of one, or of none
+        baseline_logprob=sum(baseline_logprobs),  # of one branch, or of none
         epoch=policy.epoch,
         policy_version=policy.version,
         baseline_version=baseline.version,
@@ -201,19 +201,19 @@ def likelihoods_of(
 def predictions_of(
     thoughts_G: Sequence[Thought], objective: Objective, decoder: TokenDecoder
 ) -> tuple[TokenBytes | None, ...]:
-    """What every thought predicts; None where it did not close or says nothing. Shape [G].
+    """The prediction after every thought; None if the thought did not close or predicts nothing. Shape [G].
 
-    Where a prediction may end early, the token that ends it is no part of it.
+    If a prediction may end early, the token that ends it is not part of it.
     """
-    spell = decoder.decode_answer if objective.prediction_ends else decoder.decode
+    decode = decoder.decode_answer if objective.prediction_ends else decoder.decode
     return tuple(
-        objective.prediction(spell(thought.prediction_ids)) if thought.closed else None
+        objective.prediction(decode(thought.prediction_ids)) if thought.closed else None
         for thought in thoughts_G
     )
 
 
 def split_at_close(thought: Thought, close_id: int) -> Thought:
-    """A thought that came in one piece: what follows its first close token is the prediction."""
+    """Split a thought sent in one piece: what follows its first close token is the prediction."""
     ids = thought.token_ids_L
     if close_id not in ids:
         return thought

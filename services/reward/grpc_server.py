@@ -1,8 +1,8 @@
-"""The gRPC door of the reward service: messages to plain values and back, and nothing else.
+"""The gRPC server of the reward service: messages to plain values and back, and nothing else.
 
-Design: :class:`services.reward.service.RewardService` knows every question and every refusal; HTTP
-calls the same methods, so the two doors cannot differ. A caller that cancels, or whose deadline
-passes, cancels the service's method, which takes its work out of the line.
+Design: :class:`services.reward.service.RewardService` validates and answers every request; HTTP calls the
+same methods, so the two transports cannot diverge. A client that cancels, or whose deadline passes, cancels
+the service's method, which removes its work from the queue.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from forethought.wire.codec import check_wire_version
 from forethought.wire.v1 import reward_service_pb2, reward_service_pb2_grpc
 from services.reward.service import RewardService
 
-_PEER = "the peer that asks the reward service"
+_PEER = "the client of the reward service"
 
 
 class RewardServicer(reward_service_pb2_grpc.RewardServicer):
-    """Serves ``forethought.wire.v1.Reward`` from the service behind every endpoint."""
+    """Serves ``forethought.wire.v1.Reward`` from the service that also backs HTTP."""
 
     service_name = reward_service_pb2.DESCRIPTOR.services_by_name["Reward"].full_name
 
@@ -27,7 +27,7 @@ class RewardServicer(reward_service_pb2_grpc.RewardServicer):
         self._service = service
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Register this servicer."""
+        """Register this servicer with a server."""
         reward_service_pb2_grpc.add_RewardServicer_to_server(self, server)  # type: ignore[no-untyped-call]
 
     async def Score(
@@ -51,7 +51,7 @@ class RewardServicer(reward_service_pb2_grpc.RewardServicer):
     async def Match(
         self, request: reward_service_pb2.MatchRequest, context: grpc.aio.ServicerContext
     ) -> reward_service_pb2.MatchReply:
-        """Whether predictions are right."""
+        """Whether predictions are correct."""
         async with errors_as_status(context):
             check_wire_version(request.wire_version, _PEER)
             answer = await self._service.match(**codec.match_body(request))
@@ -60,7 +60,7 @@ class RewardServicer(reward_service_pb2_grpc.RewardServicer):
     async def Entropy(
         self, request: reward_service_pb2.EntropyRequest, context: grpc.aio.ServicerContext
     ) -> reward_service_pb2.EntropyReply:
-        """Entropy of the prediction of every token."""
+        """Entropy of the prediction of every token but the first."""
         async with errors_as_status(context):
             check_wire_version(request.wire_version, _PEER)
             answer = await self._service.entropy(**codec.entropy_body(request))
@@ -69,7 +69,7 @@ class RewardServicer(reward_service_pb2_grpc.RewardServicer):
     async def Models(
         self, request: reward_service_pb2.ModelsRequest, context: grpc.aio.ServicerContext
     ) -> reward_service_pb2.ModelsReply:
-        """What is served."""
+        """The served models and the objectives."""
         async with errors_as_status(context):
             check_wire_version(request.wire_version, _PEER)
             return codec.models_reply(self._service.models())

@@ -1,20 +1,20 @@
-r"""Whether a prediction is right, without any model: by bytes, exactly, or as a number.
+r"""Whether a prediction is correct, without any model: by bytes, exactly, or as a number.
 
-Design: three small pure rules, each stated whole, rather than one clever one. A wrong *prediction*
-is never an error, whatever it holds; a *truth* that cannot be compared is, because it is the
-caller's data. The price of ``numeric`` being small: units, currencies, words and mixed numbers are
-not understood.
+Design: three small pure rules, each fully specified, rather than one clever one. A wrong *prediction* is
+never an error, whatever it holds; a *truth* that cannot be compared is an error, because it is the caller's
+data. The price of keeping ``numeric`` small: units, currencies, number words and mixed numbers are not
+parsed.
 
-- ``byte_prefix`` (RPT, B1): the prediction's UTF-8 bytes are the first bytes of the truth's, and
-  end where one of the truth's tokens ends. An empty prediction is wrong.
-- ``exact``: the same bytes; whitespace counts.
-- ``numeric``: both are numbers and equal as exact fractions, after whitespace around them is
-  removed. A number is an optional sign (``+``, ``-`` or U+2212), ASCII digits, plain or with a comma
+- ``byte_prefix`` (RPT, B1): the prediction's UTF-8 bytes are a prefix of the truth's and end at one of
+  the truth's token boundaries. An empty prediction is wrong.
+- ``exact``: the same bytes, whitespace included.
+- ``numeric``: both are numbers and equal as exact fractions, after surrounding whitespace is
+  stripped. A number is an optional sign (``+``, ``-`` or U+2212), ASCII digits, plain or with a comma
   before every group of three (``1,000``), an optional decimal part (``1000.0``, ``.5``, ``5.``), an
   optional exponent (``1e3``, at most three digits), and an optional ``%``, which divides by 100; or
-  a fraction of two plain whole numbers (``1/2``, ``-3 / 4``, ``1/2%``), the lower one not zero. So
+  a fraction of two plain whole numbers (``1/2``, ``-3 / 4``, ``1/2%``) with a nonzero denominator. So
   ``1,000`` = ``1000.0`` = ``1e3`` and ``50%`` = ``1/2`` = ``0.5``. Nothing is rounded: ``0.33`` is not
-  ``1/3``. Longer than 1,000 characters is no number.
+  ``1/3``. A text longer than 1,000 characters is not a number.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _NUMBER = re.compile(
 
 
 def byte_prefix(prediction: str, truth: str, token_bytes: Sequence[int]) -> bool:
-    """Whether the prediction is some first tokens of the truth; ``token_bytes`` are their lengths.
+    """Whether the prediction is a prefix of the truth's tokens; ``token_bytes`` are all their lengths.
 
     Raises:
-        InvalidInput: the lengths do not add up to the truth's bytes.
+        InvalidInput: the lengths do not sum to the truth's bytes.
     """
     right = truth.encode()
     if sum(token_bytes) != len(right):
         raise InvalidInput(
-            f"token_bytes adds up to {sum(token_bytes)}, the truth has {len(right)} bytes in "
+            f"token_bytes sums to {sum(token_bytes)}, the truth has {len(right)} bytes in "
             "UTF-8; expected the byte length of every token of the truth"
         )
     return is_byte_prefix(prediction.encode(), right, set(accumulate(token_bytes)))
@@ -59,22 +59,22 @@ def exact(prediction: str, truth: str) -> bool:
 
 
 def numeric(prediction: str, truth: str) -> bool:
-    """Whether both are the same number; a prediction that is no number is wrong.
+    """Whether both are the same number; a prediction that is not a number is wrong.
 
     Raises:
-        InvalidInput: the truth is no number.
+        InvalidInput: the truth is not a number.
     """
     right = number_of(truth)
     if right is None:
         raise InvalidInput(
-            f"truth is {truth[:40]!a}, which is no number; expected one such as 1,000, "
-            "1000.0, 50% or 1/2; compare with kind exact instead"
+            f"truth is {truth[:40]!a}, which is not a number; expected one such as 1,000, "
+            "1000.0, 50% or 1/2; use kind exact for other text"
         )
     return number_of(prediction) == right
 
 
 def number_of(text: str) -> Fraction | None:
-    """The number that a text is, exactly; None where it is none."""
+    """A text as an exact fraction; None if it is not a number."""
     match = _NUMBER.fullmatch(text.strip()) if len(text) <= _MAX_CHARACTERS else None
     if match is None:
         return None

@@ -1,8 +1,8 @@
-"""What a reward replica tells Prometheus beside what all replicas tell: its HTTP door and its line.
+"""Prometheus metrics of a reward replica beyond those of every replica: HTTP latency and the queue.
 
-Design: the HTTP door notes every request's seconds, which costs it about a microsecond. Requests are
-told apart by endpoint and status, both from short lists, so nobody can make series by asking for odd
-paths. The price is that everything else is one endpoint, "other".
+Design: the HTTP server records the latency of every request, at about a microsecond each. The labels are
+endpoint and status, both from short lists, so a client cannot create series by requesting odd paths. The
+price is that all other paths share one endpoint, "other".
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ENDPOINTS = frozenset(
     f"/v1/{name}" for name in ("score", "logprobs", "match", "entropy", "models")
 ) | {"/docs"}
 CLIENT_DISCONNECTED = 499
-"""In the place of a status where the caller left before the answer."""
+"""Recorded as the status if the client disconnected before the reply."""
 
 
 class HttpSeconds:
-    """Seconds of HTTP requests, from head to answer, by endpoint and status.
+    """Latency of HTTP requests in seconds, from headers to reply, by endpoint and status.
 
     Example:
         ``HttpSeconds().observe("/v1/score", 200, 0.004)``
@@ -35,7 +35,7 @@ class HttpSeconds:
         self.seconds: dict[tuple[str, int], Distribution] = {}
 
     def observe(self, path: str, status: int, seconds: float) -> None:
-        """Note one request."""
+        """Record one request."""
         distribution = self.seconds.get((path, status))
         if distribution is None:
             key = (path if path in ENDPOINTS else "other", status)
@@ -44,7 +44,7 @@ class HttpSeconds:
 
 
 class RewardMetrics(Collector):
-    """The HTTP door and the line behind it.
+    """Metrics of the HTTP server and of the batcher's queue.
 
     Example:
         ``RewardMetrics(registry, app.seconds, service.batcher)``
@@ -57,31 +57,31 @@ class RewardMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with the numbers of this moment."""
+        """The metric families with their current values."""
         batcher = self._batcher
         yield histogram(
             "forethought_reward_http_request_seconds",
-            f"HTTP requests, from their head to their answer; {CLIENT_DISCONNECTED}: the caller left",
+            f"HTTP request latency, headers to reply; {CLIENT_DISCONNECTED}: the client disconnected",
             {(path, str(status)): d for (path, status), d in self._http.seconds.items()},
             ("endpoint", "status"),
         )
         yield gauge(
             "forethought_reward_waiting_tokens",
-            "Tokens of requests that are admitted and unanswered",
+            "Tokens of requests admitted and not yet answered",
             batcher.num_waiting_tokens,
         )
         yield counter(
             "forethought_reward_refused_requests_total",
-            "Requests refused because too much was waiting",
+            "Requests refused with 429 because too many tokens were waiting",
             batcher.num_refused,
         )
         yield histogram(
             "forethought_reward_batch_seconds",
-            "Batches of requests on the compute thread, waiting for it included",
+            "Latency of request batches, including the wait for the compute thread",
             batcher.batch_seconds,
         )
         yield histogram(
             "forethought_reward_batch_tokens",
-            "Tokens of those batches",
+            "Tokens per batch of requests",
             batcher.batch_tokens,
         )

@@ -1,11 +1,11 @@
-"""Reading a request that may hold anything: JSON bytes, then plain values, then token ids.
+"""Parsing untrusted requests: JSON bytes to plain values to token ids.
 
-Design: requests are read by hand rather than by a schema validator, because one bad item has to
-fail alone and every refusal says what was got, what was expected and what to do. A sound
-``/v1/score``, the one that is asked thousands of times, is decoded in one go into typed structs
-first, and read by hand only if that fails. Both doors use these functions: gRPC makes the same plain
-values of its messages. The price is that types are stated in :mod:`services.reward.http.openapi`
-and checked here; the keys are read off there.
+Design: requests are validated by hand rather than by a schema validator, because an invalid item must not
+fail the others and every error says what was got, what was expected and how to fix it. A valid
+``/v1/score``, the hot request, is first decoded in one go into typed structs and parsed by hand only if
+that fails. Both transports use these functions: gRPC turns its messages into the same plain values. The
+price is that types are stated in :mod:`services.reward.http.openapi` and checked here; the keys of a
+request are taken from there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from services.reward.requests import ScoreItem, ScoreRequest
 
 
 class TooLarge(InvalidInput):
-    """A request asks for more than this server does at once."""
+    """A request is larger than this server accepts."""
 
     http_status = 413
 
@@ -33,7 +33,7 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 IdsReader: TypeAlias = Callable[[Any, str], tuple[int, ...]]
-"""Token ids of a value, given its name for messages."""
+"""Token ids of a value, given its name for error messages."""
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 _SCORE_DECODER = msgspec.json.Decoder(ScoreRequest)
@@ -42,14 +42,14 @@ _ITEM_KEYS = ScoreItem.__struct_fields__
 
 
 def read_score_request(body: bytes) -> tuple[Any, Any]:
-    """The objective and the items of a ``/v1/score``: typed where all is sound, else raw.
+    """The objective and the items of a ``/v1/score``: typed if the body is valid, else raw.
 
     Raises:
-        InvalidInput: it is not JSON in UTF-8, not an object, or has an unknown key.
+        InvalidInput: the body is not JSON in UTF-8, not an object, or has an unknown key.
     """
     try:
         request = _SCORE_DECODER.decode(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError):  # read again, to say what is wrong
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # parse by hand, for the message
         raw = read_object(body)
         check_keys(raw, _SCORE_KEYS, "the request")
         return raw.get("objective"), raw.get("items")
@@ -57,10 +57,10 @@ def read_score_request(body: bytes) -> tuple[Any, Any]:
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is.
+    """A body as a JSON object.
 
     Raises:
-        InvalidInput: it is not JSON in UTF-8, or not an object.
+        InvalidInput: the body is not JSON in UTF-8, or not an object.
     """
     value = read_json(body)
     if not isinstance(value, dict):
@@ -69,7 +69,7 @@ def read_object(body: bytes) -> dict[str, Any]:
 
 
 def read_items(items: Any) -> list[Any]:
-    """The items of a request, each still raw.
+    """The items of a request, each not yet validated.
 
     Raises:
         InvalidInput: not a list of at least one.
@@ -80,9 +80,9 @@ def read_items(items: Any) -> list[Any]:
 
 
 def item_id(item: Any) -> str | int | None:
-    """The id to answer an item with: its own where that can be written back, else None."""
+    """The id to return with an item's result: its own if that can be encoded, else None."""
     if isinstance(item, ScoreItem):
-        return item.id  # decoded text can always be written back
+        return item.id  # decoded text can always be encoded again
     given = item.get("id") if isinstance(item, dict) else None
     if type(given) is int or (isinstance(given, str) and is_unicode(given)):
         return given
@@ -90,7 +90,7 @@ def item_id(item: Any) -> str | int | None:
 
 
 def check_item(item: Any, known: Iterable[str]) -> None:
-    """Refuse an item that is no object, has an unknown key, or an id that cannot be given back.
+    """Reject an item that is not an object, has an unknown key, or an id that cannot be returned.
 
     Raises:
         InvalidInput: any of these.
@@ -103,22 +103,24 @@ def check_item(item: Any, known: Iterable[str]) -> None:
 
 
 def read_item(item: Any, tokenizer: Any, prompting: Prompting) -> GroupQuery:
-    """The query of an item, raw or typed.
+    """The query of an item, plain or typed.
 
     Raises:
         InvalidInput: a key is unknown, missing, of the wrong type, or empty.
     """
     if isinstance(item, ScoreItem):
-        return _query(item, tokenizer, prompting, _sound_ids)
+        return _query(item, tokenizer, prompting, _checked_ids)
     check_item(item, _ITEM_KEYS)
     thoughts = item.get("thoughts")
     if not isinstance(thoughts, list | tuple) or not thoughts:
         raise InvalidInput(f"thoughts is {kind_of(thoughts)}; expected a list of thoughts")
-    return _query(ScoreItem(**item), tokenizer, prompting, read_ids)  # constructing checks no types
+    return _query(
+        ScoreItem(**item), tokenizer, prompting, read_ids
+    )  # the constructor checks no types
 
 
 def shown(text: str) -> str:
-    """Foreign text, short and in ASCII, safe to put into a message or a log."""
+    """Untrusted text, truncated and in ASCII, safe to embed in a message or a log line."""
     return ascii(text if len(text) <= 40 else f"{text[:40]}...")
 
 
@@ -143,14 +145,18 @@ def _query(item: ScoreItem, tokenizer: Any, prompting: Prompting, ids: IdsReader
 
 def _thought(token_ids_L: tuple[int, ...], close_ids: tuple[int, ...]) -> Thought:
     if len(close_ids) > 1 and token_ids_L[-len(close_ids) :] == close_ids:
-        # A sampled thought ends with the first close token; the scorer adds the others.
+        # A sampled thought ends with the first close token; the scorer appends the others.
         token_ids_L = token_ids_L[: 1 - len(close_ids)]
     closed = bool(close_ids) and token_ids_L[-1:] == close_ids[:1]
     return Thought(token_ids_L, (), (), closed)
 
 
 def read_continuation(value: Any, where: str, tokenizer: Any) -> tuple[int, ...]:
-    """A text, tokenised, or a list of token ids as it is."""
+    """The token ids of a continuation: a text is tokenised, a list of ids is used as is.
+
+    Raises:
+        InvalidInput: neither, or invalid.
+    """
     if isinstance(value, str):
         return read_tokens(value, where, tokenizer)
     return read_ids(value, where)
@@ -159,10 +165,10 @@ def read_continuation(value: Any, where: str, tokenizer: Any) -> tuple[int, ...]
 def text_or_ids(
     item: dict[str, Any], name: str, tokenizer: Any, ids_name: str = ""
 ) -> tuple[int, ...]:
-    """The tokens that exactly one of ``name`` (text) and ``ids_name`` (ids) gives; at least one.
+    """The tokens given as exactly one of ``name`` (text) and ``ids_name`` (ids); at least one.
 
     Raises:
-        InvalidInput: neither, both, of the wrong type, or empty.
+        InvalidInput: neither or both are given, or the one is of the wrong type or empty.
     """
     ids_name = ids_name or f"{name}_ids"
     return _one_of(item.get(name), item.get(ids_name), name, ids_name, tokenizer, read_ids)
@@ -181,64 +187,66 @@ def _one_of(
     return found
 
 
-def _sound_ids(value: tuple[int, ...], where: str) -> tuple[int, ...]:
-    """Ids that were checked while they were decoded."""
+def _checked_ids(value: tuple[int, ...], where: str) -> tuple[int, ...]:
+    """Ids that the decoder has checked already."""
     return value
 
 
 def read_text(text: Any, where: str) -> str:
-    """Text that can be written as UTF-8.
+    """Text that can be encoded as UTF-8.
 
     Raises:
-        InvalidInput: not text, or with half a surrogate pair.
+        InvalidInput: not text, or half a surrogate pair in it.
     """
     if not isinstance(text, str):
         raise InvalidInput(f"{where} is {kind_of(text)}; expected text")
     if not is_unicode(text):
         raise InvalidInput(
-            f"{where} holds half a surrogate pair, which is no character; expected valid Unicode"
+            f"{where} holds half a surrogate pair, which is not a character; expected valid Unicode"
         )
     return text
 
 
 def read_tokens(text: Any, where: str, tokenizer: Any, ids_name: str = "") -> tuple[int, ...]:
-    """The tokens of a text, nothing added around them.
+    """The tokens of a text, without special tokens around them.
 
     Raises:
-        InvalidInput: not text, or with half a surrogate pair.
+        InvalidInput: not text, or half a surrogate pair in it.
     """
     if not isinstance(text, str):
         ids_name = ids_name or f"{where}_ids"
-        raise InvalidInput(f"{where} is {kind_of(text)}; expected text (ids go into {ids_name})")
+        raise InvalidInput(
+            f"{where} is {kind_of(text)}; expected text (token ids go into {ids_name})"
+        )
     if not is_unicode(text):
         raise InvalidInput(
-            f"{where} holds half a surrogate pair, which is no character; expected valid Unicode: "
-            "give token ids where a text is cut inside a character"
+            f"{where} holds half a surrogate pair, which is not a character; expected valid Unicode: "
+            "send token ids where a text is cut inside a character"
         )
     encoded = tokenizer(text, add_special_tokens=False, verbose=False)
     return tuple(encoded["input_ids"])
 
 
 def read_ids(value: Any, where: str, what: str = "token id") -> tuple[int, ...]:
-    """A list (or tuple) of integers from 0, as it is.
+    """A list (or tuple) of non-negative integers, as a tuple.
 
     Raises:
-        InvalidInput: not a list, or something else in it.
+        InvalidInput: not a list, or it holds anything else.
     """
     if not isinstance(value, list | tuple):
         raise InvalidInput(f"{where} is {kind_of(value)}; expected a list of {what}s")
     if set(map(type, value)) <= {int} and min(value, default=0) >= 0:
-        return tuple(value)  # a bool is an int to Python, not to us
+        return tuple(value)  # a bool is an int in Python, not here
     for index, number in enumerate(value):
         if type(number) is not int or number < 0:
             raise InvalidInput(
                 f"{where}[{index}] is {kind_of(number)}; expected a {what}, an integer from 0"
             )
-    raise AssertionError("unreachable: some number above is refused")
+    raise AssertionError("unreachable: one of the values above is rejected")
 
 
 def read_choice(value: Any, where: str, choices: Iterable[str]) -> str:
-    """One of a few words.
+    """One of ``choices``.
 
     Raises:
         InvalidInput: anything else.
@@ -250,7 +258,7 @@ def read_choice(value: Any, where: str, choices: Iterable[str]) -> str:
 
 
 def read_flag(value: Any, where: str) -> bool:
-    """True or false, and nothing that only looks like it.
+    """True or false; 0, 1 and strings are rejected.
 
     Raises:
         InvalidInput: anything else.
@@ -261,7 +269,7 @@ def read_flag(value: Any, where: str) -> bool:
 
 
 def read_positive(value: Any, where: str) -> int:
-    """An integer from 1.
+    """A positive integer.
 
     Raises:
         InvalidInput: anything else.
@@ -272,7 +280,7 @@ def read_positive(value: Any, where: str) -> int:
 
 
 def num_units(value: Any) -> int:
-    """Characters and numbers in a raw value: how much reading it costs, at a glance."""
+    """Characters and numbers in a plain value: a cheap estimate of the cost of parsing it."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -284,30 +292,30 @@ def num_units(value: Any) -> int:
 
 
 def read_json(body: bytes) -> Any:
-    """The value that a body is.
+    """A body as a JSON value.
 
     Raises:
-        InvalidInput: it is not JSON in UTF-8.
+        InvalidInput: the body is not JSON in UTF-8.
     """
     try:
         return _DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InvalidInput(
             f"byte {error.start} of the body is 0x{body[error.start]:02x}, which is not UTF-8; "
-            "expected JSON in UTF-8: give token ids where a text is cut inside a character"
+            "expected JSON in UTF-8: send token ids where a text is cut inside a character"
         ) from error
     except InvalidInput:
         raise
     except (ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__
-        raise InvalidInput(f"the body is not JSON: {reason}; for its form see /docs") from error
+        raise InvalidInput(f"the body is not JSON: {reason}; see /docs for the schema") from error
 
 
 def check_keys(value: dict[str, Any], known: Iterable[str], where: str) -> None:
-    """Refuse what nobody would read.
+    """Reject keys that would be ignored.
 
     Raises:
-        InvalidInput: a key that is not known.
+        InvalidInput: a key is unknown.
     """
     if unknown := sorted(value.keys() - set(known)):
         raise InvalidInput(
@@ -317,7 +325,7 @@ def check_keys(value: dict[str, Any], known: Iterable[str], where: str) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; JSON's escapes can smuggle in what cannot."""
+    """Whether a text can be encoded as UTF-8; JSON escapes can smuggle in lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -326,7 +334,7 @@ def is_unicode(text: str) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """A JSON value as a message names it, without repeating what may be long or unprintable."""
+    """A JSON value described for a message, without repeating what may be long or unprintable."""
     if value is None:
         return "missing or null"
     if isinstance(value, bool | float):

@@ -10,29 +10,33 @@ from msgspec import Meta
 TokenIds = tuple[Annotated[int, Meta(ge=0)], ...]
 
 
-_AS_THEY_ARE = "Its token ids, taken as they are."
+_IDS = "Its token ids, used as is."
 
 
 class ScoreItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A context, what follows it, and the thoughts to compare. Each text is tokenised apart."""
+    """A context, the target after it, and the thoughts to compare. Texts are tokenised separately."""
 
-    id: Annotated[str | int | None, Meta(description="Given back with the answer.")] = None
-    context: Annotated[str | None, Meta(description="What is known. Or give context_ids.")] = None
-    context_ids: Annotated[TokenIds | None, Meta(description=_AS_THEY_ARE)] = None
-    target: Annotated[str | None, Meta(description="What follows. Or give target_ids.")] = None
-    target_ids: Annotated[TokenIds | None, Meta(description=_AS_THEY_ARE)] = None
+    id: Annotated[str | int | None, Meta(description="Returned with the result.")] = None
+    context: Annotated[
+        str | None, Meta(description="The conditioning text. Or give context_ids.")
+    ] = None
+    context_ids: Annotated[TokenIds | None, Meta(description=_IDS)] = None
+    target: Annotated[
+        str | None, Meta(description="The text that follows it. Or give target_ids.")
+    ] = None
+    target_ids: Annotated[TokenIds | None, Meta(description=_IDS)] = None
     thoughts: Annotated[
         list[str | TokenIds],
         Meta(
             min_length=1,
-            description="The group, as text or token ids; a missing close token is added for "
-            "scoring.",
+            description="The group, as text or token ids; a missing think-close token is "
+            "appended for scoring.",
         ),
     ]
 
 
 class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Items to be scored by one objective."""
+    """Items to score with one objective."""
 
-    objective: Annotated[str, Meta(description="One of GET /v1/models' objectives.")]
+    objective: Annotated[str, Meta(description="One of the objectives that GET /v1/models lists.")]
     items: Annotated[list[ScoreItem], Meta(min_length=1)]

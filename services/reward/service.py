@@ -1,11 +1,11 @@
-"""The core behind every door: HTTP and gRPC call these methods and only translate.
+"""The transport-independent core: HTTP and gRPC call these methods and only translate.
 
-Design: methods take plain values as JSON has them (dicts, lists or tuples, text, numbers), checked
-here, and return dicts that are typed, so that HTTP writes them as they are and gRPC reads them by
-key. Reading (checks, tokenising) happens on the event loop when small and in a helper thread when
-large; computing is a job in the batcher's line. The price is that a request is read by the
-tokenizer of the moment it arrives, and one that a *different* tokenizer replaces meanwhile scores
-ids of the old; weights of one run all share one tokenizer.
+Design: methods take plain JSON values (dicts, lists or tuples, strings, numbers), validate them here, and
+return typed dicts, which HTTP writes as is and gRPC reads by key. Parsing (validation, tokenisation) runs
+on the event loop when the request is small and in a helper thread when it is large; computing is a job in
+the batcher's queue. The price is that a request is tokenised by the tokenizer served when it arrives: if
+weights with a *different* tokenizer replace it before the job runs, ids of the old one are scored. All
+weights of one run share one tokenizer.
 """
 
 from __future__ import annotations
@@ -70,16 +70,17 @@ from services.reward.tokens import TokenizerFacts
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MAX_FLIPS = 3  # of weights under one request of several pieces
-_LARGE_UNITS = 32_768  # characters or ids; reading fewer takes about a millisecond
+_MAX_FLIPS = 3  # weight swaps during one request of several pieces
+_LARGE_UNITS = 32_768  # characters or ids; parsing fewer takes about a millisecond
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one service takes on.
+    """Load limits of one service, in tokens.
 
-    ``max_request_tokens`` bounds all branches of a request: a short body could otherwise ask for a
-    long context times a million thoughts. ``max_waiting_tokens`` bounds all requests together.
+    ``max_batch_tokens`` bounds one batch. ``max_request_tokens`` bounds all branches of one request: a
+    short body could otherwise demand a long context times a million thoughts. ``max_waiting_tokens``
+    bounds all admitted requests together. ``one_at_a_time`` never puts two jobs in a batch.
 
     Example:
         ``Limits(max_batch_tokens=16_384, max_waiting_tokens=1 << 20)``
@@ -94,9 +95,9 @@ class Limits:
 class RewardService:
     """Scores, log-probs, matches and entropies for any number of concurrent callers.
 
-    Every method raises InvalidInput (the request), NotReady (no weights yet), Overloaded (too much
-    is waiting) or ForethoughtError (a number that is not finite); cancelling a call takes its work
-    out of the line. All on one event loop.
+    A request raises InvalidInput (it is invalid), NotReady (no weights yet), Overloaded (too many tokens
+    are queued) or ForethoughtError (a result is not finite); cancelling a call removes its work from the
+    queue. All methods run on one event loop.
 
     Example:
         ``answer = await service.score("rlp", [{"context": "3+4=", "target": "7", "thoughts": ["a"]}])``
@@ -127,10 +128,10 @@ class RewardService:
     async def score(
         self, objective: Any, items: Any, *, num_body_bytes: int | None = None
     ) -> ScoreReply:
-        """Rewards and advantages of every item's thoughts; a bad item fails alone, inside the answer.
+        """Rewards and advantages of every item's thoughts; an invalid item is an error inside the reply.
 
         An item is ``{"id"?, "context" | "context_ids", "target" | "target_ids", "thoughts": [text or
-        ids]}``, or a typed :class:`ScoreItem`. ``num_body_bytes`` is how large they were, if known.
+        ids]}``, or a typed :class:`ScoreItem`. ``num_body_bytes`` is the size of the body, if known.
         """
         name = self._known_objective(objective)
         raw = read_items(items)
@@ -149,7 +150,7 @@ class RewardService:
     ) -> LogprobsReply:
         """Teacher-forced log-probs of every continuation (text or ids) after one prefix.
 
-        Plain: the whole vocabulary, temperature 1, nothing removed. Texts are tokenised apart.
+        Over the whole vocabulary, at temperature 1, no token masked. Texts are tokenised separately.
         ``model`` is "policy" or "baseline".
         """
         name = read_choice(model, "model", ("policy", "baseline"))
@@ -179,10 +180,10 @@ class RewardService:
         }
 
     async def match(self, kind: Any, items: Any) -> MatchReply:
-        """Whether every item's prediction is right; see :mod:`services.reward.match`. No model needed.
+        """Whether every item's prediction is correct; see :mod:`services.reward.match`. Needs no model.
 
         An item is ``{"id"?, "prediction", "truth", "token_bytes"?}``. Kind ``byte_prefix`` without
-        ``token_bytes`` takes the truth's tokens by the served tokenizer.
+        ``token_bytes`` takes the truth's token boundaries from the served tokenizer.
         """
         name = read_choice(kind, "kind", match.KINDS)
         raw = read_items(items)
@@ -191,9 +192,9 @@ class RewardService:
     async def entropy(
         self, *, text: Any = None, token_ids: Any = None, top_k: Any = 16, renormalise: Any = False
     ) -> EntropyReply:
-        """Entropy in nats of the policy's prediction of every token but the first from those before.
+        """Entropy in nats of the policy's prediction of every token but the first from all before it.
 
-        Over the ``top_k`` likeliest tokens; ``renormalise`` makes their probabilities sum to 1.
+        Over the ``top_k`` most likely tokens; ``renormalise`` makes their probabilities sum to 1.
         """
         k, flag = read_positive(top_k, "top_k"), read_flag(renormalise, "renormalise")
         item = {"text": text, "token_ids": token_ids}
@@ -203,8 +204,8 @@ class RewardService:
         )
         if len(found) < 2:
             raise InvalidInput(
-                "got 1 token; expected at least 2, because an entropy is of predicting a token from "
-                "those before it"
+                "got 1 token; expected at least 2, because an entropy is that of predicting a token "
+                "from those before it"
             )
         self._check_size(len(found))
         pieces: list[Piece[Job]] = [Piece(EntropyJob(EntropyQuery(found, k, flag)), len(found))]
@@ -218,7 +219,11 @@ class RewardService:
         }
 
     def models(self) -> ModelsReply:
-        """Policy and baseline with their versions, and the objectives; waits for nothing."""
+        """Policy and baseline with their versions, and the objectives. Does not block.
+
+        Raises:
+            NotReady: no policy weights yet.
+        """
         baseline = self._scorer.baseline
         return {
             "policy": model_answer(self._scorer.policy),
@@ -227,7 +232,7 @@ class RewardService:
         }
 
     async def close(self) -> None:
-        """Drop what waits; the compute thread is the scorer's to stop."""
+        """Fail queued requests with NotReady; the scorer owns the compute thread and stops it."""
         await self.batcher.close()
 
     async def _compute(self, jobs: list[Job]) -> list[Result]:
@@ -236,7 +241,7 @@ class RewardService:
     async def _read(
         self, size: int, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Call a function that reads: in a thread if what it reads is large."""
+        """Call a function that parses ``size`` units: in a helper thread if they are many."""
         if size < _LARGE_UNITS:
             return function(*args, **kwargs)
         return await asyncio.to_thread(function, *args, **kwargs)
@@ -251,19 +256,19 @@ class RewardService:
     def _known_objective(self, name: Any) -> str:
         if not isinstance(name, str):
             raise InvalidInput(
-                f'objective is {kind_of(name)}; expected the name of one, like "rlp"'
+                f'objective is {kind_of(name)}; expected the name of an objective, such as "rlp"'
             )
         if name not in self._objectives:
             raise InvalidInput(
                 f"got objective {shown(name)}; expected one that was loaded at start: "
-                f"{', '.join(sorted(self._objectives))}; or start the service with yours"
+                f"{', '.join(sorted(self._objectives))}; to use another, start the service with it"
             )
         return name
 
     def _read_queries(self, name: str, items: list[Any]) -> list[GroupQuery | ForethoughtError]:
         facts = self._tokenizer()
         prompting = facts.prompting(self._objectives[name])
-        least = self._estimators[name].min_group_size
+        min_size = self._estimators[name].min_group_size
 
         def read(item: Any) -> GroupQuery | ForethoughtError:
             try:
@@ -271,11 +276,11 @@ class RewardService:
                 query = facts.graded(query, self._objectives[name])
             except ForethoughtError as error:
                 return error
-            if len(query.thoughts_G) >= least:
+            if len(query.thoughts_G) >= min_size:
                 return query
             return InvalidInput(
-                f"thoughts holds {len(query.thoughts_G)}; expected at least {least}, because the "
-                f"advantage of objective {name} compares thoughts with each other; give more"
+                f"thoughts holds {len(query.thoughts_G)}; expected at least {min_size}, because the "
+                f"advantage of objective {name} compares thoughts of a group; send more thoughts"
             )
 
         return [read(item) for item in items]
@@ -300,8 +305,8 @@ class RewardService:
     def _check_size(self, num_tokens: int) -> None:
         if num_tokens > self._limits.max_request_tokens:
             raise TooLarge(
-                f"the request asks for {num_tokens} tokens to be read; expected at most "
-                f"{self._limits.max_request_tokens}; send it in several requests"
+                f"the request has {num_tokens} tokens over all its branches; expected at most "
+                f"{self._limits.max_request_tokens}; split it into several requests"
             )
 
     async def _score(
@@ -326,14 +331,14 @@ class RewardService:
         return results
 
     async def _of_one_version(self, pieces: list[Piece[Job]]) -> list[LogprobsResult]:
-        """The pieces' results; asked for again if weights changed between two of them."""
+        """The results of all pieces, recomputed if weights changed between two of them."""
         for _ in range(_MAX_FLIPS):
             results = [cast(LogprobsResult, result) for result in await self._results(pieces)]
             if len({result.manifest.order for result in results}) == 1:
                 return results
         raise NotReady(
-            f"weights changed {_MAX_FLIPS} times while the request was read piece by piece; expected "
-            "one version for all of it: ask for fewer continuations at once"
+            f"weights changed {_MAX_FLIPS} times while the pieces of the request were computed; expected "
+            "one version for all of them; send fewer continuations per request"
         )
 
     def _matches(self, kind: str, items: list[Any]) -> list[ItemMatch | ItemError]:
@@ -341,11 +346,11 @@ class RewardService:
 
     def _match(self, kind: str, item: Any) -> ItemMatch | ItemError:
         try:
-            return {"id": item_id(item), "match": self._verdict(kind, item)}
+            return {"id": item_id(item), "match": self._is_match(kind, item)}
         except ForethoughtError as error:
             return {"id": item_id(item), "error": failure(error)}
 
-    def _verdict(self, kind: str, item: Any) -> bool:
+    def _is_match(self, kind: str, item: Any) -> bool:
         check_item(item, ("id", "prediction", "truth", "token_bytes"))
         prediction = read_text(item.get("prediction"), "prediction")
         truth = read_text(item.get("truth"), "truth")
@@ -360,7 +365,7 @@ class RewardService:
 
 
 def _parts(costs: list[int], max_tokens: int) -> list[list[int]]:
-    """Consecutive indices, together within ``max_tokens``; a larger one standalone."""
+    """Runs of consecutive indices, each within ``max_tokens``; a larger index is a part by itself."""
     parts: list[list[int]] = []
     left = 0
     for index, cost in enumerate(costs):

@@ -1,8 +1,9 @@
-"""Standing alone: any model directory behind the doors, without Redis, run or learner.
+"""The standalone service: any model directory over HTTP and gRPC, without Redis, run or learner.
 
-Design: the same scorer and the same doors, with weights that never change (epoch 0, version 0). The
-price of taking any directory is that it may lack think markers; then ``/v1/score`` says so and
-everything else works. Policy and baseline must share one vocabulary, because ids go to both.
+Design: the same scorer and the same servers, with weights that never change (epoch 0, version 0). The price
+of accepting any directory is that its tokenizer may lack think markers; then ``/v1/score`` fails with a
+clear message and everything else works. Policy and baseline must share one vocabulary, because both score
+the same token ids.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ log = logging.getLogger("reward")
 
 
 def load_models(settings: Settings, scorer: Scorer) -> None:
-    """Load the directories that the settings name into the scorer's models. Blocking.
+    """Load the model directories of the settings into the scorer's models. Blocking.
 
     Raises:
-        InvalidInput: one does not load, or they do not belong together.
+        InvalidInput: a directory cannot be loaded, or the vocabularies of the two differ.
     """
     paths = {"policy": settings.reward.policy_path, "baseline": settings.reward.baseline_path}
     for name, served in scorer.models.items():
@@ -52,15 +53,15 @@ def load_models(settings: Settings, scorer: Scorer) -> None:
 
 
 def show_token(token: str) -> None:
-    """Tell the user, on stderr and once, the token that was made up because none was given.
+    """Print to stderr, once, the token that was generated because none was configured.
 
-    The only place that shows a token, so that a first run needs no configuration. It is no log record,
-    but where stderr is collected it ends up with the logs: give a token there.
+    The only place that prints a token, so that a first run needs no configuration. It is not a log record,
+    but where stderr is collected it ends up in the logs: configure a token there.
     """
     print(
-        f"reward: no token was given, so this process made one up: {token}\n"
-        "reward: show it as 'Authorization: Bearer TOKEN', or to clients in FORETHOUGHT_AUTH_TOKEN; it "
-        "ends with this process (auth.token_file=FILE to keep one, auth.open=true to ask for none)",
+        f"reward: no token was configured, so this process generated one: {token}\n"
+        "reward: send it as 'Authorization: Bearer TOKEN', or set FORETHOUGHT_AUTH_TOKEN for clients; it "
+        "is valid until this process exits (auth.token_file=FILE to keep one, auth.open=true for none)",
         file=sys.stderr,
         flush=True,
     )
@@ -75,7 +76,7 @@ async def serve_until(
     http: EmbeddedHttpServer,
     registry: CollectorRegistry,
 ) -> None:
-    """Serve HTTP, gRPC and the ops port until ``stop``; the models are loaded."""
+    """Serve HTTP, gRPC and the ops port until ``stop`` is set; the models must be loaded."""
     section, calls = settings.reward, GrpcCalls()
     host = section.host or "127.0.0.1"
     guard.warn_if_exposed(host, "gRPC")
@@ -94,7 +95,7 @@ async def serve_until(
         await ops.start()
         await http.start()
         log.info(
-            "alone: HTTP on http://%s:%d, /docs shows it; gRPC on %s:%d, ops port %d",
+            "standalone: HTTP on http://%s:%d, documented at /docs; gRPC on %s:%d, ops port %d",
             *(section.http_host, http.port, host, grpc_server.port, ops.port),
         )
         await stop.wait()
@@ -120,8 +121,8 @@ def _check_same_vocabulary(policy: ServedModel, baseline: ServedModel) -> None:
     if vocabularies[0] != vocabularies[1]:
         raise InvalidInput(
             f"the policy's tokenizer has {len(vocabularies[0])} tokens, the baseline's "
-            f"{len(vocabularies[1])}, and they differ; expected one vocabulary, because the same "
-            "token ids go to both: serve two services instead"
+            f"{len(vocabularies[1])}, and they differ; expected one vocabulary, because both score the "
+            "same token ids: run two services instead"
         )
 
 

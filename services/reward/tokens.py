@@ -1,8 +1,8 @@
-"""What the service needs to know of a tokenizer, worked out once.
+"""Facts about a tokenizer that the service needs, computed once per tokenizer.
 
-Design: markers and byte lengths never change for one tokenizer, and a vocabulary takes a good part
-of a second to walk. They are kept with the tokenizer they belong to; a new tokenizer gets new facts.
-The price is the memory of one number per token.
+Design: markers and byte lengths never change for one tokenizer, and scanning a vocabulary takes a good part
+of a second. They are cached together with their tokenizer; a new tokenizer gets new facts. The price is the
+memory of one number per token.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class TokenizerFacts:
         """The think markers.
 
         Raises:
-            NotReady: the tokenizer lacks them, which is the fault of what is served, not of who asks.
+            NotReady: the tokenizer lacks them, which is a fault of the served model, not of the request.
         """
         try:
             return find_markers(self.tokenizer, self._think_open, self._think_close)
         except InvalidInput as error:
             raise NotReady(
-                f"{error}; without markers thoughts cannot be scored, while log-probs, matches and "
-                "entropies can"
+                f"{error}; scoring thoughts needs these markers, while log-probs, matches and entropies "
+                "work without"
             ) from error
 
     def prompting(self, objective: Objective) -> Prompting:
@@ -55,13 +55,13 @@ class TokenizerFacts:
         Raises:
             NotReady: the tokenizer lacks the think markers.
         """
-        key = id(objective)  # objectives live as long as the service
+        key = id(objective)  # objectives live as long as the service, so ids are not reused
         if key not in self._promptings:
             self._promptings[key] = prompting_of(objective, self.tokenizer, self.markers)
         return self._promptings[key]
 
     def graded(self, query: GroupQuery, objective: Objective) -> GroupQuery:
-        """A query with what its objective grades: what follows a close token is the prediction."""
+        """The query with what its objective grades: the tokens after a close token are the prediction."""
         if not objective.prediction_tokens:
             return query
         decoder, close_id = decoder_of(self.tokenizer), query.prompting.close_ids[0]
@@ -75,10 +75,10 @@ class TokenizerFacts:
         )
 
     def token_bytes(self, text: str) -> Sequence[int]:
-        """Byte lengths of a text's tokens; they add up to the text's bytes.
+        """Byte lengths of a text's tokens; they sum to the text's length in UTF-8.
 
         Raises:
-            InvalidInput: this tokenizer does not say.
+            InvalidInput: the tokenizer does not expose them.
         """
         num_bytes = len(text.encode())
         encoded = self.tokenizer(
@@ -90,12 +90,12 @@ class TokenizerFacts:
         sizes = self._vocabulary_bytes
         found = [sizes[i] for i in encoded["input_ids"]] if sizes else []
         if sum(found) != num_bytes and "offset_mapping" in encoded:
-            # A tokenizer that normalises, or puts a space before a text, says more in offsets.
+            # For a tokenizer that normalises, or prepends a space, offsets are more accurate.
             found = offset_bytes(text, encoded["offset_mapping"])
         if sum(found) != num_bytes:
             raise InvalidInput(
                 f"the served tokenizer accounts for {sum(found)} of the truth's {num_bytes} bytes; "
-                "give token_bytes, the byte length of every token of the truth"
+                "send token_bytes, the byte length of every token of the truth"
             )
         return found
 

@@ -1,9 +1,9 @@
-"""The queue door: rollouts in, scored rollouts out.
+"""The queue handler: rollouts in, scored rollouts out.
 
 Design: this is only the handler; leases, retries and draining are the shared worker's
-(:mod:`forethought.replica.worker`). A message is decoded for its verdict and again needed for
-scoring, maybe after many verdicts while it waits for weights, so decoded rollouts are kept in a
-small cache by their bytes. The price is the memory of that cache.
+(:mod:`forethought.replica.worker`). A message has to be decoded to check its readiness, possibly many times
+while it waits for weights, and again to score it, so decoded rollouts are cached by their bytes. The price
+is the memory of that small cache.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from services.reward.scoring import Scorer, versions_of
 
 
 class RewardHandler:
-    """What the shared queue worker asks of the reward service.
+    """Implements the shared queue worker's ``Handler`` for the reward service.
 
-    ``num_cached`` bounds the decoded rollouts kept; at least the worker's batch is sensible.
+    ``num_cached`` bounds the cache of decoded rollouts; it should be at least the worker's batch size.
     """
 
     def __init__(self, scorer: Scorer, num_cached: int = 64) -> None:
@@ -32,14 +32,14 @@ class RewardHandler:
         self._changed = asyncio.Event()  # replaced at every change, so each wakes its waiters once
 
     def readiness(self, message: Message) -> Readiness:
-        """READY once policy and baseline of the rollout's epoch are there, the policy as new.
+        """READY once policy and baseline of the rollout's epoch are loaded, the policy at least as new.
 
-        A failed rollout has no tokens and needs the epoch alone. One that is strictly on-policy
-        and older than what is served is READY too: scoring answers it with an error, as the
-        learner expects one result per task.
+        DISCARD for an older epoch, otherwise WAIT. A failed rollout has no tokens and needs only the
+        epoch. A strictly on-policy rollout older than the served policy is READY too: scoring returns an
+        error for it, as the learner expects one result per task.
 
         Raises:
-            InvalidInput: the body is no rollout of this wire version.
+            InvalidInput: the body is not a rollout of this wire version.
         """
         rollout = self._decode(message.body)
         policy, baseline = self._scorer.policy.manifest, self._scorer.baseline
@@ -60,15 +60,15 @@ class RewardHandler:
         await self._changed.wait()
 
     def notify(self) -> None:
-        """Tell the worker to ask for verdicts again. Call it on the event loop."""
+        """Make the worker check readiness again. Call it on the event loop."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     async def load(self, manifest: WeightManifest, directory: Path) -> None:
-        """Flip the policy or the baseline, between two batches, to a verified snapshot.
+        """Flip the policy or the baseline to a verified snapshot, between two batches.
 
         Raises:
-            InvalidInput: it does not fit, or is of a model not served here; the old version stays.
+            InvalidInput: it cannot be loaded, or its model is not served here; the old version stays.
         """
         served = self._scorer.models.get(manifest.model)
         if served is None:
@@ -94,10 +94,10 @@ def _is_of_epoch(manifest: WeightManifest | None, epoch: int) -> bool:
 
 
 def error_result(message: Message, reason: str) -> Message:
-    """What is published in place of a message that was given up on: its rollout with the reason.
+    """The result published for a message that was given up on: its rollout with the reason as error.
 
     Raises:
-        InvalidInput: the body is no rollout of this wire version, so nothing can carry the reason.
+        InvalidInput: the body is not a rollout of this wire version, so nothing can carry the reason.
     """
     failed = ScoredRollout(decode_rollout(message.body), error=reason)
     return Message(message.task_id, message.epoch, encode_scored(failed))

@@ -158,7 +158,7 @@ async def test_without_a_token_one_is_made_up_and_shown_once(tmp_path: Path) -> 
     process = Process("services.reward", words, tmp_path / "fresh.log", token="")
     try:
         port = await port_of(process, r"HTTP on http://127\.0\.0\.1:(\d+)")
-        token = process.find(r"made one up: (\S+)")
+        token = process.find(r"generated one: (\S+)")
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert (await client.get("/v1/models")).status_code == 401
             headers = {"authorization": f"Bearer {token}"}

@@ -1,1 +1,1 @@
-"""The HTTP endpoint: the server, its fast path for POST requests, and what OpenAPI shows of both."""
+"""The HTTP transport: the server, its fast path for POST requests, and their OpenAPI documentation."""

@@ -1,9 +1,10 @@
-"""What travels over HTTP, as OpenAPI shows it.
+"""The HTTP API as OpenAPI documents it.
 
-Design: these classes document. Requests are read by :mod:`services.reward.reading`, which takes the
-keys that an item or a request may have from here, so that nothing is declared twice; a sound
-``/v1/score`` is decoded straight into its msgspec structs, which is the fastest reader there is. The
-price is that the types of the other requests are stated here and checked there.
+Design: these classes only document. Requests are parsed by :mod:`services.reward.reading`; the keys that a
+request may have are taken from here, so they are declared once. A valid ``/v1/score`` is decoded straight
+into its msgspec structs, the fastest way to parse it; replies are the typed dicts of
+:mod:`services.reward.answers`. The price is that the types of the other requests are stated here and
+checked there.
 """
 
 from __future__ import annotations
@@ -26,60 +27,60 @@ _EXAMPLE_ITEM: JsonDict = {
 }
 
 MATCH_RULES = (
-    "`byte_prefix`: the prediction's UTF-8 bytes are the first of the truth's and end where one of "
-    "its tokens ends; an empty prediction is wrong. `exact`: the same text, whitespace counts. "
-    "`numeric`: equal as exact fractions, whitespace around them ignored. A number is an optional "
+    "`byte_prefix`: the prediction's UTF-8 bytes are a prefix of the truth's and end at one of its "
+    "token boundaries; an empty prediction is wrong. `exact`: the same text, whitespace included. "
+    "`numeric`: equal as exact fractions, surrounding whitespace ignored. A number is an optional "
     "sign, ASCII digits (plain, or with a comma before every three: 1,000), an optional decimal "
     "part, an optional exponent of at most three digits and an optional %; or a fraction of two "
     "plain whole numbers, optionally with %. 1,000 = 1000.0 = 1e3 and 50% = 1/2 = 0.5. A prediction "
-    "that is no number is wrong; a truth that is none is an error."
+    "that is not a number is wrong; a truth that is not a number is an error."
 )
 EXAMPLE_REQUEST: dict[str, Any] = {"objective": "rlp", "items": [_EXAMPLE_ITEM]}
 
 
 class LogprobsRequest(BaseModel):
-    """One prefix and what may follow it. Each text is tokenised apart."""
+    """One prefix and its candidate continuations. Each text is tokenised separately."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: Literal["policy", "baseline"] = "policy"
-    prefix: str | None = Field(None, description="What is known. Or give prefix_ids.")
-    prefix_ids: list[int] | None = Field(None, description="Its token ids, taken as they are.")
+    prefix: str | None = Field(None, description="The conditioning text. Or give prefix_ids.")
+    prefix_ids: list[int] | None = Field(None, description="Its token ids, used as is.")
     continuations: list[str | list[int]] = Field(
-        description="Texts or token ids, each scored on its own.", min_length=1
+        description="Texts or token ids, each scored independently.", min_length=1
     )
 
 
 class MatchItem(BaseModel):
-    """A prediction and what it is compared with."""
+    """A prediction and the truth that it is compared with."""
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str | int | None = Field(None, description="Given back with the answer.")
+    id: str | int | None = Field(None, description="Returned with the result.")
     prediction: str
     truth: str
     token_bytes: list[int] | None = Field(
         None,
-        description="byte_prefix only: the byte length of every token of the truth. Without, the "
-        "served policy's tokenizer says.",
+        description="byte_prefix only: the byte length of every token of the truth. Default: as the "
+        "served policy's tokenizer splits it.",
     )
 
 
 class EntropyRequest(BaseModel):
-    """A text or its tokens, two at least."""
+    """A text or its token ids, at least two tokens."""
 
     model_config = ConfigDict(extra="forbid")
 
     text: str | None = Field(None, description="Or give token_ids.")
-    token_ids: list[int] | None = Field(None, description="Its token ids, taken as they are.")
-    top_k: int = Field(16, description="How many of the likeliest tokens count.", ge=1)
+    token_ids: list[int] | None = Field(None, description="Its token ids, used as is.")
+    top_k: int = Field(16, description="How many of the most likely tokens are summed over.", ge=1)
     renormalise: bool = Field(
-        False, description="Whether their probabilities are made to sum to 1."
+        False, description="Whether their probabilities are renormalised to sum to 1."
     )
 
 
 def _inline_schema(request: type[msgspec.Struct], item: type[msgspec.Struct]) -> dict[str, Any]:
-    """The JSON schema of a request, the schema of its items in its place."""
+    """The JSON schema of a request, with the schema of its items inlined."""
     _, components = msgspec.json.schema_components((request,))
     schema: dict[str, Any] = components[request.__name__]
     schema["properties"]["items"]["items"] = components[item.__name__]
@@ -99,7 +100,7 @@ MATCH_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One documented endpoint: where it is, what it does, and what goes in and out.
+    """Documentation of one POST endpoint: what it does, its request schema and its reply type.
 
     Example:
         ``ENDPOINTS["/v1/score"].keys``
@@ -118,21 +119,22 @@ class Endpoint:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The keys that it must have."""
+        """The keys that a request must have."""
         return tuple(self.schema.get("required", ()))
 
 
 ENDPOINTS = {
     "/v1/score": Endpoint(
         "Score groups of thoughts",
-        "Rewards and advantages of every item's thoughts; a bad item fails alone, inside a 200.",
+        "Rewards and advantages of every item's thoughts. An invalid item is reported as an error inside "
+        "the 200 reply; the other items are still scored.",
         _inline_schema(ScoreRequest, ScoreItem),
         EXAMPLE_REQUEST,
         ScoreReply,
     ),
     "/v1/logprobs": Endpoint(
         "Log-probs of continuations",
-        "Teacher-forced, at temperature 1 over the whole vocabulary, nothing removed.",
+        "Teacher-forced, at temperature 1 over the whole vocabulary, no token masked.",
         LogprobsRequest.model_json_schema(),
         {"model": "policy", "prefix": "3 + 4 = ", "continuations": ["7", [56]]},
         LogprobsReply,
@@ -145,12 +147,12 @@ ENDPOINTS = {
         MatchReply,
     ),
     "/v1/entropy": Endpoint(
-        "Entropy of every position",
-        "In nats, over the top_k likeliest tokens, of predicting each token but the first from all "
-        "tokens before it, by the policy.",
+        "Entropy at every position",
+        "Entropy in nats, over the top_k most likely tokens, of the policy's prediction of each token but "
+        "the first from all tokens before it.",
         EntropyRequest.model_json_schema(),
         {"text": "3 + 4 = 7", "top_k": 16, "renormalise": False},
         EntropyReply,
     ),
 }
-"""Every POST endpoint by its path."""
+"""Every POST endpoint, by path."""

@@ -1,4 +1,4 @@
-"""log-probs, matches and entropies over HTTP: equal to plain transformers, alone and in a crowd."""
+"""Log-probs, matches and entropies over HTTP equal plain transformers, sequentially and concurrently."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_logprobs_equal_a_plain_computation(
             assert found["logprob"] == pytest.approx(sum(expected), abs=CLOSE)
 
 
-async def test_ids_are_taken_as_they_are_and_nothing_is_removed(
+async def test_ids_are_used_as_is_and_no_token_is_masked(
     client: httpx.AsyncClient, served: Served
 ) -> None:
     every_token = [[token_id] for token_id in range(VOCAB_SIZE)]
@@ -128,7 +128,7 @@ async def test_entropies_equal_a_plain_computation(
     assert len(answer["entropies"]) == len(ids) - 1
 
 
-async def test_entropy_of_ids_takes_16_candidates_unless_told(
+async def test_entropy_of_ids_uses_the_top_16_tokens_by_default(
     client: httpx.AsyncClient, served: Served
 ) -> None:
     answer = await ask(client, "entropy", token_ids=[5, 6, 7])
@@ -231,7 +231,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
 
 
 @pytest.mark.parametrize(("path", "body", "status", "message"), BAD.values(), ids=BAD.keys())
-async def test_bad_input_is_refused_in_words(
+async def test_invalid_input_is_refused_with_a_message(
     client: httpx.AsyncClient, path: str, body: Any, status: int, message: str
 ) -> None:
     response = await client.post(f"/v1/{path}", content=json.dumps(body))
@@ -271,7 +271,7 @@ async def test_token_bytes_belong_to_one_kind_only(client: httpx.AsyncClient) ->
     assert "takes no token_bytes" in answer["error"]["message"]
 
 
-async def test_sixty_four_callers_at_once_get_what_each_gets_alone(served: Served) -> None:
+async def test_sixty_four_concurrent_callers_get_the_same_numbers_as_one(served: Served) -> None:
     service = make_service(served.policy, served.baseline, max_batch_tokens=2000)
     plain, base = served.plain_policy, served.plain_baseline
     async with connect(service) as client:
@@ -292,11 +292,11 @@ async def test_sixty_four_callers_at_once_get_what_each_gets_alone(served: Serve
             assert nats == pytest.approx(plain.entropies(plain.ids(context), 16), abs=CLOSE)
 
         await asyncio.gather(*(caller(number) for number in range(64)))
-    assert service.batcher.num_batches < 3 * 64 / 2  # they were computed together
+    assert service.batcher.num_batches < 3 * 64 / 2  # they were batched
     assert service.batcher.num_waiting_tokens == 0
 
 
-async def test_overload_is_429_with_a_time_to_come_back(served: Served) -> None:
+async def test_overload_is_429_with_a_retry_delay(served: Served) -> None:
     service = make_service(served.policy, max_waiting_tokens=300)
     async with connect(service) as client:
         body = {"prefix": "a" * 80, "continuations": ["b"]}
@@ -305,12 +305,12 @@ async def test_overload_is_429_with_a_time_to_come_back(served: Served) -> None:
         assert set(statuses) == {200, 429}
         refused = answers[statuses.index(429)]
         assert int(refused.headers["retry-after"]) >= 1
-        assert "ask again in" in refused.json()["error"]["message"]
+        assert "retry in" in refused.json()["error"]["message"]
         assert (await client.post("/v1/logprobs", json=body)).status_code == 200
 
 
 @pytest.mark.parametrize(("num_flips", "status"), [(1, 200), (99, 503)])
-async def test_a_request_in_pieces_is_of_one_version(
+async def test_all_pieces_of_a_request_see_one_version(
     tmp_path: Path, num_flips: int, status: int
 ) -> None:
     directory = build_model_directory(tmp_path, seed=1)
@@ -338,29 +338,29 @@ async def test_a_request_in_pieces_is_of_one_version(
         assert "weights changed 3 times" in answer.json()["error"]["message"]
 
 
-async def test_a_caller_that_hangs_up_takes_its_work_along(served: Served) -> None:
+async def test_a_client_that_disconnects_cancels_its_work(served: Served) -> None:
     service = make_service(served.policy)
     app, sent = RewardApp(service, MAX_BODY_BYTES, OPEN), []
-    hang_up = asyncio.Event()
+    disconnect = asyncio.Event()
     body = json.dumps({"prefix": "a", "continuations": ["b"]}).encode()
 
     async def receive() -> dict[str, Any]:
         if not receive_calls:
             receive_calls.append(1)
             return {"type": "http.request", "body": body, "more_body": False}
-        await hang_up.wait()
+        await disconnect.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     receive_calls: list[int] = []
-    with served.policy.hold():  # the compute thread cannot begin
+    with served.policy.hold():  # the compute thread cannot start
         scope = {"type": "http", "method": "POST", "path": "/v1/logprobs", "headers": []}
         call = asyncio.create_task(app(scope, receive, send))
         while not service.batcher.num_waiting_tokens:
             await asyncio.sleep(0)
-        hang_up.set()
+        disconnect.set()
         await call
         assert service.batcher.num_waiting_tokens == 0
     assert sent == []

@@ -1,4 +1,4 @@
-"""How the scorer grades: bytes of tokens as sampled, and no more forward passes than a reward needs."""
+"""Grading by the scorer: bytes of tokens as sampled, and only the forward passes that a reward needs."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ TEXT = "the cat sat on the mat. Füße, 日本語 🙂\n\ttabs  and\x00nul "
 
 
 def byte_ids(text: str) -> tuple[int, ...]:
-    """Of the tiny tokenizer, whose tokens are single bytes."""
+    """Token ids by the tiny tokenizer, whose tokens are single bytes."""
     return tuple(tiny.build_tokenizer()(text)["input_ids"])
 
 
-def test_a_byte_level_vocabulary_spells_any_text() -> None:
+def test_a_byte_level_vocabulary_decodes_any_text() -> None:
     tokenizer = train_tokenizer([TEXT * 20], 320, "<think>", "</think>")
     decoder = TokenDecoder(tokenizer)
     ids = tokenizer(TEXT + "<think>")["input_ids"]
-    spelling = decoder.decode(ids)
-    assert spelling.text == (TEXT + "<think>").encode()
-    assert len(spelling.pieces_L) < len(spelling.text)
+    decoded = decoder.decode(ids)
+    assert decoded.text == (TEXT + "<think>").encode()
+    assert len(decoded.pieces_L) < len(decoded.text)
     sizes = vocabulary_bytes(tokenizer)
     assert sizes is not None
-    assert [len(piece) for piece in spelling.pieces_L] == [sizes[i] for i in ids]
+    assert [len(piece) for piece in decoded.pieces_L] == [sizes[i] for i in ids]
     all_bytes = {piece for piece in decoded_vocabulary(tokenizer) or () if len(piece) == 1}
     assert all_bytes == {bytes([value]) for value in range(256)}
 
 
-def test_ids_without_a_token_stand_for_nothing() -> None:
+def test_ids_without_a_token_decode_to_no_bytes() -> None:
     assert TokenDecoder(tiny.build_tokenizer()).decode((99_999, *byte_ids("a"))).text == b"a"
 
 
 def test_the_truths_boundaries_are_those_of_the_corpus() -> None:
-    """Not those that the served tokenizer would make of its text."""
+    """Not those that the served tokenizer would give its text."""
     decoder = TokenDecoder(tiny.build_tokenizer())
     ids = byte_ids("abcd")
     assert decoder.ground_truth(ids, (3, 0, 0, 1)).ends == (3, 3, 3, 4)
@@ -68,8 +68,8 @@ def test_the_truths_boundaries_are_those_of_the_corpus() -> None:
     assert decoder.ground_truth(ids, ()).text == b"abcd"
 
 
-def test_words_without_spaces_are_spelled_by_their_names() -> None:
-    """A WordLevel vocabulary does not say what stands between words; stored lengths count it."""
+def test_words_without_spaces_are_decoded_by_their_names() -> None:
+    """A WordLevel vocabulary does not define what separates words; stored lengths include it."""
     tokenizer = build_tokenizer()
     ids = tokenizer("mul 3 add", add_special_tokens=False)["input_ids"]
     assert decoded_vocabulary(tokenizer) is None
@@ -97,10 +97,10 @@ def scorer(policy: Any) -> Scorer:
 
 
 def thought(text: str, prediction: str | None) -> Thought:
-    """A thought, and what is predicted after its close; None where it ran out of budget."""
-    said = byte_ids(text) + ((tiny.CLOSE_ID,) if prediction is not None else ())
+    """A thought and the prediction after its close; None if it ran out of budget."""
+    thought_ids = byte_ids(text) + ((tiny.CLOSE_ID,) if prediction is not None else ())
     predicted = byte_ids(prediction or "")
-    ids = said + predicted
+    ids = thought_ids + predicted
     spans = (VersionSpan(0, len(ids)),)
     return Thought(ids, (-0.5,) * len(ids), spans, prediction is not None, len(predicted))
 
@@ -128,7 +128,7 @@ def scored(scorer: Scorer, given: Rollout) -> ScoredRollout:
 
 
 def no_forward_pass(*_: Any) -> list[Any]:
-    raise AssertionError("a reward of bytes alone asked for a forward pass")
+    raise AssertionError("a reward that compares only bytes ran a forward pass")
 
 
 def test_bytes_alone_are_graded_without_a_model(
@@ -165,7 +165,7 @@ def test_the_plain_form_takes_the_tokens_after_the_close(scorer: Scorer) -> None
 
 @torch.inference_mode()
 def test_dense_rewards_are_the_models_own_probabilities(scorer: Scorer, policy: Any) -> None:
-    """log p(y[0] | no-think head + context), the think-open token's mass removed, by a plain pass."""
+    """log p(y[0] | no-think head + context), the think-open token masked, by a plain forward pass."""
     given = rollout(
         [thought("hm", " tw"), thought("hm", "a"), thought("", "zz"), thought("", None)],
         prompt="plain",
@@ -185,7 +185,7 @@ def test_dense_rewards_are_the_models_own_probabilities(scorer: Scorer, policy: 
 
 @torch.inference_mode()
 def test_a_likelihood_after_a_thought_is_read_up_to_its_close(scorer: Scorer, policy: Any) -> None:
-    """The prediction is no part of what the target follows."""
+    """The prediction is not part of the target's prefix."""
     long, short = thought("hm", " tw"), thought("hm", "")
     given = rollout([long, short], prompt="plain")
     task = given.task
@@ -200,7 +200,7 @@ def test_a_likelihood_after_a_thought_is_read_up_to_its_close(scorer: Scorer, po
 
 
 def test_a_batch_may_mix_what_rewards_need(scorer: Scorer) -> None:
-    """Likelihoods stay with their group when a neighbour asks for other ones, or for none."""
+    """Likelihoods stay with their group when others in the batch need different ones, or none."""
     thoughts_G = [thought("hm", " tw"), thought("a", "b")]
     given = {"prompt": "plain", "prediction_tokens": 3}
     rollouts = [
@@ -213,7 +213,7 @@ def test_a_batch_may_mix_what_rewards_need(scorer: Scorer) -> None:
 
 
 def test_random_vocabularies_never_confuse_pieces_with_text() -> None:
-    """A cut at every token boundary of random text is right, every other byte is wrong."""
+    """A cut at any token boundary of random text is correct, at any other byte it is wrong."""
     rng = Random(0)
     tokenizer = train_tokenizer([TEXT * 20], 320, "<think>", "</think>")
     decoder, rpt = TokenDecoder(tokenizer), objectives.load("rpt")
@@ -226,7 +226,7 @@ def test_random_vocabularies_never_confuse_pieces_with_text() -> None:
             answer = decoder.decode(ids)
             pieces = (*answer.pieces_L, whole[:length], b"}")
             found = rpt.prediction(type(answer)((None,) * len(pieces), pieces))
-            said = found.text if found else b""
-            assert said == whole[:length]
+            predicted = found.text if found else b""
+            assert predicted == whole[:length]
             right = length in truth.ends and length > 0
-            assert is_byte_prefix(said, truth.text, truth.ends) is right
+            assert is_byte_prefix(predicted, truth.text, truth.ends) is right

@@ -1,4 +1,4 @@
-"""The reward service's gRPC door over a real loopback port, with real tiny models."""
+"""The gRPC server of the reward service over a real loopback port, with real tiny models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEXT = "the cat sat on the mat"
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of policy and baseline."""
+    """The model directories of policy and baseline."""
     policy, baseline = (
         build_model_directory(tmp_path_factory.mktemp("model"), seed=seed) for seed in (1, 2)
     )
@@ -74,9 +74,7 @@ def logprobs_request(**changes: Any) -> pb.LogprobsRequest:
     return codec.logprobs_request(body | changes)
 
 
-async def test_scores_are_those_of_a_plain_computation(
-    stub: Any, directories: tuple[Path, Path]
-) -> None:
+async def test_scores_equal_a_plain_computation(stub: Any, directories: tuple[Path, Path]) -> None:
     by_ids = {
         "context_ids": ids_of(CONTEXT),
         "target_ids": ids_of(TARGET),
@@ -95,7 +93,7 @@ async def test_scores_are_those_of_a_plain_computation(
 
 
 @pytest.mark.parametrize(("index", "model"), [(0, "policy"), (1, "baseline")])
-async def test_logprobs_are_those_of_a_plain_computation(
+async def test_logprobs_equal_a_plain_computation(
     stub: Any, directories: tuple[Path, Path], index: int, model: str
 ) -> None:
     request = logprobs_request(model=model, continuations=[TARGET, ids_of("8")])
@@ -109,7 +107,7 @@ async def test_logprobs_are_those_of_a_plain_computation(
 
 
 @pytest.mark.parametrize("renormalise", [False, True])
-async def test_entropies_are_those_of_a_plain_computation(
+async def test_entropies_equal_a_plain_computation(
     stub: Any, directories: tuple[Path, Path], renormalise: bool
 ) -> None:
     body = {"text": TEXT, "top_k": 7, "renormalise": renormalise}
@@ -124,7 +122,7 @@ async def test_entropies_are_those_of_a_plain_computation(
     )
 
 
-async def test_matches_and_a_bad_item_alone(stub: Any) -> None:
+async def test_matches_with_an_invalid_item_among_them(stub: Any) -> None:
     async def match(kind: str, *items: dict[str, Any]) -> list[dict[str, Any]]:
         request = codec.match_request({"kind": kind, "items": items})
         answer = codec.match_answer(await stub.Match(request, timeout=10))
@@ -155,7 +153,7 @@ async def test_models(stub: Any) -> None:
     assert answer["policy"]["max_length_tokens"] == MAX_LENGTH_TOKENS
 
 
-async def test_64_callers_at_once_get_what_a_plain_computation_gives(
+async def test_64_concurrent_scores_equal_a_plain_computation(
     stub: Any, directories: tuple[Path, Path]
 ) -> None:
     contexts = [f"{n} + {n * n} = " for n in range(64)]
@@ -173,7 +171,7 @@ async def test_64_callers_at_once_get_what_a_plain_computation_gives(
 
 
 def bad_requests() -> dict[str, tuple[str, Any]]:
-    """What is refused, and a part of what is said about it."""
+    """Invalid requests, by a fragment of the error message of each."""
     tokens = pb.Tokens(token_ids=b"abc")
     return {
         "expected one that was loaded": (
@@ -208,13 +206,13 @@ def bad_requests() -> dict[str, tuple[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("says", sorted(bad_requests()))
-async def test_bad_input_is_refused_in_words(stub: Any, says: str) -> None:
-    method, request = bad_requests()[says]
+@pytest.mark.parametrize("message", sorted(bad_requests()))
+async def test_invalid_input_is_refused_with_a_message(stub: Any, message: str) -> None:
+    method, request = bad_requests()[message]
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await getattr(stub, method)(request, timeout=10)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert says in (refused.value.details() or "")
+    assert message in (refused.value.details() or "")
 
 
 async def test_a_bad_item_of_a_score_fails_alone(stub: Any) -> None:
@@ -227,7 +225,7 @@ async def test_a_bad_item_of_a_score_fails_alone(stub: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["Score", "Logprobs", "Match", "Entropy", "Models"])
-async def test_another_wire_version_is_told_so(stub: Any, method: str) -> None:
+async def test_another_wire_version_is_refused(stub: Any, method: str) -> None:
     request = getattr(pb, f"{method}Request")(wire_version=99)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await getattr(stub, method)(request, timeout=10)
@@ -246,7 +244,7 @@ async def test_before_the_first_weights_it_is_unavailable() -> None:
     assert ("forethought-error", "NotReady") in tuple(refused.value.trailing_metadata() or ())
 
 
-async def test_an_overloaded_server_says_when_to_ask_again(
+async def test_an_overloaded_server_reports_when_to_retry(
     policy: ServedModel, directories: tuple[Path, Path]
 ) -> None:
     limits = Limits(max_batch_tokens=64, max_waiting_tokens=64)
@@ -262,7 +260,7 @@ async def test_an_overloaded_server_says_when_to_ask_again(
                 await stub.Score(score_request(ITEM), timeout=10)
         assert len((await first).items) == 1
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "ask again in 1 s" in (refused.value.details() or "")
+    assert "retry in 1 s" in (refused.value.details() or "")
     assert ("retry-after", "1") in tuple(refused.value.trailing_metadata() or ())
 
 
@@ -282,7 +280,7 @@ async def test_an_overloaded_server_says_when_to_ask_again(
         ("entropy", {"token_ids": [1, 2], "renormalise": False}),
     ],
 )
-def test_a_question_survives_the_wire(method: str, body: dict[str, Any]) -> None:
+def test_a_request_survives_the_wire(method: str, body: dict[str, Any]) -> None:
     request = getattr(codec, f"{method}_request")(body)
     again = type(request).FromString(request.SerializeToString())
     assert getattr(codec, f"{method}_body")(again) == body
@@ -292,7 +290,7 @@ async def test_a_passed_deadline_and_a_cancelled_call_free_the_server(
     stub: Any, endpoints: RewardEndpoints, policy: ServedModel
 ) -> None:
     batcher = endpoints.service.batcher
-    with policy.hold():  # whatever is computed now waits
+    with policy.hold():  # the compute thread is blocked
         with pytest.raises(grpc.aio.AioRpcError) as late:
             await stub.Score(score_request(ITEM), timeout=0.2)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -1,4 +1,4 @@
-"""The three rules of a right answer, without any model."""
+"""The three matching rules, without any model."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_byte_prefix_counts_bytes_not_characters() -> None:
     assert not byte_prefix("e\u0301", "éa", (2, 1))  # no normalisation
 
 
-def test_a_token_of_no_bytes_makes_no_empty_answer_right() -> None:
+def test_an_empty_prediction_is_wrong_even_if_a_token_has_no_bytes() -> None:
     assert not byte_prefix("", "a", (0, 1))
 
 
 @pytest.mark.parametrize("token_bytes", [(), (1,), (4, 5), (9, 0)])
-def test_lengths_that_do_not_add_up_are_refused(token_bytes: tuple[int, ...]) -> None:
+def test_lengths_that_do_not_sum_to_the_text_are_refused(token_bytes: tuple[int, ...]) -> None:
     with pytest.raises(InvalidInput, match="the truth has 8 bytes"):
         byte_prefix("x", " the end", token_bytes)
 
@@ -86,7 +86,7 @@ def test_what_is_a_number(text: str, number: Fraction | int) -> None:
         "inf", "0x10", "1_000", "--1", "1-", "٣", "\uff15", "1" * 1001, "1\x00", "\ud800",
     ],
 )  # fmt: skip
-def test_what_is_none(text: str) -> None:
+def test_what_is_not_a_number(text: str) -> None:
     assert number_of(text) is None
 
 
@@ -96,5 +96,5 @@ def test_numbers_are_equal_exactly_or_not_at_all() -> None:
     assert not numeric("0.33", "1/3")
     assert not numeric("half", "1/2")
     assert not numeric("", "0")
-    with pytest.raises(InvalidInput, match="which is no number"):
+    with pytest.raises(InvalidInput, match="which is not a number"):
         numeric("1", "one")

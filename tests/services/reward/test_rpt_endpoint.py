@@ -1,4 +1,4 @@
-"""RPT through the reward service: whoever asks sends whole responses, and gets what the learner would."""
+"""RPT through the reward service: clients send whole responses and get the learner's rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scorer core against computations written out plainly."""
+"""The scorer core against naive reference computations."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def naive_logprob(model: Any, prefix_ids: tuple[int, ...], target_ids: tuple[int
 def naive_logprob_without(
     model: Any, prefix_ids: tuple[int, ...], target_ids: tuple[int, ...], removed_id: int
 ) -> float:
-    """The same in a world where ``removed_id`` cannot occur: p(x) / (1 - p(removed))."""
+    """The same with ``removed_id`` masked: p(x) / (1 - p(removed))."""
     total, ids = 0.0, list(prefix_ids)
     for target_id in target_ids:
         probs = torch.softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)
@@ -132,8 +132,8 @@ def naive_likelihoods(policy: Any, baseline: Any, query: GroupQuery) -> tuple[li
     head, bridge = list(query.prompting.head_ids), list(query.prompting.bridge_ids)
     policy_logprobs = []
     for thought in query.thoughts_G:
-        words = [i for i in thought.token_ids_L if i != CLOSE_ID]
-        prefix = head + list(query.context_ids_N) + bridge + words + list(query.prompting.close_ids)
+        text = [i for i in thought.token_ids_L if i != CLOSE_ID]
+        prefix = head + list(query.context_ids_N) + bridge + text + list(query.prompting.close_ids)
         policy_logprobs.append(naive_logprob(policy, tuple(prefix), query.target_ids_H))
     prefix_ids = query.prompting.no_think_head_ids + query.context_ids_N
     return policy_logprobs, naive_logprob_without(
@@ -164,7 +164,9 @@ def test_rewards_equal_a_naive_computation(
         assert result.baseline_logprobs_K[0] == pytest.approx(baseline_logprob, abs=1e-5)
         rewards = [logprob - baseline_logprob for logprob in policy_logprobs]
         assert result.rewards_KG[0] == pytest.approx(rewards, abs=1e-5)
-        assert max(rewards) - min(rewards) > 0.01  # the thoughts matter, so the test can fail
+        assert (
+            max(rewards) - min(rewards) > 0.01
+        )  # the thoughts make a difference, so the test can fail
         assert (result.policy_version, result.baseline_version) == (0, 5)
         assert result.replica == "reward-b"
 
@@ -185,7 +187,7 @@ def test_a_score_does_not_depend_on_its_batch(models: tuple[ServedModel, ServedM
             assert got.baseline_logprob == pytest.approx(want.baseline_logprob, abs=1e-5)
 
 
-def test_deterministic_mode_gives_the_same_bits_in_any_company(
+def test_deterministic_mode_is_bitwise_independent_of_the_batch(
     models: tuple[ServedModel, ServedModel],
 ) -> None:
     scorer = Scorer(*models, max_batch_tokens=1 << 20, deterministic=True, objectives={"rlp"})
@@ -199,7 +201,7 @@ def test_deterministic_mode_gives_the_same_bits_in_any_company(
 
 
 class Bigram(torch.nn.Module):
-    """log p(next | last token) by a table: a causal LM whose probabilities a test can choose."""
+    """log p(next | last token) from a table: a causal LM whose probabilities a test chooses."""
 
     def __init__(self, probs_VV: torch.Tensor) -> None:
         super().__init__()
@@ -216,7 +218,7 @@ class Bigram(torch.nn.Module):
 
 
 class Held(ServedModel):
-    """Serves a module that was never in a directory."""
+    """A served model whose module does not come from a directory."""
 
     def __init__(self, model: torch.nn.Module, name: str = "policy") -> None:
         super().__init__(name, "cpu")
@@ -242,7 +244,7 @@ def test_the_think_open_tokens_mass_earns_nothing() -> None:
     assert isinstance(answer, GroupLikelihoods)
     assert answer.baseline_logprob == pytest.approx(math.log(0.5), abs=1e-6)  # not log 0.2
     rewards = [logprob - answer.baseline_logprob for logprob in answer.policy_logprobs_G]
-    assert rewards == pytest.approx([0.0, 0.0], abs=1e-6)  # a thought that says nothing is worth 0
+    assert rewards == pytest.approx([0.0, 0.0], abs=1e-6)  # an empty thought earns 0
 
 
 def test_without_a_baseline_the_policy_scores_the_no_think_branch(
@@ -357,7 +359,7 @@ def test_strictly_on_policy_means_exactly_that_version(
 
 
 class Fixed(Objective):
-    """Rewards as a test wants them."""
+    """An objective whose rewards a test chooses."""
 
     Config = BaseModel
 
@@ -372,7 +374,7 @@ class Fixed(Objective):
     ("config", "message"),
     [((1.0,), "for 2 thoughts"), ((1.0, 1e-320), "one finite number"), ((1, 0), "ZeroDivision")],
 )
-def test_an_objective_that_misbehaves_is_named(config: Any, message: str) -> None:
+def test_the_error_names_an_objective_that_misbehaves(config: Any, message: str) -> None:
     query = random_query(1, group_size=2)
     likelihoods = GroupLikelihoods((-1.0, -2.0), -1.0, 1, 0, 0)
     with pytest.raises(ForethoughtError, match=message):
@@ -409,7 +411,7 @@ def test_a_batch_that_fails_is_scored_one_by_one(
     assert before.rewards_KG[0] == pytest.approx(expected[0].rewards_KG[0], abs=1e-5)
 
 
-async def test_every_door_shares_one_compute_thread(scorer: Scorer) -> None:
+async def test_all_callers_share_one_compute_thread(scorer: Scorer) -> None:
     names = await asyncio.gather(*(scorer.run(_thread_name) for _ in range(4)))
     assert len(set(names)) == 1
     assert names[0].startswith("scorer")

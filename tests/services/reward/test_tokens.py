@@ -1,4 +1,4 @@
-"""Tokens: how they are read, compared and chosen, and what is refused with a reason."""
+"""Authentication tokens: reading, comparison, choice, and refusals with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def written(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("text", ["one", "one\n", "\n# first\r\n  one\t\r\n\n", "#\none"])
-def test_blank_lines_and_remarks_are_skipped(tmp_path: Path, text: str) -> None:
+def test_blank_lines_and_comments_are_skipped(tmp_path: Path, text: str) -> None:
     assert FileTokens(written(tmp_path / "t", text)).now() == ("one",)
 
 
@@ -44,7 +44,7 @@ def test_the_first_is_sent_and_all_are_accepted(tmp_path: Path) -> None:
         ("sEcret\x07\n", "line 1 of the token file"),
     ],
 )
-def test_files_without_tokens_are_refused_and_show_none(
+def test_files_without_valid_tokens_are_refused_and_not_shown(
     tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(InvalidInput, match=message) as refused:
@@ -59,19 +59,19 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
             tokens_of("", str(tmp_path / name), "auth.token")
 
 
-def test_a_value_that_is_no_token_is_refused_and_not_shown() -> None:
+def test_an_invalid_value_is_refused_and_not_shown() -> None:
     for value in ("sEcret two", "sEcret\n", "sEcretä"):
         with pytest.raises(InvalidInput, match=r"auth\.token holds whitespace") as refused:
             tokens_of(value, "", "auth.token")
         assert "sEcret" not in str(refused.value)
 
 
-def test_a_value_and_a_file_are_one_too_many() -> None:
+def test_a_value_and_a_file_exclude_each_other() -> None:
     with pytest.raises(InvalidInput, match=r"both auth\.token and auth\.token_file"):
         tokens_of("one", "file", "auth.token")
 
 
-def test_a_file_is_read_again_when_it_changed_and_not_before(
+def test_a_file_is_read_again_only_after_it_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock_s, num_reads, read = [100.0], [0], tokens.read_tokens
@@ -84,7 +84,7 @@ def test_a_file_is_read_again_when_it_changed_and_not_before(
     monkeypatch.setattr(tokens, "read_tokens", counting)
     file = FileTokens(written(tmp_path / "t", "one"))
     written(tmp_path / "t", "two-2")
-    assert file.now() == ("one",)  # not looked at yet
+    assert file.now() == ("one",)  # not checked again yet
     clock_s[0] += tokens.LOOK_INTERVAL_S
     assert file.now() == ("two-2",)
     clock_s[0] += tokens.LOOK_INTERVAL_S
@@ -92,7 +92,7 @@ def test_a_file_is_read_again_when_it_changed_and_not_before(
 
 
 @pytest.mark.parametrize("text", ["", "two tokens", None])
-def test_a_file_that_went_bad_leaves_the_tokens_in_force(
+def test_a_file_that_became_invalid_leaves_the_tokens_in_force(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -115,14 +115,14 @@ def test_the_runs_token_grants_everything(authorization: str) -> None:
         GUARD.check(authorization, role)
 
 
-def test_a_clients_token_may_only_ask() -> None:
+def test_a_clients_token_grants_only_the_client_role() -> None:
     GUARD.check("Bearer client", Role.CLIENT)
     with pytest.raises(Forbidden, match="expected the run's token"):
         GUARD.check("Bearer client", Role.RUN)
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "run", "Token run"])
-def test_what_shows_no_token_is_told_so(authorization: str | None) -> None:
+def test_a_missing_token_is_reported(authorization: str | None) -> None:
     with pytest.raises(Unauthenticated, match="got no token"):
         GUARD.check(authorization, Role.CLIENT)
 
@@ -133,11 +133,11 @@ def test_without_tokens_nothing_is_accepted() -> None:
             Guard().check(authorization, Role.CLIENT)
 
 
-def test_an_open_guard_asks_for_nothing() -> None:
+def test_an_open_guard_requires_no_token() -> None:
     Guard.of_replica(AuthSection(open=True)).check(None, Role.RUN)
 
 
-def test_a_replica_is_closed_by_default_and_wants_the_runs_token() -> None:
+def test_a_replica_is_closed_by_default_and_requires_the_runs_token() -> None:
     for section in (AuthSection(), AuthSection(client_token="client")):
         with pytest.raises(InvalidInput) as refused:
             Guard.of_replica(section)
@@ -145,7 +145,7 @@ def test_a_replica_is_closed_by_default_and_wants_the_runs_token() -> None:
             assert way_out in str(refused.value)
 
 
-def test_standing_alone_makes_up_a_token_only_where_none_is_given() -> None:
+def test_a_standalone_service_generates_a_token_only_if_none_is_given() -> None:
     first, second = Guard.standalone(AuthSection()), Guard.standalone(AuthSection())
     assert first[1]
     assert second[1] not in (None, first[1])

@@ -1,4 +1,4 @@
-"""The reward service's queue handler: verdicts, results, and waking up after a flip."""
+"""The reward service's queue handler: readiness, results, and waking up after a flip."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("version", "epoch", "readiness"),
     [
         (3, 2, Readiness.READY),
-        (1, 2, Readiness.READY),  # stale, which scoring judges
+        (1, 2, Readiness.READY),  # stale, which scoring reports
         (4, 2, Readiness.WAIT),
         (9, 1, Readiness.DISCARD),
         (0, 3, Readiness.WAIT),
     ],
 )
-def test_verdict_compares_with_what_is_served(
+def test_readiness_compares_with_the_served_version(
     directory: Path, version: int, epoch: int, readiness: Readiness
 ) -> None:
     scorer = Scorer(serve(directory, "policy", epoch=2, version=3), None, 400)
@@ -77,7 +77,7 @@ def test_verdict_compares_with_what_is_served(
     assert RewardHandler(scorer).readiness(message) is readiness
 
 
-def test_verdict_waits_for_weights_and_for_the_baseline_of_the_epoch(directory: Path) -> None:
+def test_readiness_waits_for_weights_and_for_the_baseline_of_the_epoch(directory: Path) -> None:
     policy, baseline = ServedModel("policy", "cpu"), ServedModel("baseline", "cpu")
     scorer = Scorer(policy, baseline, 400)
     handler, message = RewardHandler(scorer), message_of(make_rollout(epoch=2))
@@ -92,8 +92,8 @@ def test_verdict_waits_for_weights_and_for_the_baseline_of_the_epoch(directory: 
     baseline.load(directory, manifest("baseline", epoch=1))
     assert handler.readiness(message) is Readiness.WAIT
     rollout = make_rollout(epoch=2)
-    alone = replace(rollout, task=replace(rollout.task, models=("policy",)))
-    assert handler.readiness(message_of(alone)) is Readiness.READY
+    policy_only = replace(rollout, task=replace(rollout.task, models=("policy",)))
+    assert handler.readiness(message_of(policy_only)) is Readiness.READY
 
 
 def test_a_failed_rollout_needs_only_its_epoch(directory: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_failed_rollout_needs_only_its_epoch(directory: Path) -> None:
     assert handler.readiness(message_of(failed)) is Readiness.READY
 
 
-def test_a_body_that_is_no_rollout_has_no_verdict(directory: Path) -> None:
+def test_the_readiness_of_an_invalid_body_raises(directory: Path) -> None:
     handler = RewardHandler(Scorer(serve(directory, "policy"), None, 400))
     with pytest.raises(InvalidInput):
         handler.readiness(Message(1, 1, b"\xff\xff\xff"))
@@ -126,7 +126,7 @@ async def test_results_come_in_order_one_per_message(directory: Path) -> None:
     assert scored[2].failure == "no memory"
 
 
-async def test_loading_weights_wakes_who_waits_for_a_change(directory: Path) -> None:
+async def test_loading_weights_wakes_waiters_for_a_change(directory: Path) -> None:
     scorer = Scorer(ServedModel("policy", "cpu"), None, 400)
     handler, message = RewardHandler(scorer), message_of(make_rollout(version=1))
     for version, readiness in ((0, Readiness.WAIT), (1, Readiness.READY)):
@@ -140,7 +140,7 @@ async def test_loading_weights_wakes_who_waits_for_a_change(directory: Path) -> 
         await handler.load(manifest("baseline"), directory)
 
 
-def test_what_is_given_up_on_carries_its_rollout_and_the_reason() -> None:
+def test_an_error_result_carries_its_rollout_and_the_reason() -> None:
     rollout = make_rollout()
     scored = decode_scored(error_result(message_of(rollout), "3 attempts").body)
     assert scored.failure == "3 attempts"

@@ -1,4 +1,4 @@
-"""The reward service's own connection protocol over plain sockets: what no HTTP client would send."""
+"""The reward service's connection protocol over raw sockets: byte streams that no HTTP client sends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
 
 
 class Server:
-    """The service on a port, and connections to it."""
+    """A reward service on a port, and raw connections to it."""
 
     def __init__(self, policy: ServedModel, guard: Guard = OPEN) -> None:
         self.service = RewardService(
@@ -86,11 +86,11 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], Any
 
 
 def counts(server: Server) -> dict[tuple[str, int], int]:
-    """How many requests came to what."""
+    """Number of recorded requests by path and status."""
     return {key: found.num_values for key, found in server.app.seconds.seconds.items()}
 
 
-async def send_for_ever(writer: asyncio.StreamWriter, chunk: bytes) -> None:
+async def send_endlessly(writer: asyncio.StreamWriter, chunk: bytes) -> None:
     while True:
         writer.write(chunk)
         await writer.drain()
@@ -104,7 +104,7 @@ def matches(body: Any) -> bool:
 @pytest.mark.parametrize("cut", [1, 10, 60, 100, 200])
 async def test_a_request_may_come_in_any_pieces(server: Server, cut: int) -> None:
     async with server.connection() as (reader, writer):
-        for _ in range(2):  # and the connection is kept
+        for _ in range(2):  # the second one over the kept-alive connection
             whole = request("yes")
             for start in range(0, len(whole), cut):
                 writer.write(whole[start : start + cut])
@@ -116,7 +116,7 @@ async def test_a_request_may_come_in_any_pieces(server: Server, cut: int) -> Non
 
 async def test_requests_sent_without_waiting_are_answered_in_order(server: Server) -> None:
     slow = raw({"prefix": "a", "continuations": ["b"]}, path="/v1/logprobs")
-    unusual = request("no", path="/v1/match?x=1")  # the ASGI way, between two of the short one
+    unusual = request("no", path="/v1/match?x=1")  # takes ASGI, between two on the fast path
     async with server.connection() as (reader, writer):
         writer.write(slow + request("yes") + unusual + request("yes") + slow)
         answers = [(await answer(reader))[2] for _ in range(5)]
@@ -147,7 +147,7 @@ async def test_unusual_requests_are_answered_alike(
             assert await reader.read() == b""
 
 
-async def test_a_caller_may_wait_for_permission_to_send(server: Server) -> None:
+async def test_a_client_may_wait_for_100_continue(server: Server) -> None:
     head, _, body = request("yes", "expect: 100-continue").partition(b"\r\n\r\n")
     async with server.connection() as (reader, writer):
         writer.write(head + b"\r\n\r\n")
@@ -164,14 +164,14 @@ async def test_a_body_without_end_is_refused_and_then_cut_off(server: Server) ->
         status, _, body = await answer(reader)
         assert status == body["error"]["status"] == 413
         with pytest.raises(ConnectionError):
-            await send_for_ever(writer, chunk)
+            await send_endlessly(writer, chunk)
     async with server.connection() as (reader, writer):
         writer.write(request("yes"))
         assert (await answer(reader))[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/match", "/v1/match?x=1"], ids=["short", "asgi"])
-async def test_without_a_token_a_body_is_not_waited_for(policy: ServedModel, path: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/match", "/v1/match?x=1"], ids=["fast path", "asgi"])
+async def test_without_a_token_the_body_is_not_awaited(policy: ServedModel, path: str) -> None:
     server = Server(policy, Guard(client=Tokens(("secret",))))
     await server.http.start()
     head, _, body = request("yes", path=path).partition(b"\r\n\r\n")
@@ -179,27 +179,27 @@ async def test_without_a_token_a_body_is_not_waited_for(policy: ServedModel, pat
         writer.write(head + b"\r\n\r\n")
         status, headers, _ = await answer(reader)
         assert (status, headers["www-authenticate"]) == (401, "bearer")
-        writer.write(body)  # comes too late, and is no request
-        for word, expected in (("secret", 200), ("secreT", 401)):
-            writer.write(request("yes", f"Authorization: Bearer {word}", path=path))
+        writer.write(body)  # too late: dropped, not parsed as a request
+        for token, expected in (("secret", 200), ("secreT", 401)):
+            writer.write(request("yes", f"Authorization: Bearer {token}", path=path))
             assert (await answer(reader))[0] == expected
     assert counts(server) == {("/v1/match", 401): 2, ("/v1/match", 200): 1}
     await server.http.stop()
     await server.service.close()
 
 
-async def test_what_is_no_http_is_refused(server: Server) -> None:
+async def test_anything_but_http_is_refused(server: Server) -> None:
     async with server.connection() as (reader, writer):
         writer.write(b"\x16\x03\x01 is how TLS begins\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 400")
 
 
-async def test_a_caller_that_hangs_up_takes_all_its_work_along(
+async def test_a_client_that_disconnects_cancels_all_its_work(
     server: Server, policy: ServedModel
 ) -> None:
     batcher = server.service.batcher
     asked = raw({"prefix": "a", "continuations": ["b"]}, path="/v1/logprobs")
-    with policy.hold():  # the compute thread cannot begin
+    with policy.hold():  # the compute thread cannot start
         async with server.connection() as (_, writer):
             writer.write(asked * 3)
             while not batcher.num_waiting_tokens:
@@ -208,26 +208,28 @@ async def test_a_caller_that_hangs_up_takes_all_its_work_along(
             await asyncio.sleep(0.001)
     assert counts(server) == {
         ("/v1/logprobs", CLIENT_DISCONNECTED): 1
-    }  # the others were never begun
+    }  # the others were never started
 
 
-async def test_stopping_waits_for_the_answer_in_hand(server: Server, policy: ServedModel) -> None:
+async def test_stopping_waits_for_the_reply_in_progress(
+    server: Server, policy: ServedModel
+) -> None:
     asked = raw({"prefix": "a", "continuations": ["b"]}, path="/v1/logprobs")
     async with server.connection() as (reader, writer):
-        with policy.hold():  # no answer until nobody else is let in
+        with policy.hold():  # no reply until new connections are refused
             writer.write(asked)
             while not server.service.batcher.num_waiting_tokens:
                 await asyncio.sleep(0.001)
             stopping = asyncio.create_task(server.http.stop())
             with pytest.raises(ConnectionError):
-                await connect_for_ever(server)
+                await connect_until_refused(server)
         status, headers, _ = await answer(reader)
         await stopping
         assert (status, headers["connection"]) == (200, "close")
         assert await reader.read() == b""
 
 
-async def connect_for_ever(server: Server) -> None:
+async def connect_until_refused(server: Server) -> None:
     while True:
         async with server.connection():
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The HTTP door with a real tiny model: what it answers, and how it refuses."""
+"""The HTTP server with a real tiny model: replies and refusals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def connect(app: RewardApp) -> httpx.AsyncClient:
 async def client(
     served: tuple[ServedModel, ServedModel], request: pytest.FixtureRequest
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Either way to the same door: any ASGI server's, and the short one of our own protocol."""
+    """Both ways to the same endpoints: ASGI, and the fast path of the service's own protocol."""
     app = make_app(*served)
     if request.param == "asgi":
         async with connect(app) as client:
@@ -106,7 +106,7 @@ async def test_an_item_is_scored_like_the_core_does(
     assert (answer["id"], answer["policy_version"], answer["baseline_version"]) == ("a", 4, 3)
 
 
-async def test_text_and_ids_are_the_same_and_a_close_token_is_counted_once(
+async def test_text_and_ids_are_equivalent_and_a_close_token_counts_once(
     client: httpx.AsyncClient,
 ) -> None:
     by_ids = {
@@ -122,7 +122,7 @@ async def test_text_and_ids_are_the_same_and_a_close_token_is_counted_once(
     assert [answer["id"] for answer in answers] == ["a", 2, "a"]
 
 
-async def test_texts_are_tokenised_apart_and_an_empty_thought_is_a_thought(
+async def test_texts_are_tokenised_separately_and_a_thought_may_be_empty(
     client: httpx.AsyncClient,
 ) -> None:
     several = GOOD | {"target": "seven", "thoughts": ["", [CLOSE_ID], "é"]}
@@ -222,7 +222,7 @@ async def test_a_bad_request_is_refused_as_a_whole(
     assert error["status"] == status
     assert message in error["message"]
     assert len(error["message"]) < 400
-    await score(client, GOOD)  # nothing else is disturbed
+    await score(client, GOOD)  # later requests are unaffected
 
 
 async def test_a_body_without_a_length_is_bounded_too(client: httpx.AsyncClient) -> None:
@@ -246,7 +246,7 @@ async def test_other_paths_and_methods_are_refused_in_the_same_form(
     assert response.json()["error"]["status"] == status
 
 
-async def test_models_says_what_is_served(
+async def test_models_reports_what_is_served(
     client: httpx.AsyncClient, served: tuple[ServedModel, ServedModel]
 ) -> None:
     body = (await client.get("/v1/models")).json()
@@ -263,8 +263,8 @@ async def test_models_says_what_is_served(
     }
     assert body["baseline"]["version"] == 3
     assert body["objectives"] == ["rlp"]
-    async with connect(make_app(served[0], None)) as alone:
-        assert (await alone.get("/v1/models")).json()["baseline"] is None
+    async with connect(make_app(served[0], None)) as standalone:
+        assert (await standalone.get("/v1/models")).json()["baseline"] is None
 
 
 async def test_before_the_first_weights_it_is_not_ready(
@@ -279,7 +279,7 @@ async def test_before_the_first_weights_it_is_not_ready(
             assert "weights yet" in answer.json()["error"]["message"]
 
 
-async def test_before_the_first_baseline_the_policy_stands_in(
+async def test_before_the_first_baseline_the_policy_replaces_it(
     served: tuple[ServedModel, ServedModel],
 ) -> None:
     async with connect(make_app(served[0], ServedModel("baseline", "cpu"))) as client:
@@ -298,7 +298,7 @@ async def test_a_model_without_the_markers_is_not_the_callers_fault(
     assert "think marker '<plan>'" in response.json()["error"]["message"]
 
 
-async def test_a_defect_is_a_500_that_says_nothing_of_the_inside(
+async def test_a_defect_is_a_500_that_leaks_no_internals(
     served: tuple[ServedModel, ServedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
