@@ -1,8 +1,8 @@
-"""Asyncio that every process needs: ending tasks for certain, waiting with a limit, backing off.
+"""Asyncio helpers for every process: reliable cancellation, waiting with a timeout, backoff.
 
-Design: before Python 3.12 ``asyncio.wait_for`` swallows a cancellation that arrives in the very moment
-its inner task is done, and redis-py sends every command through it; a loop that was cancelled once may
-therefore run on for ever. So a task is cancelled again until it has ended.
+Design: before Python 3.12 ``asyncio.wait_for`` can swallow a cancellation that arrives just as its inner
+task completes, and redis-py sends every command through it; a loop that is cancelled only once may
+therefore run indefinitely. So a task is re-cancelled until it has ended.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from forethought.errors import Unreachable
 
 T = TypeVar("T")
 
-_AGAIN_S = 0.1
+_RECANCEL_S = 0.1
 _MAX_DOUBLINGS = 60  # beyond any bound in seconds, and well within a float
 
 log = logging.getLogger(__name__)
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and return when all have ended; what they raised stays in them."""
+    """Cancel tasks and return when all have ended; their exceptions stay in the tasks."""
     running = set(tasks)
     while running:
         for task in running:
             task.cancel()
-        _, running = await asyncio.wait(running, timeout=_AGAIN_S)
+        _, running = await asyncio.wait(running, timeout=_RECANCEL_S)
 
 
 async def first_failure(tasks: Iterable[asyncio.Task[Any]], main: asyncio.Task[Any]) -> None:
-    """Wait until ``main`` has ended, or raise what ended any of the others before it."""
+    """Wait until ``main`` has ended, or raise the exception of any other task that ends before it."""
     await asyncio.wait((main, *tasks), return_when=asyncio.FIRST_COMPLETED)
     for task in (main, *tasks):
         if task.done():
@@ -61,7 +61,7 @@ async def wait_for_event(event: asyncio.Event, timeout_s: float) -> bool:
 
 
 def backoff_s(num_failures: int, first_s: float = 0.1, longest_s: float = 5.0) -> float:
-    """Seconds to wait after the ``num_failures``-th failure in a row (from 1): doubling, bounded."""
+    """Seconds to wait after the ``num_failures``-th consecutive failure (from 1): exponential, capped."""
     return min(first_s * 2.0 ** min(num_failures - 1, _MAX_DOUBLINGS), longest_s)
 
 
@@ -71,12 +71,12 @@ def backoff(first_s: float = 0.1, longest_s: float = 5.0) -> Iterator[float]:
 
 
 async def retry_until_reachable(act: Callable[[], Awaitable[T]]) -> T:
-    """The result of ``act``, called again until its peer can be reached; ``act`` must be idempotent."""
+    """The result of ``act``, retried with backoff while its peer is unreachable; it must be idempotent."""
     waits_s = backoff()
     while True:
         try:
             return await act()
         except Unreachable as error:
             wait_s = next(waits_s)
-            log.warning("%s; trying again in %.1f s", error, wait_s)
+            log.warning("%s; retrying in %.1f s", error, wait_s)
         await asyncio.sleep(wait_s)

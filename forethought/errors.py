@@ -1,20 +1,19 @@
-"""Every error a user or a peer can meet, each with its HTTP and gRPC status.
+"""Every error a user or a peer can see, each with its HTTP and gRPC status.
 
     ForethoughtError
-    ├── InvalidInput        400  INVALID_ARGUMENT     what was got, what was expected, what to do
-    │   └── NotInstalled                              a library that an extra of the package brings
-    ├── Unauthenticated     401  UNAUTHENTICATED      no token, or one that is not accepted here
-    ├── Forbidden           403  PERMISSION_DENIED    a token that does not grant this
+    ├── InvalidInput        400  INVALID_ARGUMENT     says what was got, what was expected, what to do
+    │   └── NotInstalled                              a library from an optional extra is missing
+    ├── Unauthenticated     401  UNAUTHENTICATED      no token, or one this server does not accept
+    ├── Forbidden           403  PERMISSION_DENIED    the token does not grant this
     ├── NotReady            503  UNAVAILABLE          no verified weights yet
     ├── Stale               409  FAILED_PRECONDITION  a push or task older than what is served
     ├── Unreachable         503  UNAVAILABLE          a peer (Redis, a replica) cannot be reached
-    ├── Overloaded          429  RESOURCE_EXHAUSTED   too much is waiting; ask again later
+    ├── Overloaded          429  RESOURCE_EXHAUSTED   the queue is full; retry later
     └── Superseded          409  ABORTED              a newer learner owns the run
 
-``InvalidInput`` is also a ``ValueError``, so library callers need not know this tree. Exceptions and
-statuses are mapped to each other here and nowhere else: :func:`status_of` on the server's side,
-:func:`error_of_http` and :func:`error_of_grpc` on the client's. gRPC codes are named by string so that
-importing errors loads no grpc.
+``InvalidInput`` is also a ``ValueError``, so library callers need not know this hierarchy. Exceptions and
+statuses are mapped to each other only here: :func:`status_of` on the server, :func:`error_of_http` and
+:func:`error_of_grpc` on the client. gRPC codes are strings, so importing errors does not load grpc.
 """
 
 from __future__ import annotations
@@ -24,46 +23,46 @@ from dataclasses import dataclass
 
 
 class ForethoughtError(Exception):
-    """Root of the tree."""
+    """Root of the hierarchy."""
 
     http_status = 500
     grpc_code = "INTERNAL"
 
 
 class InvalidInput(ForethoughtError, ValueError):
-    """The caller asked for something that cannot be: the message says got, expected, remedy."""
+    """The input is invalid; the message says what was got, what was expected, and the remedy."""
 
     http_status = 400
     grpc_code = "INVALID_ARGUMENT"
 
 
 class NotInstalled(InvalidInput):
-    """What was asked for needs a library that is not there."""
+    """The feature needs a library that is not installed."""
 
 
 class Unauthenticated(ForethoughtError):
-    """The caller showed no token, or one that is not accepted here."""
+    """The caller sent no token, or one that this server does not accept."""
 
     http_status = 401
     grpc_code = "UNAUTHENTICATED"
 
 
 class Forbidden(ForethoughtError):
-    """The caller's token is known and does not grant this."""
+    """The caller's token is valid but does not grant this."""
 
     http_status = 403
     grpc_code = "PERMISSION_DENIED"
 
 
 class NotReady(ForethoughtError):
-    """Nothing verified is being served yet."""
+    """No verified weights are being served yet."""
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
 
 
 class Stale(ForethoughtError):
-    """A push or request is older than, or foreign to, what is being served."""
+    """A push or request is older than, or does not belong to, what is being served."""
 
     http_status = 409
     grpc_code = "FAILED_PRECONDITION"
@@ -77,7 +76,7 @@ class Unreachable(ForethoughtError):
 
 
 class Overloaded(ForethoughtError):
-    """More is waiting than this server admits; ``retry_after_s`` is when to ask again."""
+    """The server's queue is full; retry after ``retry_after_s`` seconds."""
 
     http_status = 429
     grpc_code = "RESOURCE_EXHAUSTED"
@@ -96,7 +95,7 @@ class Superseded(ForethoughtError):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How an exception is told to a peer.
+    """How an exception is reported to a peer.
 
     Example:
         ``Status(400, "INVALID_ARGUMENT", "target is empty; give at least one token")``
@@ -108,7 +107,7 @@ class Status:
 
 
 def status_of(error: BaseException) -> Status:
-    """Map any exception to its status; only errors of this tree show their message to a peer."""
+    """Map any exception to its status; only errors of this hierarchy show their message to a peer."""
     if isinstance(error, ForethoughtError):
         return Status(error.http_status, error.grpc_code, str(error))
     return Status(500, "INTERNAL", f"internal error ({type(error).__name__}); see the server's log")
@@ -131,20 +130,20 @@ _KIND_OF_HTTP: Mapping[int, type[ForethoughtError]] = {
 
 
 def error_of_http(status: int, message: str, retry_after_s: float = 0.0) -> ForethoughtError:
-    """The error behind an HTTP status; one that no server here answers with is the root's."""
+    """The error for an HTTP status; ``ForethoughtError`` for one that no Forethought server returns."""
     return _error(_KIND_OF_HTTP.get(status, ForethoughtError), message, retry_after_s)
 
 
 def error_of_grpc(
     code: str, message: str, name: str = "", retry_after_s: float = 0.0
 ) -> ForethoughtError:
-    """The error behind a gRPC status: the class of that ``name`` in this tree, else the code's."""
+    """The error for a gRPC status: the class called ``name`` if there is one, else the code's class."""
     of_code = _KIND_OF_GRPC.get(code, ForethoughtError)
     return _error(_KIND_OF_NAME.get(name, of_code), message, retry_after_s)
 
 
 def is_known_http(status: int) -> bool:
-    """Whether a status is one that a server here answers a failed request with."""
+    """Whether Forethought servers return this status for failed requests."""
     return status in _KIND_OF_HTTP
 
 

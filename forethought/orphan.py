@@ -1,11 +1,11 @@
-"""Child processes that do not outlive their parent, not even one that was killed with SIGKILL.
+"""Child processes that never outlive their parent, even if the parent is killed with SIGKILL.
 
-Design: the kernel is asked (``PR_SET_PDEATHSIG``), because a parent that was killed can ask for nothing.
-The price: macOS has no such request, and there ``kill -9`` leaves children behind; and the kernel
-counts the *thread* that started the child as its parent, so start children in the main thread.
+Design: the kernel does it (``PR_SET_PDEATHSIG``), because a killed parent cannot clean up. The price:
+macOS has no equivalent, so there ``kill -9`` leaves children behind; and to the kernel the parent is
+the *thread* that started the child, so start children from the main thread.
 
-A child that a library starts through ``multiprocessing``, from whatever thread, asks for itself
-(:func:`end_with_parent`): it holds the end of a pipe that closes with its parent.
+A child that a library starts through ``multiprocessing``, from any thread, watches its parent itself
+(:func:`end_with_parent`): it holds one end of a pipe that closes when the parent dies.
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ _PR_SET_PDEATHSIG = 1
 
 
 def death_with_parent() -> Callable[[], None] | None:
-    """What a child does between fork and exec; libc is loaded before, while that is safe."""
+    """The ``preexec_fn`` of a child; libc is loaded here, before the fork, while that is safe."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()
 
-    def ask_kernel() -> None:
+    def set_death_signal() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before we could ask
+        if os.getppid() != parent:  # it died before the call above
             os._exit(1)
 
-    return ask_kernel
+    return set_death_signal
 
 
 def end_with_parent() -> None:
-    """In a child that ``multiprocessing`` spawned: end at once when the parent does, however that ends."""
+    """In a child spawned by ``multiprocessing``: exit as soon as the parent exits, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "this process was not spawned"
 
     def follow() -> None:
         parent.join()
-        os._exit(
-            1
-        )  # nobody is left to clean up for, and what waits for the parent would wait for ever
+        # Without cleanup: no one is left to clean up for, and a wait for the parent would never end.
+        os._exit(1)
 
     Thread(target=follow, name="end-with-parent", daemon=True).start()

@@ -1,4 +1,4 @@
-"""What can only be checked with the objective at hand, before anything is started and without torch."""
+"""Checks that need the loaded objective; they run before any process starts and without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_run(settings: Settings) -> Objective:
     """Load the configured objective and check the settings against it.
 
     Raises:
-        InvalidInput: a group too small for the estimator, or a result that could pass 1 MiB in Redis.
+        InvalidInput: a group too small for the estimator, or a result that could exceed 1 MiB in Redis.
     """
     configured = settings.objective
     objective = objectives.load(configured.name, configured.parameters, configured.folder)
@@ -25,7 +25,7 @@ def check_run(settings: Settings) -> Objective:
         _check_group_size(settings, objective)
         _check_value_size(settings, objective)
     else:
-        _check_nothing_between(settings)
+        _check_no_next_token_steps(settings)
     return objective
 
 
@@ -38,7 +38,7 @@ def load_estimator(settings: Settings, objective: Objective) -> Estimator:
     """The estimator of :func:`estimator_name`.
 
     Raises:
-        InvalidInput: there is none of that name.
+        InvalidInput: no estimator has that name.
     """
     return estimators.load(estimator_name(settings, objective))
 
@@ -57,7 +57,7 @@ def check_corpus(settings: Settings) -> None:
 
 
 def largest_value_bytes(settings: Settings, objective: Objective) -> int:
-    """An upper bound of a scored rollout on the wire: five arrays of the trunk and K x G thoughts."""
+    """Upper bound on the wire size of a scored rollout: five arrays over the trunk, plus K x G thoughts."""
     num_positions = objective.max_positions(settings.corpus.window_tokens)
     target_tokens = getattr(objective.config, "target_tokens", 1)
     num_tokens = settings.sampling.max_thought_tokens + objective.prediction_tokens
@@ -80,10 +80,10 @@ def check_redis(settings: Settings, objective: Objective) -> None:
 
 
 def check_token(settings: Settings, objective: Objective) -> None:
-    """Refuse a thinking run that no closed replica would take weights from.
+    """Refuse a thinking run whose weight pushes every replica with authentication would reject.
 
     Raises:
-        InvalidInput: ``auth.open`` is false and the run has no token, or its file cannot be used.
+        InvalidInput: ``auth.open`` is false and the run has no token, or its token file is unusable.
     """
     if objective.thinks:
         Guard.of_replica(settings.auth)
@@ -95,17 +95,16 @@ def _check_group_size(settings: Settings, objective: Objective) -> None:
         raise InvalidInput(
             f"sampling.group_size is {settings.sampling.group_size}; expected at least {least} for the "
             f"{estimator_name(settings, objective)} advantage of objective "
-            f"{settings.objective.name!r}, which compares "
-            "the thoughts of a group with each other"
+            f"{settings.objective.name!r}, which compares the thoughts within a group"
         )
 
 
-def _check_nothing_between(settings: Settings) -> None:
+def _check_no_next_token_steps(settings: Settings) -> None:
     section = settings.learner
     if section.next_token_every_steps or section.next_token_coef:
         raise InvalidInput(
             f"objective {settings.objective.name!r} does not think, so every step is a next-token step; "
-            "expected learner.next_token_every_steps = 0 and learner.next_token_coef = 0 beside it"
+            "expected learner.next_token_every_steps = 0 and learner.next_token_coef = 0"
         )
 
 
@@ -114,6 +113,6 @@ def _check_value_size(settings: Settings, objective: Objective) -> None:
     if size > MAX_VALUE_BYTES:
         raise InvalidInput(
             f"one task's result could take {size} bytes in Redis; expected at most {MAX_VALUE_BYTES}: "
-            "lower the objective's num_positions (more tasks do the same work), sampling.group_size, "
+            "lower the objective's num_positions (and use more tasks), sampling.group_size, "
             "sampling.max_thought_tokens or corpus.window_tokens"
         )

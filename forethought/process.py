@@ -1,6 +1,6 @@
-"""What every Forethought process does first and last: settings, logs, and an honest exit status.
+"""Startup and exit of every Forethought process: settings, logging, and the exit status.
 
-0  done, or drained after SIGTERM        2  the user has to change something (one line, no traceback)
+0  done, or drained after SIGTERM        2  the user must change something (one line, no traceback)
 3  a newer learner owns the run          1  anything else (traceback)
 """
 
@@ -25,7 +25,7 @@ FAILED, USER_ERROR, SUPERSEDED = 1, 2, 3
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """The arguments that all processes share: a configuration file and ``section.key=value`` words."""
+    """The arguments all processes share: a configuration file and ``section.key=value`` overrides."""
     arguments = argparse.ArgumentParser(prog=program, description=description)
     arguments.add_argument("--config", type=Path, help="a TOML configuration file")
     arguments.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -33,18 +33,18 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The settings that parsed arguments ask for.
+    """The settings given by parsed arguments.
 
     Raises:
-        InvalidInput: the file or a word is wrong.
+        InvalidInput: the file or an override is invalid.
     """
     return load_settings(arguments.config, arguments.overrides)
 
 
 def exit_status(process: str, main: Callable[[], int]) -> int:
-    """Run ``main`` with logging set up and turn what it raises into an exit status.
+    """Run ``main`` with logging configured and map its exceptions to an exit status.
 
-    ``main`` has to import what is heavy: the libraries are told first to keep their bars to themselves.
+    Import heavy libraries inside ``main``: their progress bars must be disabled before the import.
     """
     configure_logging(process)
     quiet_libraries()
@@ -53,7 +53,7 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
     except InvalidInput as error:
         print(f"{process}: {error}", file=sys.stderr)
         return USER_ERROR
-    except Unreachable as error:  # may pass: a supervisor starts us again
+    except Unreachable as error:  # may be transient: a supervisor restarts the process
         print(f"{process}: {error}", file=sys.stderr)
         return FAILED
     except Superseded as error:
@@ -68,14 +68,15 @@ def run_service(
     argv: Sequence[str] | None = None,
     needs_redis: Callable[[Settings], bool] = lambda _: True,
 ) -> int:
-    """A replica's main: parse the command line, serve until a signal; returns the exit status."""
+    """A replica's main: parse the command line, serve until SIGTERM or SIGINT; returns the exit status."""
     arguments = parser(f"python -m services.{name}", description or "").parse_args(argv)
 
     def run() -> int:
         settings = settings_of(arguments)
         if needs_redis(settings) and not settings.redis.url:
             raise InvalidInput(
-                "redis.url is empty; expected the run's Redis, such as redis://127.0.0.1:6379"
+                "redis.url is empty; expected the URL of the run's Redis, such as "
+                "redis://127.0.0.1:6379"
             )
         return run_until_signalled(lambda stop: serve(settings, stop))
 
@@ -83,7 +84,7 @@ def run_service(
 
 
 def quiet_libraries() -> None:
-    """Tell the model libraries, before they are imported, to draw no bars and to stay offline."""
+    """Disable progress bars and network access of the model libraries; call before importing them."""
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched from a hub at run time
@@ -91,7 +92,7 @@ def quiet_libraries() -> None:
 
 
 def run_until_signalled(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
-    """Run an async main; SIGTERM and SIGINT set the event it is given, the second one cancels it."""
+    """Run an async main; the first SIGTERM or SIGINT sets its stop event, the second cancels it."""
 
     async def supervised() -> int:
         stop, task = asyncio.Event(), asyncio.current_task()
@@ -100,7 +101,7 @@ def run_until_signalled(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
         def on_signal(name: str) -> None:
             if stop.is_set():
                 task.cancel()
-            log.info("got %s, stopping", name)
+            log.info("received %s, stopping", name)
             stop.set()
 
         loop = asyncio.get_running_loop()
@@ -113,7 +114,7 @@ def run_until_signalled(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
 
 
 def _fast_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed (the http extra has it): the fronts are a third cheaper on it."""
+    """uvloop's where installed (the http extra includes it): it cuts the servers' CPU cost by a third."""
     try:
         import uvloop
     except ImportError:

@@ -1,13 +1,13 @@
-"""The values that flow through Forethought, each adding to the one before it.
+"""The values that flow through Forethought, each wrapping the one before it.
 
     corpus -> Document -> Task -> Rollout -> ScoredRollout -> (learner)
 
-Design: every stop *contains* what it was made from and edits nothing, so the last value tells the
-whole story and no stop needs a join by id. The price is that a task's trunk travels along to the
-learner; at 2,048 tokens that is 8 KiB per task, which Redis does not notice.
+Design: every value *contains* its input unchanged, so the last one carries the full provenance and no
+stage needs a join by id. The price is that a task's trunk travels all the way to the learner: 8 KiB
+per task at 2,048 tokens, negligible for Redis.
 
 Axes in names: ``N`` tokens of a document, ``K`` positions, ``G`` thoughts of a group, ``L`` tokens
-of one thought, ``H`` target tokens. Log-probs are natural logarithms and say whose they are.
+of one thought, ``H`` target tokens. Log-probs are natural logarithms; names say under which model.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 class Document:
     """A window of corpus tokens.
 
-    Long documents are cut into consecutive windows that do not overlap; ``document_id`` says which.
-    ``marks`` are token indices (into ``token_ids_N``) that the corpus itself calls worth predicting;
-    ``nll_weights_N`` weighs the next-token loss of each token (empty: 1 everywhere, SFT masks its prompt).
+    Long documents are cut into consecutive windows that do not overlap; ``document_id`` identifies the
+    window. ``marks`` are token indices (into ``token_ids_N``) that the corpus marks as worth predicting;
+    ``nll_weights_N`` weights the next-token loss per token (empty: 1 everywhere; SFT masks its prompt).
 
     Example:
         ``Document("notes.txt#3:0", "notes", (5, 17, 9), (1, 4, 2), marks=(2,))``
@@ -30,15 +30,17 @@ class Document:
     document_id: str
     source: str
     token_ids_N: tuple[int, ...]
-    token_bytes_N: tuple[int, ...] = ()  # bytes of each token, empty where the tokenizer cannot say
+    token_bytes_N: tuple[
+        int, ...
+    ] = ()  # byte length of each token; empty if the tokenizer has none
     marks: tuple[int, ...] = ()
-    entropies_N: tuple[float, ...] = ()  # nats, annotated offline; empty where not annotated
+    entropies_N: tuple[float, ...] = ()  # nats, annotated offline; empty if not annotated
     nll_weights_N: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place to think: the context is ``trunk[:index]``, the truth that follows is ``target_ids_H``.
+    """A position to think at: context ``trunk[:index]``, ground-truth continuation ``target_ids_H``.
 
     Example:
         ``Position(index=10, target_ids_H=(42,))``
@@ -54,7 +56,7 @@ class Prompting:
 
     A thinking branch is ``head + context + bridge | thought | close + target``; the no-think branch
     is ``no_think_head + context | target``. The last id of ``bridge_ids`` opens the thought. Both
-    branches are assembled by the methods below and nowhere else.
+    branches are assembled only by the methods below.
 
     Example:
         ``Prompting(head_ids=(), bridge_ids=(39,), close_ids=(40,), no_think_head_ids=())``
@@ -67,42 +69,42 @@ class Prompting:
 
     @property
     def open_id(self) -> int:
-        """The think-open token, whose mass the no-think scorer removes."""
+        """The think-open token, whose probability mass the no-think scorer removes."""
         return self.bridge_ids[-1]
 
     @property
     def num_thinking_tokens(self) -> int:
-        """Tokens that a thinking branch adds to its context, thought and target."""
+        """Tokens a thinking branch has in addition to its context, thought and target."""
         return len(self.head_ids) + len(self.bridge_ids) + len(self.close_ids)
 
     def thinking_prefix(self, context_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """What a thought is sampled after: ``head + context + bridge``."""
+        """The prompt a thought is sampled from: ``head + context + bridge``."""
         return self.head_ids + context_ids + self.bridge_ids
 
     def remaining_close(self, closed: bool) -> tuple[int, ...]:
-        """What follows a thought before its target. A closed thought already holds its sampled close
-        token, the first of ``close_ids``; a truncated one is closed by force."""
+        """The tokens between a thought and its target. A closed thought already ends with its sampled
+        close token, the first of ``close_ids``; a truncated one gets it appended."""
         return self.close_ids[1:] if closed else self.close_ids
 
     def target_prefix(
         self, context_ids: tuple[int, ...], thought_ids: tuple[int, ...], closed: bool
     ) -> tuple[int, ...]:
-        """What the target follows on a thinking branch: ``head + context + bridge + thought + close``."""
+        """The prefix of a thinking branch's target: ``head + context + bridge + thought + close``."""
         return self.thinking_prefix(context_ids) + thought_ids + self.remaining_close(closed)
 
     def no_think_prefix(self, context_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """What the target follows without a thought: ``no_think_head + context``."""
+        """The prefix of the target without a thought: ``no_think_head + context``."""
         return self.no_think_head_ids + context_ids
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How thoughts are drawn: until one of ``stop_ids`` is sampled (it belongs to the thought) or the
-    budget ``max_thought_tokens``, stop token included, is spent. No top-p or top-k: the log-probs of a
-    truncated distribution are not those the learner computes.
+    """How thoughts are sampled: until one of ``stop_ids`` is sampled (it is part of the thought) or the
+    budget ``max_thought_tokens``, stop token included, is used up. No top-p or top-k: log-probs of a
+    truncated distribution differ from those the learner computes.
 
-    After the stop token, ``prediction_tokens`` more are drawn in the same way: what RPT calls the
-    prediction, which belongs to the response. One of ``prediction_stop_ids`` ends it early.
+    After the stop token, up to ``prediction_tokens`` more are sampled the same way: RPT's prediction,
+    which is part of the response. One of ``prediction_stop_ids`` ends it early.
 
     Example:
         ``Sampling(group_size=8, max_thought_tokens=9, temperature=1.0, stop_ids=(40,))``
@@ -123,12 +125,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One document and K positions to think at: the unit of work, of batches and of delivery.
+    """One document and K positions to think at: the unit of work, batching and delivery.
 
-    ``task_id`` grows by one per task of a run; batch k is exactly tasks kN to (k+1)N-1. Only a policy
-    of this ``epoch`` and of version ``min_version`` or newer may serve it. ``models`` are the likelihoods
-    its reward needs (see :attr:`forethought.objectives.Objective.models`); with "policy" and without
-    "baseline", the policy itself scores the no-think branch.
+    ``task_id`` increases by one per task of a run; batch k is exactly tasks kN to (k+1)N-1. Only a
+    policy of this ``epoch`` and of version ``min_version`` or newer may serve it. ``models`` are those
+    whose likelihoods the reward needs (see :attr:`forethought.objectives.Objective.models`); with
+    "policy" and without "baseline", the policy itself scores the no-think branch.
 
     Example:
         ``Task(task_id=70, epoch=1, batch=2, min_version=2, objective="rlp",``
@@ -166,9 +168,9 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """One sampled thought. A *closed* thought ends with its sampled close token; a truncated one ran
-    out of budget and is closed by force, outside ``token_ids_L`` and without gradient. The last
-    ``num_prediction_tokens`` were sampled after the close token: the prediction, where one is asked for.
+    """One sampled thought. A *closed* thought ends with its sampled close token; a *truncated* one ran
+    out of budget, and its close token is appended outside ``token_ids_L``, without gradient. The last
+    ``num_prediction_tokens`` were sampled after the close token: the prediction, if one was requested.
 
     ``behaviour_logprobs_L`` are at the sampling temperature.
 
@@ -184,12 +186,12 @@ class Thought:
 
     @property
     def thought_ids(self) -> tuple[int, ...]:
-        """The thought alone, a sampled close token included."""
+        """The thought without the prediction, including a sampled close token."""
         return self.token_ids_L[: len(self.token_ids_L) - self.num_prediction_tokens]
 
     @property
     def prediction_ids(self) -> tuple[int, ...]:
-        """What was sampled after the close token."""
+        """The tokens sampled after the close token."""
         return self.token_ids_L[len(self.token_ids_L) - self.num_prediction_tokens :]
 
     @property
@@ -200,7 +202,7 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """G thoughts for each of a task's K positions, or the error that took their place.
+    """G thoughts for each of a task's K positions, or the error that replaces them.
 
     Example:
         ``Rollout(task, thoughts_KG=((thought, other),), replica="rollout-a1")``
@@ -214,12 +216,12 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollout:
-    """A rollout with its rewards and the log-likelihoods they came from.
+    """A rollout with its rewards and the log-likelihoods behind them.
 
     ``policy_logprobs_KG`` is log p(target | context, thought) under ``policy_version``;
     ``baseline_logprobs_K`` is log p(target | context), think-open mass removed, under
-    ``baseline_version``. A target of H tokens is their teacher-forced sum. Where the reward needs no
-    likelihood of the target, every group's ``policy_logprobs`` are empty and its baseline's is 0.
+    ``baseline_version``. For a target of H tokens it is the teacher-forced sum. If the reward needs no
+    target likelihood, every group's ``policy_logprobs`` are empty and its baseline log-prob is 0.
 
     Example:
         ``ScoredRollout(rollout, ((0.9, -0.2),), ((-0.1, -1.2),), (-1.0,), 3, 3, "reward-b2")``
@@ -236,16 +238,16 @@ class ScoredRollout:
 
     @property
     def failure(self) -> str | None:
-        """What went wrong at either stop, or None."""
+        """The error of the scoring or the sampling stage, or None."""
         return self.error or self.rollout.error
 
 
 @dataclass(frozen=True, slots=True)
 class WeightManifest:
-    """What a set of published weights is. Ordered by (epoch, version), lexicographically.
+    """Identifies a set of published weights. Ordered by (epoch, version), lexicographically.
 
     ``sha256`` is of the safetensors payload; ``model_files_sha256`` of the configuration and tokenizer
-    that it belongs to.
+    it belongs to.
 
     Example:
         ``WeightManifest("policy", 1, 12, "9f…", "4c…", "float32", 430_000)``
@@ -267,7 +269,7 @@ class WeightManifest:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A registered replica: where it listens, which models it holds, at which (epoch, version).
+    """A registered replica: its address, the models it serves, and each one's (epoch, version).
 
     Example:
         ``Replica("rollout-a1", "rollout", "10.0.0.7:50051", ("policy",), {"policy": (1, 12)})``
@@ -286,12 +288,12 @@ _ATTEMPT = 1 << 40
 
 
 def attempt_of(task_id: int) -> int:
-    """Which attempt an id is: 0 for a task that replaces none."""
+    """The attempt number encoded in a task id: 0 for an original task."""
     return task_id // _ATTEMPT
 
 
 def original_of(task_id: int) -> int:
-    """The id of the task that an id stands in for; its own where it replaces none."""
+    """The id of the original task that this one replaces; the id itself for an original task."""
     return task_id % _ATTEMPT
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def turn(item: pytest.Item) -> int:
-    """Tests with processes of their own come first, those with vLLM last, whose engines take memory."""
+    """Tests that start processes come first, vLLM tests last because their engines take memory."""
     marks = {mark.name for mark in item.iter_markers()}
     if "vllm" in marks:
         return 2 if "e2e" in marks else 3
@@ -24,9 +24,9 @@ def turn(item: pytest.Item) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Side by side (``-n 2 --dist loadgroup``), what starts processes stays in one worker, as does vLLM.
+    """In parallel (``-n 2 --dist loadgroup``), process tests share one worker, and so do vLLM tests.
 
-    So does each file of the others. Groups have to be named before xdist looks for them.
+    Every other file is a group of its own. Groups must be assigned before xdist reads them.
     """
     group = ("processes", str(item.path), "vllm", "vllm")[turn(item)]
     item.add_marker(pytest.mark.xdist_group(group))
@@ -34,13 +34,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In their turn, whatever fixtures would rather have."""
+    """Order by :func:`turn`, overriding pytest's grouping by fixture scope."""
     items.sort(key=turn)  # a stable sort
 
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A real Redis of our own (tests flush it, so a configured one is never used)."""
+    """A real Redis started for the tests (they flush it, so a configured one is never used)."""
     with EmbeddedRedis() as redis:
         yield redis.url
 

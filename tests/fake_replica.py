@@ -37,7 +37,7 @@ def snapshot_of(
 
 @dataclass
 class FakeReplica:
-    """A real receiver behind a real server, that records what was applied."""
+    """A real receiver behind a real server that records the weights applied."""
 
     replica_id: str
     staging: Path
@@ -72,7 +72,7 @@ class FakeReplica:
 
     @property
     def entry(self) -> Replica:
-        """Its registration, as its heartbeat would write it."""
+        """The registration that its heartbeat would write."""
         serving = {model: held.order for model, held in self.receiver.holding.items()}
         models = tuple(sorted(self.models))
         return Replica(self.replica_id, "rollout", self.address, models, serving)
@@ -106,7 +106,7 @@ async def serving(replica: FakeReplica) -> AsyncIterator[FakeReplica]:
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Poll for what no event tells a test."""
+    """Poll until ``condition`` holds; for states without an event."""
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)

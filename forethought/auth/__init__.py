@@ -1,12 +1,12 @@
-"""Who may ask what: tokens, the guard that servers put before their doors, the bearer that callers send.
+"""Authentication: tokens, the guard in front of every server, the bearer header that callers send.
 
-Design: two kinds of token and nothing else. The run's token grants everything; a client's token may
-only ask, never push weights. A server holds lists of accepted tokens rather than accounts, so there is
-no store to keep and a token is rotated by editing a file. The price is that nobody can tell two
-holders of one token apart.
+Design: only two kinds of token. The run token grants everything; a client token may send requests but
+never push weights. A server holds lists of accepted tokens rather than accounts, so there is no user
+database, and a token is rotated by editing a file. The price is that two holders of the same token
+cannot be told apart.
 
-Nothing here imports grpc, pydantic or a web framework but :mod:`forethought.rpc.guard`, so that
-clients stay light.
+Nothing here imports grpc, pydantic or a web framework, so clients stay light; the gRPC side is
+:mod:`forethought.rpc.guard`.
 """
 
 from forethought.auth.bearer import Bearer

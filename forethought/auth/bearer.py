@@ -1,7 +1,7 @@
-"""What a caller sends: the first of its tokens, in a header that HTTP and gRPC spell alike.
+"""The caller's credential: the first of its tokens, in the same header over HTTP and gRPC.
 
-Design: the header is made anew for every call, so that a token rotated by its file is sent from the
-next call on. The price is a look at the clock per call.
+Design: the header is built per call, so a token rotated in its file is used from the next call on. The
+price is one clock read per call.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Bearer:
 
     @classmethod
     def of_run(cls, section: AuthSection) -> Bearer:
-        """What the learner sends when it pushes weights.
+        """The credential with which the learner pushes weights.
 
         Raises:
-            InvalidInput: the token file cannot be used.
+            InvalidInput: the token file is unusable.
         """
         return cls(tokens_of(section.token.get_secret_value(), section.token_file, "auth.token"))
 
@@ -42,13 +42,13 @@ class Bearer:
     def of_client(
         cls, token: str | None = None, environment: Mapping[str, str] = os.environ
     ) -> Bearer:
-        """A client's: the token it was given ("" for none), else the environment's.
+        """A client's credential: the given token ("" for none), else one from the environment.
 
-        There, the first that is set: FORETHOUGHT_AUTH_TOKEN, …_TOKEN_FILE, …_CLIENT_TOKEN,
-        …_CLIENT_TOKEN_FILE.
+        In the environment the first that is set is used: FORETHOUGHT_AUTH_TOKEN, …_TOKEN_FILE,
+        …_CLIENT_TOKEN, …_CLIENT_TOKEN_FILE.
 
         Raises:
-            InvalidInput: what is given is no token, or its file cannot be used.
+            InvalidInput: the token is malformed, or its file is unusable.
         """
         if token is not None:
             check_token(token, "token")
@@ -61,6 +61,6 @@ class Bearer:
         return cls()
 
     def header(self) -> tuple[tuple[str, str], ...]:
-        """The header as pairs of name and value: one, or none without a token."""
+        """The header as (name, value) pairs; empty without a token."""
         token = self._tokens.first()
         return () if token is None else (("authorization", f"Bearer {token}"),)

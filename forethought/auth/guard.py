@@ -1,8 +1,8 @@
-"""The guard of a server's doors: which token opens which.
+"""Access control of a server: which token may call which endpoint.
 
-Design: closed by default. A server without tokens does not start unless it was told ``auth.open``, so
-that forgetting a setting can only make a service stricter. The price is one more word on a laptop,
-which ``forethought up`` and ``demo`` write themselves.
+Design: closed by default. A server without tokens does not start unless ``auth.open`` is set, so a
+forgotten setting can only make a service stricter. The price is one more setting on a laptop, which
+``forethought up`` and ``demo`` set themselves.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ log = logging.getLogger(__name__)
 _EXPECTED = "expected the header 'Authorization: Bearer TOKEN'"
 _HOW = (
     "auth.token_file=FILE or FORETHOUGHT_AUTH_TOKEN (such as the output of: openssl rand -hex 32), or "
-    "auth.open=true to let in everyone who can reach the ports"
+    "auth.open=true to accept every caller that can reach the ports"
 )
 
 
 class Role(IntEnum):
-    """What a token grants; a greater role grants all that a smaller one does."""
+    """What a token grants; a higher role includes the lower ones."""
 
     CLIENT = 1
-    """Asking: rewards, log-probs, thoughts."""
+    """Requests for rewards, log-probs and thoughts."""
     RUN = 2
-    """Everything, weights included."""
+    """Everything, including weight pushes."""
 
 
 class Guard:
-    """Knows who holds which token. ``is_open``: no token is asked for.
+    """Checks callers against the run's and the clients' tokens. ``is_open``: no token is required.
 
     Example:
         ``Guard(run=Tokens(("5f1c…",))).check("Bearer 5f1c…", Role.RUN)``
@@ -56,25 +56,24 @@ class Guard:
 
     @classmethod
     def of_replica(cls, section: AuthSection) -> Guard:
-        """The guard of a run's replica, which weights are pushed to.
+        """The guard of a run's replica, which receives weight pushes.
 
         Raises:
-            InvalidInput: a token file cannot be used, or nobody could push weights.
+            InvalidInput: a token file is unusable, or there is no token that could push weights.
         """
         guard = cls._of(section)
         if not (guard.is_open or guard._run):
             raise InvalidInput(
-                "no token of the run is given; whoever pushes weights has to show one; "
-                f"expected {_HOW}"
+                f"no token of the run is given, and pushing weights requires one; expected {_HOW}"
             )
         return guard
 
     @classmethod
     def standalone(cls, section: AuthSection) -> tuple[Guard, str | None]:
-        """The guard of a service without a run, and the token that had to be made up for it.
+        """The guard of a standalone service, and the client token generated for it if none is given.
 
         Raises:
-            InvalidInput: a token file cannot be used.
+            InvalidInput: a token file is unusable.
         """
         guard = cls._of(section)
         if guard.is_open or guard._run or guard._client:
@@ -87,31 +86,32 @@ class Guard:
         return cls(run_tokens(section), client_tokens(section), is_open=section.open)
 
     def check(self, authorization: str | None, needed: Role) -> None:
-        """Let a call pass whose Authorization header is ``authorization``.
+        """Authorize a call by its Authorization header.
 
         Raises:
-            Unauthenticated: no token, or one that is not accepted here.
-            Forbidden: the token is a client's and the run's is needed.
+            Unauthenticated: no token, or one that this server does not accept.
+            Forbidden: a client token where the run's is required.
         """
         if self.is_open:
             return
         token = _token_of(authorization)
-        # All are compared, whatever the first says: the time tells nothing about which it was.
+        # Always compare against both, so that timing does not reveal which one matched.
         is_run, is_client = self._run.accept(token), self._client.accept(token)
         if not token or not (is_run or is_client):
             got = "a token that is not accepted here" if token else "no token"
-            raise Unauthenticated(f"got {got}; {_EXPECTED} with a token of this server")
+            raise Unauthenticated(f"got {got}; {_EXPECTED} with a token this server accepts")
         if needed is Role.RUN and not is_run:
             raise Forbidden(
-                "got a client's token, which may only ask; expected the run's token (auth.token)"
+                "got a client token, which does not grant this call; expected the run's token "
+                "(auth.token)"
             )
 
     def warn_if_exposed(self, host: str, what: str) -> None:
-        """Log one warning if the listener ``what`` is open and reachable from other machines."""
+        """Log one warning if the listener ``what`` is open and reachable from other hosts."""
         if self.is_open and not is_loopback(host):
             log.warning(
-                "%s on %s is open: whoever reaches it is let in; give auth.token_file, or listen "
-                "on 127.0.0.1",
+                "%s on %s accepts every caller without a token; set auth.token_file, or listen on "
+                "127.0.0.1",
                 what,
                 host or "every interface",
             )
@@ -121,7 +121,7 @@ def run_tokens(section: AuthSection) -> Tokens:
     """The run's tokens.
 
     Raises:
-        InvalidInput: the file cannot be used, or a token is none.
+        InvalidInput: the file is unusable, or a token is malformed.
     """
     return tokens_of(section.token.get_secret_value(), section.token_file, "auth.token")
 
@@ -134,7 +134,7 @@ def client_tokens(section: AuthSection) -> Tokens:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a listener on ``host`` can be reached from this machine only."""
+    """Whether a listener on ``host`` is reachable only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

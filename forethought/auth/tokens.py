@@ -1,14 +1,14 @@
-"""Tokens, given as a value or in a file that is read again when it changes.
+"""Tokens, given as a value or in a file that is reloaded when it changes.
 
-Design: a file holds one token per line; the first is the one that is sent, all are accepted. So a token
-is rotated without a restart and without a moment in which anyone is refused: add the new one below,
-move it to the top once every server has it, then remove the old one. A file is looked at once a
-second at most, by its modification time, because it is asked for in every call. The price is that a
-removed token is accepted for up to a second more.
+Design: a file holds one token per line; the first is sent, all are accepted. So a token is rotated
+without a restart and without rejecting anyone: add the new one below, move it to the top once every
+server has it, then remove the old one. A file's modification time is checked at most once a second,
+because every call needs its tokens. The price is that a removed token is accepted for up to a second
+longer.
 
-A file that becomes unreadable or empty while a process runs leaves the tokens as they were, with one
-warning: an editor that truncates before it writes must not close every door. Messages name files and
-lines, never a token.
+If a file becomes unreadable or empty while a process runs, the previous tokens stay valid and one
+warning is logged: an editor that truncates before it writes must not lock everyone out. Messages name
+files and lines, never a token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from forethought.errors import InvalidInput
 
 LOOK_INTERVAL_S = 1.0
-"""How often a token file is looked at, at most."""
+"""Minimum interval between two checks of a token file."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _Stamp = tuple[int, int, int]
 
 
 class Tokens:
-    """Tokens that mean the same: any of them is accepted, the first is sent.
+    """Equivalent tokens: any of them is accepted, the first is sent.
 
     Example:
         ``Tokens(("5f1c…", "the-one-before")).accept("5f1c…")``
@@ -49,8 +49,8 @@ class Tokens:
         return next(iter(self.now()), None)
 
     def accept(self, presented: str) -> bool:
-        """Whether it is one of these, in a time that does not tell how much of it was right."""
-        if not presented.isascii():  # no token is anything else, and only ASCII can be compared
+        """Whether ``presented`` is one of these, compared in constant time."""
+        if not presented.isascii():  # tokens are ASCII, and compare_digest takes nothing else
             return False
         matches = [hmac.compare_digest(presented, token) for token in self.now()]
         return any(matches)
@@ -60,45 +60,45 @@ class Tokens:
 
 
 class FileTokens(Tokens):
-    """The tokens of a file, as it stands.
+    """The tokens of a file, reloaded when it changes.
 
     Raises:
-        InvalidInput: the file cannot be read, holds no token, or something that is none.
+        InvalidInput: the file cannot be read, holds no token, or holds a malformed one.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp = _stamp(path)
-        self._next_look_s = time.monotonic() + LOOK_INTERVAL_S
+        self._next_check_s = time.monotonic() + LOOK_INTERVAL_S
         super().__init__(read_tokens(path))
 
     def now(self) -> tuple[str, ...]:
-        """The tokens as they are now, or were when the file last could be read."""
-        if time.monotonic() >= self._next_look_s:
-            self._next_look_s = time.monotonic() + LOOK_INTERVAL_S
-            self._look()
+        """The current tokens, or those of the last successful read."""
+        if time.monotonic() >= self._next_check_s:
+            self._next_check_s = time.monotonic() + LOOK_INTERVAL_S
+            self._reload_if_changed()
         return self._values
 
-    def _look(self) -> None:
+    def _reload_if_changed(self) -> None:
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return
-        self._stamp = stamp  # taken before the file is read: a change in between is seen next time
+        self._stamp = stamp  # taken before the read: a change in between is seen at the next check
         try:
             self._values = read_tokens(self._path)
         except InvalidInput as error:
-            log.warning("%s; the tokens read before stay in force", error)
+            log.warning("%s; keeping the previous tokens", error)
         else:
-            log.info("read %s again: %d tokens", self._path, len(self._values))
+            log.info("reloaded %s: %d tokens", self._path, len(self._values))
 
 
 def tokens_of(value: str, file: str, key: str) -> Tokens:
-    """The tokens of a value or a file, or none.
+    """The tokens of a value or a file; empty if neither is given.
 
-    ``key`` names the value's setting, such as ``auth.token``; the file's is called ``key_file``.
+    ``key`` names the value's setting, such as ``auth.token``; the file's is ``key_file``.
 
     Raises:
-        InvalidInput: both are given, or what is given is no token.
+        InvalidInput: both are given, or the one given is not a valid token.
     """
     if value and file:
         raise InvalidInput(f"both {key} and {key}_file are given; expected one of them")
@@ -113,7 +113,7 @@ def read_tokens(path: Path) -> tuple[str, ...]:
     """One token per line; blank lines and lines that begin with ``#`` are skipped.
 
     Raises:
-        InvalidInput: the file cannot be read, holds no token, or something that is none.
+        InvalidInput: the file cannot be read, holds no token, or holds a malformed one.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -136,20 +136,20 @@ def read_tokens(path: Path) -> tuple[str, ...]:
 
 
 def check_token(token: str, where: str) -> None:
-    """Refuse what cannot travel in a header.
+    """Refuse a token that cannot be sent in a header.
 
     Raises:
-        InvalidInput: whitespace or a character outside of printable ASCII; the token is not shown.
+        InvalidInput: whitespace or a character outside printable ASCII; the token is not shown.
     """
     if any(not "!" <= character <= "~" for character in token):
         raise InvalidInput(
-            f"{where} holds whitespace or a character outside of printable ASCII; expected a token "
-            "of letters, digits and signs, such as the output of: openssl rand -hex 32"
+            f"{where} holds whitespace or a character outside printable ASCII; expected a token of "
+            "letters, digits and punctuation, such as the output of: openssl rand -hex 32"
         )
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """What changes when a file is written or replaced; None while there is none."""
+    """A value that changes when the file is written or replaced; None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,8 +1,8 @@
 """Typed settings of every process: defaults < TOML file < ``FORETHOUGHT_…`` environment < command line.
 
-One schema for the whole run lives here rather than one beside each process, because ``forethought up``
-must refuse a bad ``[rollout]`` before it starts anything, and may import no service. The price is that
-a service's settings are declared one folder away from it.
+One schema for the whole run lives here rather than one next to each process, because ``forethought up``
+must reject a bad ``[rollout]`` before it starts anything, and may not import any service. The price is
+that a service's settings are declared outside its folder.
 """
 
 from forethought.config.loading import load_settings, write_resolved

@@ -1,9 +1,9 @@
-"""Reading settings from their four places, and writing what they came to.
+"""Loading settings from their four sources, and writing the resolved configuration.
 
-``FORETHOUGHT_LEARNER_STEPS=10`` sets ``learner.steps``: the part after the prefix up to the first
-underscore is the section. On the command line it is ``learner.steps=10``. Values on the command line
-are TOML where they parse as TOML and plain strings where they do not. A token is taken as it is, and
-never from a command line, which everyone on the machine can read.
+``FORETHOUGHT_LEARNER_STEPS=10`` sets ``learner.steps``: the section is the part between the prefix and
+the next underscore. On the command line it is ``learner.steps=10``. Values in the environment and on
+the command line are parsed as TOML, or taken as plain strings if they are not valid TOML. A token is
+always taken verbatim, and never from the command line, which every user of the machine can read.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def load_settings(
 ) -> Settings:
     """Resolve the settings.
 
-    ``path`` is a TOML file, ``overrides`` are ``section.key=value`` words of the command line.
+    ``path`` is a TOML file; ``overrides`` are ``section.key=value`` arguments of the command line.
 
     Raises:
-        InvalidInput: an unreadable file, an unknown key or a value out of range; every fault is named.
+        InvalidInput: an unreadable file, an unknown key or a value out of range; lists every problem.
     """
     merged: dict[str, Any] = read_toml(path) if path else {}
     environment = os.environ if environment is None else environment
@@ -53,8 +53,8 @@ def load_settings(
 def write_resolved(settings: Settings, path: Path) -> None:
     """Write every resolved value as TOML, so that a run can be repeated from it.
 
-    All but tokens and the Redis URL: it may hold a password, and an embedded Redis has another one next
-    time. The paths of their files are written.
+    Tokens and the Redis URL are left out: the URL may hold a password, and an embedded Redis gets a new
+    one each time. The paths of token and password files are written.
     """
     import tomli_w
 
@@ -69,7 +69,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
-        InvalidInput: it cannot be read, or is no TOML.
+        InvalidInput: it cannot be read, or is not valid TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -94,10 +94,10 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def override(word: str, num_keys: int = 2) -> dict[str, Any]:
-    """The tables of a ``section.key=value`` word, of at least ``num_keys`` names.
+    """The tables of a ``section.key=value`` override, whose key has at least ``num_keys`` parts.
 
     Raises:
-        InvalidInput: it is no such word, or gives a token.
+        InvalidInput: it is not of that form, or it sets a token.
     """
     dotted, equals, text = word.partition("=")
     keys = dotted.strip().split(".")
@@ -105,7 +105,7 @@ def override(word: str, num_keys: int = 2) -> dict[str, Any]:
         raise InvalidInput(f"got {word!r}; expected section.key=value, such as learner.steps=10")
     if tuple(keys) in _TOKENS:
         raise InvalidInput(
-            f"{dotted.strip()} is given on the command line, which everyone on this machine can read; "
+            f"{dotted.strip()} is given on the command line, which every user of this machine can read; "
             f"expected it in the environment ({_environment_name(keys)}) or in a file: "
             f"{dotted.strip()}_file=FILE"
         )
@@ -128,7 +128,7 @@ def _value(text: str) -> Any:
 
 
 def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Lay tables over ``into``, table by table."""
+    """Merge ``layer`` into ``into`` recursively; ``layer`` wins."""
     for key, value in layer.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             merge(into[key], value)

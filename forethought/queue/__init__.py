@@ -1,12 +1,12 @@
 """The queues between the services, behind one narrow interface.
 
-Design: three streams with leases on them, the epoch, the run manifest and the replica registry
-are one ``Broker``, because the learner must see them vanish and come back together. There are
-two: Redis for every real run, memory for tests and single-process runs, held to the same contract
-by one test suite. The price is that the interface offers only what both can do atomically.
+Design: three streams with leases, the run epoch, the run manifest and the replica registry form one
+``Broker``, because the learner must see them vanish and come back together. There are two
+implementations, Redis for every real run and memory for tests and single-process runs, held to the same
+contract by one test suite. The price is that the interface offers only what both can do atomically.
 
-``RedisBroker`` and ``EmbeddedRedis`` are imported by name from their modules, or made by
-:func:`connect`, so that this package loads no redis.
+Import ``RedisBroker`` and ``EmbeddedRedis`` from their modules, or get a broker from :func:`connect`:
+importing this package does not load redis.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def connect(url: str, run: str) -> Broker:
-    """The broker of a run; no I/O happens before its first use.
+    """The broker of a run; does no I/O before its first use.
 
-    ``redis://``, ``rediss://`` and ``unix://`` reach a Redis. ``memory://`` makes a new in-memory
-    broker at every call: share the object between the parts of the process.
+    ``redis://``, ``rediss://`` and ``unix://`` connect to a Redis. ``memory://`` makes a new in-memory
+    broker at every call: share the object within the process.
 
     Raises:
         InvalidInput: another scheme, or a run name that cannot be part of a key.

@@ -1,13 +1,13 @@
-"""What a queue is to the rest of Forethought: two protocols and the values they pass.
+"""The queue's interface: two protocols and the values they exchange.
 
-Design: delivery is at-least-once and a *lease* says who works on what. A lease ends by finishing,
-by handing back, or by running out on the broker's clock; every change of hands is one atomic step
-in the broker. The price: a result can be computed twice, and the learner's set of outstanding ids
-decides which one counts (it must anyway, because Redis may lose everything).
+Design: delivery is at-least-once, and a *lease* records which consumer works on what. A lease ends when
+the delivery is finished or released, or when it expires on the broker's clock; every change of owner is
+one atomic step in the broker. The price: a result can be computed twice, and the learner's set of
+outstanding ids decides which one counts (it has to anyway, because Redis may lose everything).
 
-An *attempt* is counted when work on a delivery begins, not when it is received: a task that waits
-for newer weights, or is handed back on shutdown, has spent nothing. The broker's delivery counter
-knows no such difference and is not used.
+An *attempt* is counted when work on a delivery begins, not when it is received: a task that waits for
+newer weights, or is released on shutdown, has used no attempt. Redis's own delivery counter does not
+make that distinction and is not used.
 
 Nothing here loads redis.
 """
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 MAX_VALUE_BYTES = 1 << 20
-"""The largest body of a message. Redis serves one command at a time: larger ones stall all."""
+"""The largest message body. Redis serves one command at a time, so larger ones stall every client."""
 
 
 class Stage(StrEnum):
-    """The three streams, in the order that data flows through them."""
+    """The three streams, in the order of the data flow."""
 
     TASKS = "tasks"
     ROLLOUTS = "rollouts"
@@ -41,7 +41,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One unit of work, opaque to the queue apart from whose it is.
+    """One unit of work; the queue reads only its task id and epoch.
 
     Example:
         ``Message(task_id=70, epoch=1, body=encode_task(task))``
@@ -54,9 +54,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message on loan to a consumer; ``entry_id`` names the loan.
+    """A message leased to a consumer; ``entry_id`` identifies the lease.
 
-    ``num_earlier_attempts`` counts what other consumers began on it and did not finish.
+    ``num_earlier_attempts`` counts attempts that other consumers began and did not finish.
 
     Example:
         ``Delivery(Stage.TASKS, "1718000000000-0", message)``
@@ -70,7 +70,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class StageDepth:
-    """How many messages of a stage nobody holds, and how many are on loan.
+    """Queue depth of a stage: ``waiting`` messages are not leased, ``pending`` ones are.
 
     Example:
         ``StageDepth(waiting=12, pending=4)``
@@ -82,7 +82,7 @@ class StageDepth:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that was given up on, and why.
+    """A message that was given up on, and the reason.
 
     Example:
         ``DeadLetter(Stage.TASKS, message, "3 attempts begun and none finished; ...")``
@@ -94,74 +94,73 @@ class DeadLetter:
 
 
 ErrorResult: TypeAlias = Callable[[Message, str], Message]
-"""Makes the result that takes the place of a failed message's: (message, reason) -> result."""
+"""Makes the result published for a failed message: (message, reason) -> result."""
 
 
 class Consumer(Protocol):
-    """One worker's end of a stage. Every method may raise ``Unreachable``; all may be called again.
+    """A worker's access to one stage. Every method may raise ``Unreachable``; all can be retried.
 
-    All consumers of a stage must use the same ``lease_s``: it is the claimer's that judges.
+    All consumers of a stage must use the same ``lease_s``: expiry is judged by the claimer's.
     """
 
     @property
     def lease_s(self) -> float:
-        """Seconds a delivery stays ours without being renewed."""
+        """Seconds that a lease lasts without renewal."""
 
     @property
     def num_buried(self) -> int:
-        """Dead letters that this consumer wrote."""
+        """Messages that this consumer dead-lettered."""
 
     def error_result(self, message: Message, reason: str) -> Message:
-        """The result to finish a failed message with.
+        """The error result to publish for a failed message.
 
         Raises:
-            InvalidInput: this consumer was made without a way to answer.
+            InvalidInput: this consumer was made without ``error_result``.
         """
 
     async def receive(self, max_items: int, wait_s: float) -> list[Delivery]:
-        """Up to ``max_items`` deliveries: those whose lease ran out first, else new ones.
+        """Up to ``max_items`` deliveries: those with expired leases if there are any, else new ones.
 
-        Waits up to ``wait_s`` seconds for the first and returns an empty list when none came.
-        Entries that ran out and have ``max_attempts`` attempts behind them are buried, not
+        Waits up to ``wait_s`` seconds for the first one and returns an empty list if none arrives.
+        Entries with an expired lease that have used up their ``max_attempts`` are dead-lettered, not
         returned.
         """
 
     async def begin(self, delivery: Delivery) -> int:
-        """Count an attempt; returns the attempts begun so far, this one included.
+        """Count an attempt; returns the attempts begun so far, including this one.
 
-        0 means that the lease was lost: nothing was counted, and the work is another's.
+        0 means that the lease was lost: nothing was counted, and another consumer owns the work.
         """
 
     async def renew(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Start the leases that are still ours anew and return those; the others are lost."""
+        """Renew the leases this consumer still holds and return those; the others are lost."""
 
     async def finish(self, delivery: Delivery, result: Message | None) -> bool:
-        """Publish the result and retire the delivery, in one step.
+        """Publish the result and retire the delivery (ack and delete) in one atomic step.
 
-        False, and nothing published, if it was retired before (by another consumer, by
-        ``clear_work``, or by an earlier call whose answer got lost). A delivery whose lease was
-        lost may still be finished: the first to finish wins.
+        Returns False and publishes nothing if it was already retired (by another consumer, by
+        ``clear_work``, or by an earlier call whose reply was lost). A delivery whose lease was lost
+        may still be finished: the first to finish wins.
 
         Raises:
-            InvalidInput: the result is larger than ``MAX_VALUE_BYTES`` or there is nowhere to put
-            it.
+            InvalidInput: the result is larger than ``MAX_VALUE_BYTES``, or there is no result stage.
         """
 
     async def discard(self, delivery: Delivery) -> None:
         """Retire the delivery without a result."""
 
     async def release(self, delivery: Delivery) -> None:
-        """Hand the delivery back for anyone to receive at once; an attempt we began is un-counted.
+        """Return the delivery to the queue at once; an attempt this consumer began is un-counted.
 
-        It goes to the end of the line, where it wakes a waiting consumer. A lost lease is left
-        alone.
+        It goes to the end of the queue, which wakes a waiting consumer. No effect if the lease was
+        lost.
         """
 
     async def bury(self, delivery: Delivery, reason: str) -> bool:
-        """Give up: dead letter, error result and retirement in one step; False if retired before.
+        """Dead-letter the delivery, publish its error result and retire it, in one atomic step.
 
-        Where not even an error result can be made (a body from a foreign release), there is only
-        the dead letter, and the learner's deadline for the task answers instead.
+        Returns False if it was already retired. If no error result can be made (a body from another
+        release), only the dead letter is written, and the task fails at the learner's deadline.
         """
 
 
@@ -169,7 +168,7 @@ class Broker(Protocol):
     """A run's queues, epoch, manifest and replicas. Any method may raise ``Unreachable``."""
 
     async def put(self, stage: Stage, messages: Iterable[Message]) -> None:
-        """Append messages in order. After ``Unreachable`` some may have been appended: put again.
+        """Append messages in order. After ``Unreachable`` some may have been appended: put all again.
 
         Raises:
             InvalidInput: a body is larger than ``MAX_VALUE_BYTES``; nothing was appended.
@@ -187,36 +186,35 @@ class Broker(Protocol):
     ) -> Consumer:
         """A consumer of a stage; does no I/O.
 
-        ``name`` must be unique among the live consumers of the stage: it is what a lease is checked
-        against. ``error_result`` is needed wherever there is a ``result_stage``.
+        ``name`` must be unique among the live consumers of the stage: it identifies the owner of a
+        lease. ``error_result`` is required with a ``result_stage``.
 
         Raises:
-            InvalidInput: options that contradict each other.
+            InvalidInput: contradictory options.
         """
 
     async def new_epoch(self, at_least: int) -> int:
-        """Take a new epoch, atomically: one more than the newest, and no less than ``at_least``."""
+        """Take a new epoch, atomically: one above the newest, and at least ``at_least``."""
 
     async def restore_epoch(self, epoch: int) -> int:
-        """Raise the run's epoch to ``epoch`` where Redis forgot it; returns the newest.
+        """Raise the run's epoch to ``epoch`` if Redis has lost it; returns the newest epoch.
 
-        More than ``epoch`` means that a newer learner owns the run. Idempotent.
+        A result above ``epoch`` means that a newer learner owns the run. Idempotent.
         """
 
     async def current_epoch(self) -> int:
-        """The newest epoch; 0 when none was taken, or when Redis lost its data."""
+        """The newest epoch; 0 if none was taken yet, or if Redis lost its data."""
 
     async def instance_id(self) -> str:
-        """A word that stays the same while no data can have been lost.
+        """An id that stays the same as long as no data can have been lost.
 
-        It changes when Redis restarts (with, without or with old data), fails over, or is
-        flushed. The learner compares it with the last one it saw; on a change it restores its
-        epoch, sets the manifest again and puts its outstanding tasks again, all of which are
-        idempotent.
+        It changes when Redis restarts (with its data, without, or with stale data), fails over, or
+        is flushed. The learner compares it with the last one it saw; on a change it restores its
+        epoch, sets the manifest again and re-enqueues its outstanding tasks, all idempotent.
         """
 
     async def clear_work(self) -> None:
-        """Empty all stages, but not the dead letters; what is on loan can no longer be finished."""
+        """Empty all stages, but not the dead letters; leased deliveries can no longer be finished."""
 
     async def announce(self, replica: Replica, ttl_s: float) -> None:
         """Register a replica, or renew it, for ``ttl_s`` seconds of the broker's clock."""
@@ -228,26 +226,26 @@ class Broker(Protocol):
         """The replicas whose registration has not expired, by id."""
 
     async def set_run(self, manifest: dict[str, JSON]) -> None:
-        """Store the run manifest: what replicas need to know about the run."""
+        """Store the run manifest, from which replicas configure themselves."""
 
     async def run(self) -> dict[str, JSON] | None:
-        """The run manifest, or None where there is none (yet, or any more)."""
+        """The run manifest, or None if there is none (not set yet, or lost)."""
 
     async def depths(self) -> dict[Stage, StageDepth]:
-        """How much waits and how much is on loan in every stage."""
+        """Waiting and leased messages of every stage."""
 
     async def dead_letters(self) -> list[DeadLetter]:
         """The newest dead letters, oldest first."""
 
     async def ping(self) -> None:
-        """Return if the broker answers.
+        """Return if the broker responds.
 
         Raises:
             Unreachable: it does not.
         """
 
     async def close(self) -> None:
-        """Give connections back; the broker is of no use afterwards."""
+        """Close the connections; the broker cannot be used afterwards."""
 
 
 def check_size(message: Message) -> None:
@@ -265,13 +263,13 @@ def check_size(message: Message) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerOptions:
-    """What ``Broker.consumer`` was asked for, checked.
+    """The validated options of ``Broker.consumer``.
 
     Example:
         ``ConsumerOptions(Stage.TASKS, Stage.ROLLOUTS, "rollout-a1", 60.0, 3, error_rollout)``
 
     Raises:
-        InvalidInput: options that contradict each other.
+        InvalidInput: contradictory options.
     """
 
     stage: Stage
@@ -291,7 +289,7 @@ class ConsumerOptions:
         if self.result_stage is not None and self.error_result is None:
             raise InvalidInput(
                 f"consumer of {self.stage} has a result stage and no error_result; "
-                "expected both or neither: a failed message must be answered too"
+                "expected both or neither: failed messages need a result too"
             )
 
     def answer(self, message: Message, reason: str) -> Message:
@@ -302,22 +300,25 @@ class ConsumerOptions:
         """
         if self.error_result is None:
             raise InvalidInput(
-                f"consumer {self.name} of {self.stage} has no error_result; give one to answer with"
+                f"consumer {self.name} of {self.stage} has no error_result, so its failed messages "
+                "cannot be answered; give it one"
             )
         return self.error_result(message, reason)
 
     def error_result_or_none(self, message: Message, reason: str) -> Message | None:
-        """The error result of a message that is being buried, or None where none can be made.
+        """The error result of a message being dead-lettered, or None if none can be made.
 
-        A body that cannot be read must not keep its entry from being retired: it would come back
-        for ever. So whatever making the answer raises is logged and the dead letter stands alone.
+        A body that cannot be decoded must not keep its entry from being retired, or it would be
+        redelivered forever. So any exception here is logged, and only the dead letter is written.
         """
         if self.result_stage is None:
             return None
         try:
             return self.answer(message, reason)
         except Exception:
-            log.exception("task %d has no error result, only a dead letter", message.task_id)
+            log.exception(
+                "no error result could be made for task %d, only a dead letter", message.task_id
+            )
             return None
 
     def check_result(self, result: Message | None) -> None:
@@ -330,13 +331,13 @@ class ConsumerOptions:
             return
         if self.result_stage is None:
             raise InvalidInput(
-                f"got a result for {self.stage}, whose consumer {self.name} has no result stage; "
+                f"got a result for {self.stage}, but consumer {self.name} has no result stage; "
                 "finish with None"
             )
         check_size(result)
 
     def cap_reason(self) -> str:
-        """Why an entry past the delivery cap is buried."""
+        """The dead-letter reason of an entry past its attempt limit."""
         return (
             f"{self.max_attempts} attempts begun and none finished: the workers that took it died "
             "or lost their lease; see their logs"

@@ -2,17 +2,17 @@
 
 Design: all keys of a run share the prefix ``forethought:{RUN}:``. The braces are a Redis hash
 tag, so a run lives in one slot and its scripts also work on a cluster; runs never see each other.
-The price is that one run cannot spread over several cluster nodes, which its traffic does not ask
-for.
+The price is that one run cannot be spread over several cluster nodes, which its traffic does not
+require.
 
     key                  type     holds
-    tasks                stream   tasks waiting for or being worked on by rollout replicas
-    rollouts             stream   rollouts waiting for or being worked on by reward replicas
+    tasks                stream   tasks waiting for or leased to rollout replicas
+    rollouts             stream   rollouts waiting for or leased to reward replicas
     scored               stream   scored rollouts on their way to the learner
-    attempts:<stage>     hash     entry id -> attempts begun, of the entries of that stage
+    attempts:<stage>     hash     entry id -> attempts begun, for the entries of that stage
     dead                 stream   dead letters, the newest ``MAX_DEAD_LETTERS``
-    epoch                string   the newest epoch that a learner took
-    life                 string   a random word, made once per data set: gone with the data
+    epoch                string   the newest epoch taken by a learner
+    life                 string   instance id: random, set once, and lost with the data
     run                  string   the run manifest, JSON
     replicas             hash     replica id -> registration, JSON
     replicas:expiry      zset     replica id -> expiry, milliseconds of Redis's own clock
@@ -27,10 +27,10 @@ from forethought.errors import InvalidInput
 from forethought.queue.interface import Stage
 
 GROUP = "workers"
-"""The one consumer group of every stage's stream; autoscalers (KEDA) name it too."""
+"""The one consumer group of every stage's stream; autoscalers (KEDA) are configured with it too."""
 
 MAX_DEAD_LETTERS = 100
-"""Dead letters kept per run: at most 100 MiB, and enough to see a pattern."""
+"""Dead letters kept per run: at most 100 MiB, yet enough to see a pattern."""
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -43,7 +43,7 @@ class Keys:
         ``Keys("rlp-qwen").stream(Stage.TASKS)`` is ``"forethought:{rlp-qwen}:tasks"``
 
     Raises:
-        InvalidInput: the run's name could be taken for something else in a key.
+        InvalidInput: the run's name would be ambiguous in a key.
     """
 
     run_name: str
@@ -75,7 +75,7 @@ class Keys:
 
     @property
     def instance_id(self) -> str:
-        """The word that vanishes with the data."""
+        """The instance id, which is lost with the data."""
         return self._key("life")
 
     @property

@@ -1,8 +1,8 @@
-"""The broker in memory: the same contract for one process and one event loop.
+"""The in-memory broker: the same contract, for one process and one event loop.
 
-Design: no locks, because nothing here awaits between looking and changing; that is what Redis needs
-scripts for. Leases and registrations are judged by an injected clock, so tests pass time instead of
-spending it. The price: a process that dies takes the work with it.
+Design: no locks, because nothing here awaits between a read and the write that depends on it (Redis
+needs scripts for that). Leases and registrations expire by an injected clock, so tests advance time
+instead of sleeping. The price: if the process dies, the work is lost.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from forethought.queue.interface import (
 from forethought.queue.keys import MAX_DEAD_LETTERS
 from forethought.types import Replica
 
-_SLICE_S = 1.0  # a waiting consumer looks for leases that ran out this often, at least
+_SLICE_S = 1.0  # a waiting consumer checks for expired leases at least this often
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A message in a stage. Nobody's while ``owner`` is empty."""
+    """A message in a stage. Not leased while ``owner`` is empty."""
 
     message: Message
     owner: str = ""
@@ -47,7 +47,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _StageState:
-    """The entries of a stage by id, in order of arrival, and who waits for more."""
+    """The entries of a stage by id, in order of arrival, and the event that new ones set."""
 
     entries: dict[str, _Entry] = field(default_factory=dict)
     arrival: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,16 +56,16 @@ class _StageState:
 class MemoryBroker:
     """A run's broker inside this process. See ``Broker``.
 
-    ``clock`` counts seconds and must not go backwards; leases and registrations expire by it.
+    ``clock`` returns seconds and must be monotonic; leases and registrations expire by it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ids = itertools.count(1)
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self._life = secrets.token_hex(8)
+    def _reset(self) -> None:
+        self._instance_id = secrets.token_hex(8)
         self._epoch = 0
         self._stages = {stage: _StageState() for stage in Stage}
         self._dead: deque[DeadLetter] = deque(maxlen=MAX_DEAD_LETTERS)
@@ -73,11 +73,11 @@ class MemoryBroker:
         self._replicas: dict[str, tuple[Replica, float]] = {}
 
     def lose_everything(self) -> None:
-        """What a restart does to a Redis that persists nothing; for tests."""
+        """Simulate the restart of a Redis without persistence; for tests."""
         stages = self._stages
-        self._forget()
+        self._reset()
         for state in stages.values():
-            state.arrival.set()  # whoever waited there looks again, and finds the new state
+            state.arrival.set()  # waiting consumers wake up and see the new state
 
     async def put(self, stage: Stage, messages: Iterable[Message]) -> None:
         """See ``Broker.put``."""
@@ -117,7 +117,7 @@ class MemoryBroker:
 
     async def instance_id(self) -> str:
         """See ``Broker.instance_id``."""
-        return self._life
+        return self._instance_id
 
     async def clear_work(self) -> None:
         """See ``Broker.clear_work``."""
@@ -162,19 +162,19 @@ class MemoryBroker:
         """See ``Broker.ping``."""
 
     async def close(self) -> None:
-        """See ``Broker.close``; the work stays for other holders of this object."""
+        """See ``Broker.close``; the work stays available to other users of this object."""
 
-    # What consumers do to the shared state; no part of ``Broker``.
+    # Used by consumers on the shared state; not part of ``Broker``.
 
     def append(self, stage: Stage, entry: _Entry) -> None:
-        """Add an entry at the end of the line and wake whoever waits for one."""
+        """Append an entry to the queue and wake waiting consumers."""
         state = self._stages[stage]
         state.entries[f"{next(self._ids)}-0"] = entry
         state.arrival.set()
         state.arrival = asyncio.Event()
 
     def entry(self, delivery: Delivery) -> _Entry | None:
-        """The entry of a delivery, or None once it was retired or put back in line."""
+        """The entry of a delivery, or None once it was retired or returned to the queue."""
         return self._stages[delivery.stage].entries.get(delivery.entry_id)
 
     def retire(self, delivery: Delivery) -> bool:
@@ -184,7 +184,7 @@ class MemoryBroker:
     def take(
         self, options: ConsumerOptions, max_items: int, wanted: Callable[[_Entry], bool]
     ) -> list[Delivery]:
-        """Lease up to ``max_items`` wanted entries to a consumer."""
+        """Lease up to ``max_items`` entries for which ``wanted`` holds to a consumer."""
         entries = self._stages[options.stage].entries
         taken = list(itertools.islice((i for i, e in entries.items() if wanted(e)), max_items))
         for entry_id in taken:
@@ -196,19 +196,19 @@ class MemoryBroker:
         ]
 
     def is_expired(self, entry: _Entry, lease_s: float) -> bool:
-        """Whether an entry's lease ran out."""
+        """Whether an entry's lease has expired."""
         return bool(entry.owner) and self._clock() - entry.leased_at_s >= lease_s
 
     def restart_lease(self, entry: _Entry) -> None:
-        """Start a lease anew."""
+        """Renew a lease."""
         entry.leased_at_s = self._clock()
 
     def add_dead_letter(self, letter: DeadLetter) -> None:
-        """Keep a dead letter, at the expense of the oldest."""
+        """Keep a dead letter, dropping the oldest if there are too many."""
         self._dead.append(letter)
 
     async def arrival(self, stage: Stage, wait_s: float) -> None:
-        """Wait until something was appended to a stage, or ``wait_s`` seconds."""
+        """Wait until an entry is appended to a stage, at most ``wait_s`` seconds."""
         await wait_for_event(self._stages[stage].arrival, wait_s)
 
 
@@ -306,7 +306,7 @@ class MemoryConsumer:
             self._broker.append(self._options.result_stage, _Entry(result))
 
     async def _claim(self, max_items: int) -> list[Delivery]:
-        """Take over what ran out; bury what has used up its attempts, return the rest."""
+        """Claim expired leases; dead-letter entries out of attempts, return the rest."""
         expired = self._broker.take(
             self._options, max_items, lambda entry: self._broker.is_expired(entry, self.lease_s)
         )

@@ -1,9 +1,9 @@
-"""The broker over Redis >= 6.2, alone or behind a primary's address.
+"""The broker on Redis >= 6.2, a single server or the address of a primary.
 
-Design: streams with one consumer group each; the group's pending list, with its idle times, *is*
-the lease book, so leases are judged by Redis's own clock and survive what Redis's data survives.
-Groups are made on demand, because a Redis that lost its data loses them too. The price: all
-consumers of a stage must agree on the length of a lease.
+Design: streams with one consumer group each; the group's pending list, with its idle times, *is* the
+record of leases, so leases expire by Redis's own clock and are as durable as Redis's data. Groups are
+created on demand, because a Redis that lost its data has lost them too. The price: all consumers of a
+stage must use the same lease duration.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from forethought.queue.redis_link import RedisLink, is_missing_group
 from forethought.types import Replica
 
 _PUT_CHUNK = 64
-"""Messages per round trip: ten times faster than one by one, and still small for Redis."""
+"""Messages per round trip: ten times faster than one at a time, and still cheap for Redis."""
 
 
 class RedisBroker:
@@ -89,13 +89,13 @@ class RedisBroker:
             return int(await self._link.client.get(self._keys.epoch) or 0)
 
     async def instance_id(self) -> str:
-        """See ``Broker.instance_id``: the server's own run id, and a word that lives in its data."""
-        word = await self._link.script(
-            scripts.LIFE, [self._keys.instance_id], [secrets.token_hex(8)]
+        """See ``Broker.instance_id``: the Redis server's run id plus a random id stored in its data."""
+        data_id = await self._link.script(
+            scripts.INSTANCE_ID, [self._keys.instance_id], [secrets.token_hex(8)]
         )
         with self._link.reaching():
             server = await self._link.client.info("server")
-        return f"{server['run_id']}/{word.decode()}"
+        return f"{server['run_id']}/{data_id.decode()}"
 
     async def clear_work(self) -> None:
         """See ``Broker.clear_work``."""

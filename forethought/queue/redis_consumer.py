@@ -1,9 +1,9 @@
-"""One worker's end of a stage in Redis.
+"""A worker's access to one stage in Redis.
 
-Design: receiving takes two commands (claim what ran out, read what is new) and everything else
-takes one script. A read blocks for a slice only and claims again in between, so a dead worker's
-entries are noticed within a third of a lease. The price is a claim per idle consumer and slice,
-which costs Redis microseconds.
+Design: receiving takes two commands (claim expired entries, read new ones); everything else takes one
+script. A blocking read is cut into slices with a claim before each, so a dead worker's entries are
+reclaimed within a third of a lease after it expires. The price is one claim per idle consumer and
+slice, which costs Redis microseconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RedisConsumer:
         self._options = options
         self._stream = keys.stream(options.stage)
         self._attempts = keys.attempts(options.stage)
-        self._begun: set[str] = set()  # entries we hold that carry an attempt of ours
+        self._begun: set[str] = set()  # held entries on which this consumer began an attempt
         self._num_buried = 0
 
     @property
@@ -105,7 +105,7 @@ class RedisConsumer:
 
     async def bury(self, delivery: Delivery, reason: str) -> bool:
         """See ``Consumer.bury``."""
-        log.error("giving up on task %d: %s", delivery.message.task_id, reason)
+        log.error("task %d is dead-lettered: %s", delivery.message.task_id, reason)
         keys = [self._stream, self._attempts, self._keys.dead_letters]
         args: list[Any] = [GROUP, delivery.entry_id, MAX_DEAD_LETTERS, delivery.stage.value, reason]
         args += _script_args(delivery.message)
@@ -125,14 +125,14 @@ class RedisConsumer:
         return was_pending
 
     async def _claim(self, max_items: int) -> list[Delivery]:
-        """Take over what ran out; bury what has used up its attempts, return the rest."""
+        """Claim expired leases; dead-letter entries out of attempts, return the rest."""
         with self._link.reaching():
             expired = await self._claim_expired(max_items)
             if not expired:
                 return []
             ids = [delivery.entry_id for delivery in expired]
             num_attempts = await self._link.client.hmget(self._attempts, ids)
-        # Taken over or not, an attempt that an earlier life of ours began is not ours to un-count.
+        # An attempt begun under an earlier lease, even one of this consumer, must not be un-counted.
         self._begun -= set(ids)
         alive = []
         for delivery, value in zip(expired, num_attempts, strict=True):
@@ -144,7 +144,7 @@ class RedisConsumer:
         return alive
 
     async def _claim_expired(self, max_items: int) -> list[Delivery]:
-        """One sweep of the pending list, which XAUTOCLAIM walks in bounded steps."""
+        """One pass over the pending list, which XAUTOCLAIM scans in bounded steps."""
         min_idle_ms, cursor = max(1, round(self.lease_s * 1000)), b"0-0"
         while True:
             reply = await self._link.client.xautoclaim(
@@ -163,12 +163,12 @@ class RedisConsumer:
                 self._options.name,
                 {self._stream: ">"},
                 count=max_items,
-                block=block_ms if block_ms > 0 else None,  # to Redis, 0 means for ever
+                block=block_ms if block_ms > 0 else None,  # to Redis, 0 means forever
             )
         return [self._delivery(*entry) for _, entries in streams or [] for entry in entries]
 
     async def _with_group(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Read, making the group first if Redis has none (a new run, or data lost)."""
+        """Read, first creating the group if Redis has none (a new run, or lost data)."""
         try:
             return await read()
         except exceptions.ResponseError as error:
@@ -180,14 +180,14 @@ class RedisConsumer:
     async def _make_group(self) -> None:
         try:
             with self._link.reaching():
-                # From 0, so that what was put before there was a group is delivered too.
+                # From 0, so that messages put before the group existed are delivered too.
                 await self._link.client.xgroup_create(self._stream, GROUP, "0", mkstream=True)
         except exceptions.ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
+            if not str(error).startswith("BUSYGROUP"):  # another consumer created it first
                 raise
 
     async def _if_group(self, lua: str, args: Sequence[object]) -> Any:
-        """Run a script about leases; None where the group, and so every lease, is gone."""
+        """Run a lease script; None if the group, and with it every lease, is gone."""
         try:
             return await self._link.script(lua, [self._stream, self._attempts], args)
         except exceptions.ResponseError as error:

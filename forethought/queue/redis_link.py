@@ -1,9 +1,9 @@
-"""One connection pool to one Redis, whose failures are told as ``Unreachable``.
+"""One connection pool to one Redis; its failures are raised as ``Unreachable``.
 
-Design: short outages (a dropped connection, a failover of a second or two) are ridden out here,
-with back-off; longer ones become ``Unreachable`` and are the caller's to wait for, because only
-the caller knows whether it is stopping. The price of retrying is that a command can run twice
-when its answer was lost; every command of this package may.
+Design: short outages (a dropped connection, a failover of a second or two) are retried here with
+backoff; longer ones are raised as ``Unreachable``, and the caller waits, because only the caller knows
+whether it is stopping. The price of retrying is that a command whose reply was lost runs twice; every
+command of this package tolerates that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from forethought.errors import InvalidInput, Unreachable
 
 MAX_BLOCK_S = 1.0
-"""The longest that one command may block in Redis; far below the socket timeout."""
+"""The longest time one command may block in Redis; far below the socket timeout."""
 
 _SOCKET_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
@@ -31,7 +31,7 @@ _BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
 
 _OUTAGES = (
-    exceptions.ConnectionError,  # includes a refused password and a Redis that is still loading
+    exceptions.ConnectionError,  # includes a wrong password and a Redis that is still loading
     exceptions.TimeoutError,
     exceptions.ReadOnlyError,  # connected to a former primary during a failover
     exceptions.ClusterDownError,
@@ -40,7 +40,7 @@ _OUTAGES = (
 
 
 class RedisLink:
-    """The client, the scripts it has registered, and what to say when Redis does not answer.
+    """The client, its registered scripts, and the error raised when Redis is unreachable.
 
     Raises:
         InvalidInput: the URL cannot be parsed.
@@ -51,7 +51,7 @@ class RedisLink:
         try:
             self.client = redis.asyncio.Redis.from_url(
                 url,
-                protocol=2,  # answers of one shape, whatever this client's default is
+                protocol=2,  # the same reply format whatever this client's default is
                 socket_timeout=_SOCKET_TIMEOUT_S,
                 socket_connect_timeout=_CONNECT_TIMEOUT_S,
                 health_check_interval=_HEALTH_CHECK_S,
@@ -68,21 +68,21 @@ class RedisLink:
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """Tell an outage inside the block as ``Unreachable``."""
+        """Raise an outage inside the block as ``Unreachable``."""
         try:
             yield
         except _OUTAGES as error:
             raise Unreachable(
                 f"Redis at {self._shown_url} cannot be used: {type(error).__name__}: {error}; "
                 "check that it runs, that its password is right and that FORETHOUGHT_REDIS_URL "
-                "names it; clients reconnect by themselves"
+                "points to it; clients reconnect automatically"
             ) from error
 
     async def script(self, lua: str, keys: Iterable[str], args: Iterable[object] = ()) -> Any:
         """Run one of :mod:`forethought.queue.scripts`.
 
         Raises:
-            Unreachable: Redis does not answer.
+            Unreachable: Redis does not respond.
         """
         if lua not in self._scripts:
             self._scripts[lua] = self.client.register_script(lua)
@@ -91,12 +91,12 @@ class RedisLink:
 
 
 def is_missing_group(error: exceptions.ResponseError) -> bool:
-    """Whether Redis says that a stream or its group is gone (a script's error wraps the code)."""
+    """Whether the error means that a stream or its group is gone (a script's error wraps the code)."""
     return "NOGROUP" in str(error) or "UNBLOCKED" in str(error)
 
 
 def hide_password(url: str) -> str:
-    """The URL as it may be logged."""
+    """The URL without its password, for logs."""
     try:
         parts = urlsplit(url)
         if parts.password is None:

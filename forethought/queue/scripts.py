@@ -1,13 +1,12 @@
-"""The Lua scripts: every step of the queue that must not be seen half done.
+"""The Lua scripts: every queue operation that must be atomic.
 
-Design: plain EVAL scripts, which run the same on Redis 6.2 and 7 and need no deployment step (a
-Redis that restarted is sent them again by the client). Each returns plain integers, strings and
-lists. The price is that Redis does nothing else while one runs, so each touches a handful of
-entries at most.
+Design: plain EVAL scripts, which run the same on Redis 6.2 and 7 and need no deployment step (the
+client sends them again to a restarted Redis). Each returns plain integers, strings and lists. The price
+is that Redis does nothing else while one runs, so each touches only a handful of entries.
 
-A *retired* entry is one that was acknowledged and deleted: XACK answers 1 exactly once per
-delivery, which is what makes finishing happen once. Where a script needs the group and Redis has
-lost it, the NOGROUP error goes to the caller, who knows what that means there.
+A *retired* entry is one that was acknowledged and deleted: XACK returns 1 exactly once per delivery,
+so a delivery is finished at most once. If a script needs the group and Redis has lost it, the NOGROUP
+error is passed to the caller, who knows what it means there.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ end
 return newest
 """
 
-LIFE = """
--- KEYS: life   ARGV: a word to use if there is none
+INSTANCE_ID = """
+-- KEYS: instance id   ARGV: the id to set if there is none
 redis.call('SET', KEYS[1], ARGV[1], 'NX')
 return redis.call('GET', KEYS[1])
 """
 
 CLEAR_WORK = """
 -- KEYS: stream, attempts of each stage in turn   ARGV: group
--- Groups are made again at once: an autoscaler that finds none gives up on the stream.
+-- Recreate the groups at once: an autoscaler that finds none gives up on the stream.
 for i = 1, #KEYS, 2 do
   redis.call('DEL', KEYS[i], KEYS[i + 1])
   redis.call('XGROUP', 'CREATE', KEYS[i], ARGV[1], '0', 'MKSTREAM')
@@ -83,7 +82,7 @@ local ours = {}
 for i = 3, #ARGV do
   local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
   if held and held[2] == ARGV[2] then
-    -- XCLAIM to ourselves starts the idle time anew; JUSTID leaves the delivery counter alone.
+    -- XCLAIM by the current owner resets the idle time; JUSTID leaves the delivery counter alone.
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
     ours[#ours + 1] = ARGV[i]
   end
@@ -126,7 +125,7 @@ redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 redis.call('HDEL', KEYS[2], ARGV[3])
 if not entry then return 0 end
--- A new entry, not a changed owner: only that wakes a consumer that is blocked in XREADGROUP.
+-- A new entry rather than a new owner: only that wakes a consumer blocked in XREADGROUP.
 local id = redis.call('XADD', KEYS[1], '*', unpack(entry[2]))
 if attempts > 0 then redis.call('HSET', KEYS[2], id, attempts) end
 return 1

@@ -1,1 +1,1 @@
-"""What every replica does: register, receive weights, be probed, work through its queue, drain."""
+"""The common part of every replica: registration, weights, health, the work loop, draining."""

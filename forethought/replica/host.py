@@ -1,8 +1,8 @@
-"""What every replica does besides its work: register, receive weights, be probed, drain.
+"""The host of a replica's worker: registration, weight pushes, health checks, draining.
 
-Design: a replica is told a Redis URL and a run, and nothing else; it registers before it has weights,
-because being registered is what makes the learner bring them. Its registration lives for a few
-heartbeats, so one that is killed is forgotten by itself.
+Design: a replica is given only a Redis URL and a run. It registers before it has weights, because the
+learner pushes weights to registered replicas. A registration expires after a few heartbeats, so a killed
+replica disappears by itself. The price is that for those few seconds a dead replica is still listed.
 
     loop         consumes             produces              waits for          unblocked by
     _heartbeat   receiver.holding     the registration      heartbeat_s        new weights, the clock
@@ -44,16 +44,15 @@ _TTL_HEARTBEATS = 5
 
 
 def new_replica_id(kind: str) -> str:
-    """A name that no other live replica has: kind, host and six random digits."""
+    """A unique replica id: kind, host and six random hex digits."""
     return f"{kind}-{socket.gethostname().split('.')[0]}-{secrets.token_hex(3)}"
 
 
 class ReplicaHost:
-    """Hosts one worker for as long as the process lives.
+    """Hosts one worker for the lifetime of the process.
 
-    ``servicers`` are what the replica's gRPC server offers beside weights, health and reflection, all of
-    it behind ``guard``. What the host has to tell Prometheus is added to ``registry``, which the ops
-    port shows.
+    ``servicers`` are served over gRPC in addition to weights, health and reflection, all of it behind
+    ``guard``. The host's metrics are added to ``registry``, which the ops port exports.
     """
 
     def __init__(
@@ -81,11 +80,11 @@ class ReplicaHost:
 
     @property
     def is_ready(self) -> bool:
-        """True while some verified version of every model that the work needs is served."""
+        """True while a verified policy is being served and the replica is not draining."""
         return "policy" in self.receiver.holding and not self._is_draining
 
     async def run(self, worker: Worker, stop: asyncio.Event) -> None:
-        """Serve until ``stop``, then drain: finish what is in hand, hand back the rest, withdraw."""
+        """Serve until ``stop``, then drain: finish the current batch, release the rest, deregister."""
         self._guard.warn_if_exposed(self._host, "gRPC")
         grpc_server = await start_grpc_server(
             [WeightsServicer(self.receiver), *self._servicers],
@@ -111,14 +110,14 @@ class ReplicaHost:
             self.receiver.close()
 
     def describe(self) -> dict[str, object]:
-        """What is served, for the ops port."""
+        """The served versions, for the ops port."""
         serving = {model: m.order for model, m in self.receiver.holding.items()}
         return {"replica": self.replica_id, "serving": serving, "draining": self._is_draining}
 
     async def _drain(self, worker: Worker, working: asyncio.Task[None]) -> None:
         self._is_draining = True
         worker.stop()
-        log.info("draining, for at most %.0f s", self._section.drain_s)
+        log.info("draining for at most %.0f s", self._section.drain_s)
         await asyncio.wait((working,), timeout=self._section.drain_s)
 
     async def _heartbeat(
@@ -129,7 +128,7 @@ class ReplicaHost:
             try:
                 await self._announce(worker.num_done)
             except Unreachable as error:
-                log.warning("%s; the registration will be renewed", error)
+                log.warning("%s; registration not renewed, retrying at the next heartbeat", error)
             try:
                 async with asyncio.timeout(self._section.heartbeat_s):
                     await self.receiver.wait_for_change()
@@ -152,7 +151,7 @@ class ReplicaHost:
         try:
             await self._broker.withdraw(self.replica_id)
         except Unreachable as error:
-            log.warning("could not withdraw: %s; the registration expires by itself", error)
+            log.warning("could not deregister: %s; the registration will expire", error)
 
     def _ops_server(self, worker: Worker) -> OpsServer:
         registry, receiver = self._registry, self.receiver
@@ -165,25 +164,25 @@ class ReplicaHost:
 
 
 def address_towards(redis_url: str) -> str:
-    """The address of this machine from which Redis is reached, and so where the learner finds us.
+    """This machine's address on the route to Redis, which the learner can therefore connect to.
 
     Raises:
-        InvalidInput: the URL has no host that resolves.
+        InvalidInput: the URL's host does not resolve.
     """
     parts = urlsplit(redis_url)
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((parts.hostname or "127.0.0.1", parts.port or 6379))
-            return str(probe.getsockname()[0])  # a datagram socket sends nothing by connecting
+            return str(probe.getsockname()[0])  # connecting a datagram socket sends nothing
     except OSError as error:
         raise InvalidInput(
-            f"cannot tell this machine's address: host {parts.hostname!r} of redis.url does not "
+            f"cannot determine this machine's address: host {parts.hostname!r} of redis.url does not "
             f"resolve ({error}); correct it or set advertise_host"
         ) from error
 
 
 def listening_host(advertised: str) -> str:
-    """Loopback when that is where we are found, else every interface."""
+    """Loopback if the advertised address is loopback, else every interface."""
     return "127.0.0.1" if is_loopback(advertised) else "0.0.0.0"
 
 
@@ -192,6 +191,6 @@ async def _until(event: asyncio.Event) -> None:
 
 
 def _staging() -> Path:
-    """Memory if there is any to stage in, else the temporary folder."""
+    """The staging folder: shared memory if available, else the temporary folder."""
     shared = Path("/dev/shm")
     return shared if shared.is_dir() else Path(tempfile.gettempdir())

@@ -1,7 +1,7 @@
-"""What rollout and reward replicas both tell Prometheus: versions, weights, calls, queue work.
+"""Prometheus metrics shared by rollout and reward replicas: versions, weights, calls, queue work.
 
-Each class is one collector over one component, so that a service standing alone, which has neither a
-queue nor a receiver, shows what it has.
+Each class is one collector for one component, so that a standalone service, which has neither a queue
+nor a receiver, exports only the metrics it has.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Manifests = Callable[[], Mapping[str, WeightManifest]]
 
 
 class ServedMetrics(Collector):
-    """What is served, whether it is ready, and its gRPC calls.
+    """Served versions, readiness, and gRPC calls.
 
-    ``manifests`` tells what is served by model; ``is_ready`` what ``/readyz`` says.
+    ``manifests`` returns the served manifest of each model; ``is_ready`` is what ``/readyz`` reports.
 
     Example:
         ``ServedMetrics(registry, lambda: receiver.holding, lambda: host.is_ready, calls)``
@@ -41,23 +41,27 @@ class ServedMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with the numbers of this moment."""
+        """The families with their current values."""
         served = self._manifests()
         versions = {model: manifest.version for model, manifest in served.items()}
         epochs = {model: manifest.epoch for model, manifest in served.items()}
-        yield gauge("forethought_ready", "1 where /readyz answers 200", float(self._is_ready()))
-        yield gauge("forethought_served_version", "Version served", versions, ("model",))
-        yield gauge("forethought_served_epoch", "Epoch of what is served", epochs, ("model",))
+        yield gauge("forethought_ready", "1 if /readyz returns 200", float(self._is_ready()))
+        yield gauge(
+            "forethought_served_version", "Version of the served weights", versions, ("model",)
+        )
+        yield gauge(
+            "forethought_served_epoch", "Run epoch of the served weights", epochs, ("model",)
+        )
         yield histogram(
             "forethought_grpc_request_seconds",
-            "gRPC calls with one answer, from arrival to answer",
+            "Duration of gRPC calls with a single response, from arrival to response",
             self._calls.seconds,
             ("service", "method", "code"),
         )
 
 
 class WeightMetrics(Collector):
-    """The weights that a receiver applied.
+    """The weights applied by a receiver.
 
     Example:
         ``WeightMetrics(registry, receiver)``
@@ -68,24 +72,24 @@ class WeightMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with the numbers of this moment."""
+        """The families with their current values."""
         applied = self._receiver.applied
         yield histogram(
             "forethought_weights_apply_seconds",
-            "Flips to verified weights, without the transfer",
+            "Duration of switching to verified weights, without the transfer",
             {(model,): of_model.seconds for model, of_model in applied.items()},
             ("model",),
         )
         yield counter(
             "forethought_weights_applied_bytes_total",
-            "Bytes of the weights that were applied",
+            "Bytes of the applied weights",
             {model: of_model.num_bytes for model, of_model in applied.items()},
             ("model",),
         )
 
 
 class WorkerMetrics(Collector):
-    """The queue's end of a replica.
+    """The queue worker of a replica.
 
     Example:
         ``WorkerMetrics(registry, worker)``
@@ -96,23 +100,23 @@ class WorkerMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with the numbers of this moment."""
+        """The families with their current values."""
         worker, counts = self._worker, self._worker.counts
         yield counter("forethought_worker_deliveries_total", "Tasks received", counts.deliveries)
         yield counter(
             "forethought_worker_redeliveries_total",
-            "Tasks received that an earlier attempt did not finish",
+            "Tasks received after an unfinished earlier attempt",
             counts.redeliveries,
         )
         yield counter(
             "forethought_worker_tasks_total",
-            f"Tasks that left, by outcome: {', '.join(DeliveryOutcome)}",
+            f"Tasks that left the worker, by outcome: {', '.join(DeliveryOutcome)}",
             counts.outcomes,
             ("outcome",),
         )
         yield counter(
             "forethought_worker_dead_letters_total",
-            "Dead letters written, those of tasks past their attempts included",
+            "Dead letters written, including those of tasks out of attempts",
             worker.num_buried,
         )
         yield counter("forethought_worker_lease_renewals_total", "Leases renewed", counts.renewals)
@@ -124,7 +128,7 @@ class WorkerMetrics(Collector):
         )
         yield histogram(
             "forethought_worker_batch_seconds",
-            "Batches of tasks, from their first token to their published results",
+            "Duration of task batches, from the start of work to the published results",
             counts.batch_seconds,
         )
-        yield gauge("forethought_worker_held_tasks", "Tasks on loan here", worker.num_held)
+        yield gauge("forethought_worker_held_tasks", "Tasks leased to this worker", worker.num_held)

@@ -1,15 +1,15 @@
-"""The loop that the rollout and the reward service share.
+"""The work loop shared by the rollout and reward services.
 
-Design: one batch at a time and no prefetch, so a busy replica never sits on work that an idle one
-could do; while something waits for newer weights nothing more is received, because what comes
-later needs weights at least as new. The price is one round trip to the broker between batches.
+Design: one batch at a time without prefetching, so a busy replica never holds work that an idle one
+could do; while deliveries wait for newer weights nothing more is received, because later tasks need
+weights at least as new. The price is one round trip to the broker between batches.
 
-A delivery may wait here for ``weights_timeout_s`` only. Then it goes back in line, where a replica that
-has the weights gets it: a replica that is stuck in a push must not hold up the batch that it took
-work of. Neither waiting nor going back counts as an attempt.
+A delivery waits here for at most ``weights_timeout_s``. Then it is returned to the queue for a replica
+that has the weights: a replica stuck in a push must not hold up the batch its tasks belong to. Neither
+waiting nor being released counts as an attempt.
 
-A delivery that an earlier attempt did not finish is handled alone: if it kills its workers, it
-takes no other with it.
+A delivery with an unfinished earlier attempt is handled on its own: if it kills its worker, no other
+delivery is lost with it.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ T = TypeVar("T")
 
 
 class Readiness(Enum):
-    """What to do with a message now."""
+    """Whether a message can be handled now."""
 
     READY = auto()
-    """It can be handled with the weights as they are."""
+    """It can be handled with the current weights."""
 
     WAIT = auto()
     """It needs newer weights."""
 
     DISCARD = auto()
-    """It is of a dead epoch: nobody wants its result."""
+    """It belongs to a superseded run epoch; its result is no longer needed."""
 
 
 class Handler(Protocol):
-    """What a service does with messages; the worker does everything else."""
+    """A service's processing of messages; the worker does everything else."""
 
     def readiness(self, message: Message) -> Readiness:
-        """Whether the message can be handled now. Raising gives up on the message at once."""
+        """Whether the message can be handled now. An exception dead-letters the message at once."""
 
     async def changed(self) -> None:
-        """Return after the next change that may alter a verdict.
+        """Return after the next change that may affect the readiness of a message.
 
-        Called again as soon as it returned; must begin to wait before it first gives up control.
+        Called again as soon as it returns; must start waiting before its first suspension point.
         """
 
     async def handle(self, messages: list[Message]) -> list[Message]:
-        """The results, in order. What it raises becomes the error result of each message."""
+        """The results, in order. An exception becomes the error result of every message."""
 
 
 # Three tasks run inside ``Worker.run``:
@@ -67,17 +67,17 @@ class Handler(Protocol):
 #            consumer's stage     results;           newer weights          _wake, <= weights_timeout_s
 #                                 released tasks     the handler            the handler
 #   _watch   handler.changed()    _wake              a change of weights    the handler
-#   _renew   what is held         longer leases;     a third of a lease     the clock
+#   _renew   held deliveries      renewed leases;    a third of a lease     the clock
 #                                 _wake, on a loss
-#   stop()                        _wake                                     whoever calls it
+#   stop()                        _wake                                     its caller
 
 
 class Worker:
-    """Serves one consumer with one handler until told to stop.
+    """Processes one consumer's deliveries with one handler until stopped.
 
-    ``max_batch_tasks`` bounds what is received and handled at once; ``wait_s`` how long one
-    receive waits, and so how long an idle worker takes to stop; ``weights_timeout_s`` (default: one
-    lease) how long a delivery may wait here for newer weights.
+    ``max_batch_tasks`` bounds how many are received and handled at once; ``wait_s`` is how long one
+    receive waits, and thus how long an idle worker takes to stop; ``weights_timeout_s`` (default: one
+    lease) is how long a delivery may wait here for newer weights.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Worker:
             consumer.lease_s if weights_timeout_s is None else weights_timeout_s
         )
         self._held: dict[str, Delivery] = {}  # by entry id; waiting or being worked on
-        self._release_at_s = 0.0  # when what is waiting goes back in line
+        self._release_at_s = 0.0  # when waiting deliveries are returned to the queue
         self._leased_at_s = 0.0  # when the broker last confirmed our leases
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -110,25 +110,25 @@ class Worker:
 
     @property
     def num_held(self) -> int:
-        """Deliveries on loan to this worker: waiting here or being worked on."""
+        """Deliveries leased to this worker: waiting here or being worked on."""
         return len(self._held)
 
     @property
     def num_buried(self) -> int:
-        """Dead letters written here, those of deliveries past their attempts included."""
+        """Dead letters written by this worker, including those of deliveries out of attempts."""
         return self._consumer.num_buried
 
     def stop(self) -> None:
-        """Drain: receive no more, finish the batch in hand, release the rest; then ``run`` ends."""
+        """Drain: receive no more, finish the current batch, release the rest; then ``run`` returns."""
         self._stopping.set()
         self._wake.set()
 
     async def run(self) -> None:
-        """Serve until :meth:`stop`; outlives outages of the broker.
+        """Serve until :meth:`stop`; survives broker outages.
 
-        Cancelling it instead leaves what was held to the expiry of its leases. Anything else that
-        goes wrong is a defect (``changed`` raised, Redis refused a command) and ends the loop with
-        an ``ExceptionGroup``.
+        If it is cancelled instead, held deliveries are redelivered when their leases expire. Any other
+        failure is a bug (``changed`` raised, Redis rejected a command) and ends the loop with an
+        ``ExceptionGroup``.
         """
         async with asyncio.TaskGroup() as group:
             helpers = [group.create_task(self._watch()), group.create_task(self._renew())]
@@ -144,15 +144,15 @@ class Worker:
                 await self._turn()
                 waits_s = backoff()
             except Unreachable as error:
-                log.warning("%s; trying again", error)
+                log.warning("%s; retrying", error)
                 await wait_for_event(self._stopping, next(waits_s))
         await self._release_all()
 
     async def _turn(self) -> None:
-        """One round: have deliveries, sort them, then work on some or wait."""
+        """One round: receive deliveries if none are held, sort them, then work on some or wait."""
         if not self._held:
             await self._receive()
-        self._wake.clear()  # before asking for verdicts: a change while asking is not missed
+        self._wake.clear()  # before checking readiness, so that no change in between is missed
         ready = await self._sort()
         if ready:
             await self._work([d for d in ready if not d.num_earlier_attempts] or ready[:1])
@@ -169,18 +169,18 @@ class Worker:
         self._held = {delivery.entry_id: delivery for delivery in deliveries}
 
     async def _sort(self) -> list[Delivery]:
-        """The held deliveries that are ready; those nobody wants, or can read, are retired."""
+        """The held deliveries that are ready; stale or unreadable ones are retired."""
         ready = []
         for delivery in list(self._held.values()):
             try:
-                verdict = self._handler.readiness(delivery.message)
+                readiness = self._handler.readiness(delivery.message)
             except Exception as error:
-                log.exception("no verdict on task %d", delivery.message.task_id)
+                log.exception("readiness check of task %d failed", delivery.message.task_id)
                 await self._bury(delivery, _reason(error))
                 continue
-            if verdict is Readiness.READY:
+            if readiness is Readiness.READY:
                 ready.append(delivery)
-            elif verdict is Readiness.DISCARD:
+            elif readiness is Readiness.DISCARD:
                 await self._consumer.discard(delivery)
                 self._held.pop(delivery.entry_id, None)
                 self.counts.outcomes[DeliveryOutcome.DISCARDED] += 1
@@ -191,11 +191,11 @@ class Worker:
             if await wait_for_event(self._wake, self._release_at_s - _now_s()):
                 return
             await self._release_all()
-            # Stand back, or we would take the same work again before a replica that can do it.
+            # Back off, or this worker would receive the same tasks before a replica that can do them.
             await wait_for_event(self._wake, self._wait_s)
 
     async def _work(self, deliveries: list[Delivery]) -> None:
-        """Begin, handle and finish one batch; what fails is answered with an error result."""
+        """Begin, handle and finish one batch; failures are published as error results."""
         begun = await asyncio.gather(*map(self._begin, deliveries))
         mine = [delivery for delivery, is_mine in zip(deliveries, begun, strict=True) if is_mine]
         if not mine:
@@ -213,12 +213,14 @@ class Worker:
         return bool(is_mine)
 
     async def _handle(self, deliveries: list[Delivery]) -> list[Message | str]:
-        """The results in order, or in the place of each the reason why there is none."""
+        """The results in order, or a failure reason in place of each."""
         messages = [delivery.message for delivery in deliveries]
         try:
             results = await self._handler.handle(messages)
             if len(results) != len(messages):
-                raise RuntimeError(f"{len(results)} results for {len(messages)} messages")
+                raise RuntimeError(
+                    f"the handler returned {len(results)} results for {len(messages)} messages"
+                )
         except Exception as error:
             log.exception("a batch of %d tasks failed", len(messages))
             return [_reason(error)] * len(messages)
@@ -241,7 +243,7 @@ class Worker:
             self._retired(delivery, bool(done), outcome)
 
     async def _fail(self, delivery: Delivery, reason: str) -> None:
-        """Finish with an error result; where none can be made, the dead letter says why."""
+        """Finish with an error result; if none can be made, dead-letter with the reason."""
         try:
             result = self._consumer.error_result(delivery.message, reason)
         except Exception:
@@ -259,17 +261,20 @@ class Worker:
             self.counts.outcomes[outcome] += 1
         else:
             self._lost(delivery.entry_id)
-            log.info("task %d was not ours to finish any more", delivery.message.task_id)
+            log.info(
+                "task %d was finished elsewhere or its lease was lost; its result is dropped",
+                delivery.message.task_id,
+            )
 
     def _lost(self, entry_id: str) -> bool:
-        """Forget what is another's now; False if that was known before."""
+        """Drop a delivery whose lease was lost; False if it was dropped before."""
         if self._held.pop(entry_id, None) is None:
             return False
         self.counts.outcomes[DeliveryOutcome.LOST] += 1
         return True
 
     async def _retry(self, delivery: Delivery, act: Callable[[], Awaitable[T]]) -> T | None:
-        """Repeat ``act`` until the broker answers; None once the lease is known to be lost."""
+        """Retry ``act`` until the broker responds; None once the lease is known to be lost."""
         waits_s = backoff()
         while True:
             try:
@@ -277,12 +282,12 @@ class Worker:
             except Unreachable as error:
                 if not self._may_still_hold(delivery):
                     return None
-                log.warning("%s; task %d tries again", error, delivery.message.task_id)
-            await asyncio.sleep(next(waits_s))  # there is nothing to wait for but time
+                log.warning("%s; retrying for task %d", error, delivery.message.task_id)
+            await asyncio.sleep(next(waits_s))  # no event to wait for, only time
 
     def _may_still_hold(self, delivery: Delivery) -> bool:
-        """Whether retrying makes sense: while running, until told otherwise; when stopping, until
-        the lease must have run out, or a dead Redis would keep this process from ever stopping."""
+        """Whether to keep retrying: while running, until the lease is known to be lost; when stopping,
+        until it must have expired, or a dead Redis would keep this process from ever stopping."""
         if self._stopping.is_set() and _now_s() > self._leased_at_s + self._consumer.lease_s:
             return False
         return delivery.entry_id in self._held
@@ -294,7 +299,7 @@ class Worker:
                 await self._consumer.release(delivery)
                 self.counts.outcomes[DeliveryOutcome.RELEASED] += 1
         except Unreachable as error:
-            log.warning("%s; up to %d tasks return by their leases", error, len(held))
+            log.warning("%s; up to %d tasks return when their leases expire", error, len(held))
         self._held.clear()
 
     async def _watch(self) -> None:
@@ -309,7 +314,7 @@ class Worker:
             try:
                 ours = await self._consumer.renew(held)
             except Unreachable as error:
-                log.warning("%s; leases are not renewed", error)
+                log.warning("%s; leases not renewed", error)
                 continue
             self._leased_at_s = _now_s()
             self.counts.renewals += len(ours)

@@ -1,4 +1,4 @@
-"""What a worker counts while it works; plain numbers, since its registry is not the queue's affair."""
+"""The worker's counters, as plain numbers: the worker does not depend on Prometheus."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class DeliveryOutcome(StrEnum):
     """An error result was published."""
 
     BURIED = "buried"
-    """It became a dead letter."""
+    """It was dead-lettered."""
 
     DISCARDED = "discarded"
-    """It was of a dead epoch."""
+    """It belonged to a superseded run epoch."""
 
     RELEASED = "released"
-    """It went back in line."""
+    """It was returned to the queue."""
 
     LOST = "lost"
-    """Its lease ran out here, or another consumer retired it first."""
+    """Its lease expired, or another consumer retired it first."""
 
 
 ANSWERED = (DeliveryOutcome.DONE, DeliveryOutcome.FAILED, DeliveryOutcome.BURIED)
-"""The outcomes by which whoever waits for a task learns what became of it."""
+"""The outcomes that publish a result or an error result for the task."""
 
 
 class Activity(StrEnum):
-    """What a worker spends its time on."""
+    """The activities a worker's time is attributed to."""
 
     RECEIVING = "receiving"
     WAITING = "waiting"
@@ -50,7 +50,7 @@ class Activity(StrEnum):
 
 @dataclass(slots=True)
 class WorkerCounts:
-    """Since the worker was made. ``batch_seconds`` is of whole batches, publishing included.
+    """Totals since the worker was created. ``batch_seconds`` covers whole batches, including publishing.
 
     Example:
         ``worker.counts.outcomes[DeliveryOutcome.DONE]``
@@ -67,7 +67,7 @@ class WorkerCounts:
 
     @contextmanager
     def spending(self, activity: Activity) -> Iterator[None]:
-        """Add the time of a block to an activity, however the block ends."""
+        """Add the duration of a block to an activity, even if it raises."""
         started_s = perf_counter()
         try:
             yield

@@ -1,1 +1,1 @@
-"""What gRPC servers and clients here share: the server, its guard and call metrics, errors as statuses."""
+"""Shared gRPC code of servers and clients: the server, its guard, call metrics, errors as statuses."""

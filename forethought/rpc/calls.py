@@ -1,9 +1,9 @@
-"""How long gRPC calls take here, and how they end.
+"""Duration and status of every gRPC call of a server.
 
-Design: one interceptor around all services of a server, to be given first, so that calls which another
-one turns away are counted too. Streams of unknown length (health's Watch, reflection) are left out:
-their duration says nothing. Handlers are wrapped anew for every call, because what an inner interceptor
-answers may differ from call to call; the price is a few microseconds.
+Design: one interceptor around all services of a server. Install it first, so that calls rejected by
+another interceptor are counted too. Response streams of unknown length (health's Watch, reflection) are
+left out: their duration is meaningless. The handler is wrapped per call, because an inner interceptor
+may return a different one each time; the price is a few microseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Handler: TypeAlias = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
 class GrpcCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Seconds of every call that has one answer, by service, method and status code.
+    """Durations of calls with a single response, by service, method and status code.
 
     Example:
         ``calls = GrpcCalls(); await start_grpc_server(servicers, host, port, interceptors=[calls])``
@@ -35,7 +35,7 @@ class GrpcCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> Any:
         """The handler of a call, timed."""
         handler = await continuation(details)
-        if handler is None or handler.response_streaming:  # None: there is no such method
+        if handler is None or handler.response_streaming:  # None: the method does not exist
             return handler
         kind = "stream_unary" if handler.request_streaming else "unary_unary"
         _, service, method = details.method.split("/")
@@ -44,7 +44,7 @@ class GrpcCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _timed(self, answer: Handler, service: str, method: str) -> Handler:
         async def timed(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            started_s, code = perf_counter(), "UNKNOWN"  # what gRPC makes of a stray exception
+            started_s, code = perf_counter(), "UNKNOWN"  # gRPC's status for any other exception
             try:
                 reply = await answer(request, context)
                 code = "OK"
@@ -52,7 +52,7 @@ class GrpcCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             except grpc.aio.AbortError:
                 code = _code_of(context)
                 raise
-            except asyncio.CancelledError:  # the caller left, or its deadline passed
+            except asyncio.CancelledError:  # the client disconnected, or its deadline passed
                 code = "CANCELLED"
                 raise
             finally:
@@ -70,4 +70,4 @@ class GrpcCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 def _code_of(context: grpc.aio.ServicerContext) -> str:
     """The name of the status that a call was aborted with."""
     code = context.code()
-    return str(getattr(code, "name", code))  # a number before the call ends, in some releases
+    return str(getattr(code, "name", code))  # an int until the call ends, in some releases

@@ -1,8 +1,8 @@
 """Errors over gRPC: exception to status on the server, status to exception on the client.
 
-Design: what a status code and a message cannot tell, the class of the error and when to ask again, travels
-as trailing metadata, so that a caller gets back the exception that the server raised. A status without
-them (from a proxy, or from gRPC itself) is read by its code alone.
+Design: the error's class and its retry-after, which a status code and a message cannot carry, are sent as
+trailing metadata, so the client raises the same exception as the server. A status without them (from a
+proxy, or from gRPC itself) is mapped by its code alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-    """Answer a call with the status of the error its body raises; log what is our own fault."""
+    """Abort a call with the status of the error its body raises; log unexpected exceptions."""
     try:
         yield
     except Exception as error:
@@ -36,12 +36,12 @@ async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[N
 
 @contextmanager
 def status_as_errors(address: str) -> Iterator[None]:
-    """The inverse of :func:`errors_as_status`: raise what the replica at ``address`` answered."""
+    """The inverse of :func:`errors_as_status`: raise the error returned by the replica at ``address``."""
     try:
         yield
     except grpc.RpcError as error:
-        told = f"replica at {address} answered {error.code().name}: {error.details()}"
-        raise error_of_call(error, told) from error
+        message = f"replica at {address} answered {error.code().name}: {error.details()}"
+        raise error_of_call(error, message) from error
 
 
 def trailers_of(error: BaseException) -> tuple[tuple[str, str], ...]:
@@ -53,7 +53,7 @@ def trailers_of(error: BaseException) -> tuple[tuple[str, str], ...]:
 
 
 def error_of_call(failed: Any, message: str) -> ForethoughtError:
-    """The error that the server raised, by the status and trailers of a failed call."""
+    """The error that the server raised, reconstructed from a failed call's status and trailers."""
     trailers = read_trailers(failed)
     return error_of_grpc(
         failed.code().name, message, trailers.get(ERROR_KEY, ""), retry_after_s(trailers)
@@ -66,6 +66,6 @@ def read_trailers(failed: Any) -> dict[str, str]:
 
 
 def retry_after_s(trailers: Mapping[str, str]) -> float:
-    """When the server says to ask again; 0 where it says nothing readable."""
+    """Seconds after which the server says to retry; 0 if missing or unreadable."""
     text = trailers.get(RETRY_AFTER_KEY, "")
     return float(text) if text.isascii() and text.isdigit() else 0.0

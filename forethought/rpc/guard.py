@@ -1,12 +1,12 @@
-"""The guard before every gRPC method, whatever servicers a server has.
+"""Authorization of every gRPC method, for all servicers of a server.
 
-Design: an interceptor, so that a servicer added later is closed without knowing of tokens: what is
-not named below needs the run's. It decides by a call's headers alone, before a message is read; a
-refused call is answered by a handler that is given the requests as a stream and reads none, which fits
-all four kinds of method because they look the same on the wire. A method that does not exist is
-UNIMPLEMENTED to everyone: names that a stranger makes up never reach what counts calls.
+Design: an interceptor, so a servicer added later is protected without any code of its own: services not
+listed below require the run token. It decides by a call's headers alone, before a message is read. A
+rejected call gets a handler that takes the requests as a stream and reads none, which fits all four
+kinds of method because they look the same on the wire. A method that does not exist is UNIMPLEMENTED
+to everyone, so made-up method names never create call metrics.
 
-Health stays open, for probes that hold no secret. Reflection asks for a token: it tells what is served.
+Health stays open, for probes that hold no secret. Reflection requires a token: it reveals the API.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from forethought.auth.guard import Guard, Role
 from forethought.errors import Forbidden, Unauthenticated
 from forethought.rpc.errors import errors_as_status
 
-_OPEN = frozenset({"grpc.health.v1.Health"})
-_ASKING = frozenset(
+_OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
+_CLIENT_SERVICES = frozenset(
     {
         "forethought.wire.v1.Reward",
         "forethought.wire.v1.Rollouts",
@@ -32,7 +32,7 @@ _ASKING = frozenset(
 
 
 class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Asks a guard about every call but health checks.
+    """Checks every call except health checks with a :class:`Guard`.
 
     Example:
         ``await start_grpc_server(servicers, host, port, interceptors=[GrpcGuard(guard)])``
@@ -46,12 +46,12 @@ class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        """The method's own handler, or one that refuses with UNAUTHENTICATED or PERMISSION_DENIED."""
+        """The method's handler, or one that aborts with UNAUTHENTICATED or PERMISSION_DENIED."""
         handler = await continuation(handler_call_details)
         service = handler_call_details.method.lstrip("/").partition("/")[0]
-        if handler is None or service in _OPEN:
+        if handler is None or service in _OPEN_SERVICES:
             return handler
-        needed = Role.CLIENT if service in _ASKING else Role.RUN
+        needed = Role.CLIENT if service in _CLIENT_SERVICES else Role.RUN
         try:
             self._guard.check(_authorization(handler_call_details), needed)
         except (Unauthenticated, Forbidden) as error:

@@ -1,7 +1,7 @@
-"""The gRPC server of a replica: any servicers, health and reflection on one port.
+"""The gRPC server of a replica: its servicers, health and reflection on one port.
 
-Design: message sizes are unlimited in both directions, because weights travel in chunks whose size the
-sender chooses. What a servicer may be sent is its own to bound.
+Design: message sizes are unlimited in both directions, because the sender chooses the chunk size of a
+weight push. The price is that each servicer must bound its own requests.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MESSAGE_OPTIONS = (
 
 _SERVER_OPTIONS = (
     *MESSAGE_OPTIONS,
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a silent second listener
+    ("grpc.so_reuseport", 0),  # fail on a port in use instead of silently sharing it
 )
 
 
 class Servicer(Protocol):
-    """What :func:`start_grpc_server` can serve."""
+    """A service that :func:`start_grpc_server` can serve."""
 
     @property
     def service_name(self) -> str:
@@ -51,12 +51,12 @@ class GrpcServer:
     health: health.aio.HealthServicer
 
     async def set_ready(self, ready: bool) -> None:
-        """Tell gRPC health checks whether verified weights are being served."""
+        """Set the gRPC health status: SERVING while verified weights are being served."""
         status = health_pb2.HealthCheckResponse
         await self.health.set("", status.SERVING if ready else status.NOT_SERVING)
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Report not serving, refuse new calls, let running ones end within ``grace_s``."""
+        """Report NOT_SERVING, reject new calls, and let in-flight ones finish within ``grace_s``."""
         await self.health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
 
@@ -70,13 +70,13 @@ async def start_grpc_server(
 ) -> GrpcServer:
     """Serve ``servicers``, gRPC health and reflection on ``host:port`` (0: any free port).
 
-    Health says NOT_SERVING until :meth:`GrpcServer.set_ready`. ``interceptors`` see every call,
-    health included.
+    Health reports NOT_SERVING until :meth:`GrpcServer.set_ready`. ``interceptors`` see every call,
+    including health checks.
 
     Raises:
-        InvalidInput: the address cannot be listened on.
+        InvalidInput: cannot listen on the address.
     """
-    # Imported here: the learner, which only pushes, imports this module too and serves nothing.
+    # Imported here: the learner imports this module too, but only to push.
     from grpc_reflection.v1alpha import reflection
 
     server = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=tuple(interceptors))
@@ -100,7 +100,7 @@ def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
         bound_port = int(server.add_insecure_port(f"{bracketed}:{port}"))
     except RuntimeError as error:
         raise _cannot_listen(host, port) from error
-    if not bound_port:  # how older releases of grpcio tell it
+    if not bound_port:  # how older releases of grpcio report it
         raise _cannot_listen(host, port)
     return bound_port
 
@@ -108,5 +108,5 @@ def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
 def _cannot_listen(host: str, port: int) -> InvalidInput:
     return InvalidInput(
         f"cannot listen for gRPC on {host!r} port {port}; expected an address of this machine and "
-        "a free port; set grpc_port = 0 to let the system choose one"
+        "a free port; set grpc_port = 0 to let the OS choose one"
     )

@@ -1,10 +1,10 @@
-"""What a run leaves on disk, and how it is read back.
+"""The files of a run on disk, and how they are read.
 
-    directory     where everything of a run lies
+    directory     the layout of a run directory
     journal       every consumed batch; the audit
-    alarms        what the numbers of a run say is going wrong
-    review        alarms, audit, failures and sample thoughts, as a report shows them
-    checkpoints   which model a path names, and the series of a run
+    alarms        problems detected in a run's metrics
+    review        alarms, audit, failures and sample thoughts, for the report
+    checkpoints   resolving a path to a model, and the series of a run
     cost          tokens and FLOPs
 
 Import from the modules; importing this package loads none of them.

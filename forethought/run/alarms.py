@@ -1,13 +1,14 @@
-"""Alarms: what the numbers of a run say is going wrong, and what to do about it. Told once each.
+"""Alarms: problems detected in a run's metrics, each raised once, with its remedy.
 
-Design: pure functions of the lines of ``metrics.jsonl``: means over the last ten steps, against fixed
-limits or against the run's first ten. Whoever reads the file finds the same. The price is that limits are
-the same for every run; they are set to be silent in a healthy one. A resumed run sees the earlier lines
-again, silently, so it neither forgets its beginning nor repeats itself.
+Design: pure functions of the lines of ``metrics.jsonl``: means over the last ten steps, compared with
+fixed limits or with the run's first ten steps. So every reader of the file finds the same alarms. The
+price is that the limits are the same for every run; they are set so that a healthy run raises none. A
+resumed run replays the earlier lines without logging, so it keeps its reference window and repeats no
+alarm.
 
-The first of them is what an uncalibrated reasoner does under a reward that is not bounded below: it is
-confidently wrong, log p punishes that without limit, and the quickest way to a better mean is to stop
-thinking.
+The first alarm, collapse, is the failure mode of an uncalibrated reasoner under a reward that is not
+bounded below: it is confidently wrong, log p penalises that without limit, and the quickest way to a
+better mean is to stop thinking.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ _KEYS = (
 )
 
 Means = Mapping[str, float]
-"""Means over a window, by key; a key without any number in the window is absent."""
+"""Means over a window, by key; a key with no finite value in the window is absent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What was seen, in words with numbers, and the remedy.
+    """What was observed, with its numbers, and the remedy.
 
     Example:
         ``Alarm("truncation", "40 % of thoughts hit their budget", "raise sampling.max_thought_tokens")``
@@ -53,7 +54,7 @@ class Alarm:
 
 
 class Alarms:
-    """The windows of a run, and what was told already.
+    """The windows of a run, and the alarms already raised.
 
     Example:
         ``for alarm in alarms.see(values): log.warning("%s", alarm)``
@@ -62,23 +63,23 @@ class Alarms:
     def __init__(self) -> None:
         self._first: list[Mapping[str, Any]] = []
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=WINDOW_STEPS)
-        self._told: set[str] = set()
+        self._raised: set[str] = set()
 
     def see(self, values: Mapping[str, Any]) -> list[Alarm]:
-        """Take in a step's metrics; the alarms that are new with it."""
+        """Add a step's metrics; returns the alarms it raises for the first time."""
         if len(self._first) < WINDOW_STEPS:
             self._first.append(values)
         self._recent.append(values)
         if len(self._recent) < WINDOW_STEPS:
             return []
         found = findings(means(self._first), means(self._recent))
-        fresh = [alarm for alarm in found if alarm.name not in self._told]
-        self._told.update(alarm.name for alarm in fresh)
+        fresh = [alarm for alarm in found if alarm.name not in self._raised]
+        self._raised.update(alarm.name for alarm in fresh)
         return fresh
 
 
 def means(window: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of every watched key over the lines that have a finite number for it."""
+    """The mean of every watched key over the lines with a finite value for it."""
     values: dict[str, list[float]] = {key: [] for key in _KEYS}
     for line in window:
         for key in _KEYS:
@@ -89,7 +90,7 @@ def means(window: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def findings(first: Means, recent: Means) -> list[Alarm]:
-    """What stands out in the recent window, by itself or against the first."""
+    """The alarms of the recent window, by itself or compared with the first."""
     checks = (
         _collapse(first, recent),
         _truncation(recent),
@@ -112,7 +113,7 @@ def _collapse(first: Means, recent: Means) -> Alarm | None:
         "collapse",
         f"thoughts shrink ({before:.1f} to {now:.1f} tokens) and the gain is negative "
         f"({gain:.2f} nats)",
-        "the model learns to stop thinking; use the floored reward, objective.parameters.transform = "
+        "the model is learning not to think; use the floored reward, objective.parameters.transform = "
         '"floor" or objective.parameters.floor_until_batch, from the start',
     )
 
@@ -134,7 +135,7 @@ def _flat_groups(recent: Means) -> Alarm | None:
         return None
     return Alarm(
         "flat_groups",
-        f"in {share:.0%} of groups all rewards are the same, so nothing is learned from them",
+        f"in {share:.0%} of groups all rewards are equal, so they give no gradient",
         "choose other positions (objective.parameters.positions), raise sampling.group_size or "
         "sampling.temperature",
     )
@@ -146,7 +147,7 @@ def _clipping(recent: Means) -> Alarm | None:
         return None
     return Alarm(
         "clipping",
-        f"the ratio of {share:.0%} of thought tokens is out of its clip range",
+        f"the importance ratio of {share:.0%} of thought tokens is outside its clip range",
         "lower learner.learning_rate, learner.inner_epochs or learner.max_staleness, or set "
         'learner.loss = "cispo", which keeps the gradient of clipped tokens',
     )
@@ -158,19 +159,19 @@ def _mismatch(recent: Means) -> Alarm | None:
         return None
     return Alarm(
         "mismatch",
-        f"the largest ratio of a step is {ratio:.0f} in the mean",
-        "sampler and learner disagree about their own tokens: set learner.importance_cap = 2, and "
-        "model.fp32_head = true or model.dtype = float32",
+        f"the largest importance ratio of a step is {ratio:.0f} on average",
+        "sampler and learner disagree about the log-probs of the same tokens: set "
+        "learner.importance_cap = 2, and model.fp32_head = true or model.dtype = float32",
     )
 
 
 def _small_sample(recent: Means) -> Alarm | None:
     share = recent.get("effective_sample_share", 1.0)
-    if not 0 < share < 0.5:  # 0: nothing was sampled to learn from
+    if not 0 < share < 0.5:  # 0: the step had no thought tokens to train on
         return None
     return Alarm(
         "small_sample",
-        f"the importance weights leave {share:.0%} of the thought tokens' sample",
+        f"importance weights reduce the effective sample to {share:.0%} of the thought tokens",
         "lower learner.max_staleness or learner.learning_rate",
     )
 
@@ -182,8 +183,8 @@ def _entropy(first: Means, recent: Means) -> Alarm | None:
     return Alarm(
         "entropy",
         f"the entropy of sampled tokens fell from {before:.2f} to {now:.3f} nats",
-        "thoughts of a group hardly differ any more: raise learner.clip_high or sampling.temperature, "
-        "or stop here",
+        "the thoughts of a group hardly differ any more: raise learner.clip_high or "
+        "sampling.temperature, or stop here",
     )
 
 

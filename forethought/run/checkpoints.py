@@ -1,9 +1,9 @@
-"""Which models are evaluated, found from the paths that people have at hand.
+"""Resolving the models to evaluate from the paths users have.
 
-Design: a run directory, a checkpoint folder and a model directory all name a model; where it lies in a run,
-its configuration and its step come along. A series begins with the model that the run started from, as
-step 0, where that still lies where the run's configuration says. The price is that a model directory moved
-out of its run is a stranger.
+Design: a run directory, a checkpoint folder and a model directory all identify a model; if it is part of a
+run, the run and the step are resolved with it. A series starts with the run's initial model as step 0, if
+it still exists at the path in the run's configuration. The price is that a model directory moved out of
+its run loses both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STEP = "step-"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model directory, what to call it, and the run and step (0: what it began with) it is of, if any.
+    """A model directory, its label, and its run and step (0: the initial model), if any.
 
     Example:
         ``Checkpoint("rlp/step-000060", Path("runs/demo/rlp/checkpoints/step-000060/model"), run, 60)``
@@ -34,7 +34,7 @@ class Checkpoint:
 
 
 def resolve(path: Path) -> Checkpoint:
-    """The checkpoint that a path means: of a run its newest.
+    """The checkpoint that a path refers to; for a run directory, the newest.
 
     Raises:
         InvalidInput: neither a model directory, nor a checkpoint folder, nor a run with a checkpoint.
@@ -46,23 +46,23 @@ def resolve(path: Path) -> Checkpoint:
         if (model / "config.json").is_file():
             return _of_model(model)
     raise InvalidInput(
-        f"{path} is no checkpoint; expected a model directory (config.json), a checkpoint folder "
-        "(…/checkpoints/step-000060) or a run directory (its newest is taken)"
+        f"{path} is not a checkpoint; expected a model directory (config.json), a checkpoint folder "
+        "(…/checkpoints/step-000060) or a run directory (its newest checkpoint is used)"
     )
 
 
 def series(path: Path, base: str = "") -> list[Checkpoint]:
-    """All checkpoints of a run, oldest first, after the model directory ``base`` it began with, if there.
+    """All checkpoints of a run, oldest first, preceded by its initial model ``base`` if that exists.
 
     Raises:
-        InvalidInput: no run directory, or one without checkpoints.
+        InvalidInput: not a run directory, or one without checkpoints.
     """
     run = RunDirectory(path.expanduser().resolve())
     found = run.complete_checkpoints()
     if not found:
         raise InvalidInput(
-            f"{path} holds no checkpoints; expected a run directory, whose checkpoint.every_steps and "
-            "checkpoint.keep decide how many there are"
+            f"{path} holds no checkpoints; expected a run directory with some: checkpoint.every_steps "
+            "and checkpoint.keep decide how many a run keeps"
         )
     first = Path(base)
     begun = base and (first / "config.json").is_file()
@@ -73,7 +73,7 @@ def series(path: Path, base: str = "") -> list[Checkpoint]:
 
 
 def distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Each model once, and labels that differ: where they do not, a label becomes the path."""
+    """Each model once, with unique labels: a label that is not unique becomes the path."""
     by_model = list({c.model.resolve(): c for c in checkpoints}.values())
     times = Counter(checkpoint.label for checkpoint in by_model)
     return [c if times[c.label] == 1 else replace(c, label=str(c.model)) for c in by_model]

@@ -1,11 +1,11 @@
-"""What a run cost: tokens and FLOPs, counted from its metrics by one formula for all who ask.
+"""The cost of a run: tokens and FLOPs, computed from its metrics by one formula used everywhere.
 
-    tokens  sampled + learned                        every row whole, context included
+    tokens  sampled + learned                        every full row, context included
     FLOPs   2 P (sampled + scored) + 6 P learned     P parameters; attention over positions left out
 
-Design: rows are counted as if nothing were shared (a group's context once for each of its thoughts), so
-that an arm is charged the most it could have cost and its next-token controls get no less than they are
-due. The price: an engine that shares prefixes computes less than is printed here.
+Design: rows are counted without prefix sharing (a group's context once per thought), so a run is charged
+the most it could have cost, and its compute-matched next-token controls get no less than they are due.
+The price: an engine that shares prefixes computes less than reported here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FORWARD, _FORWARD_AND_BACKWARD = 2, 6
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Tokens by what was done with them.
+    """Tokens by use: sampled, scored, trained on.
 
     Example:
         ``Cost(sampled_tokens=580_000, scored_tokens=690_000, learned_tokens=540_000)``
@@ -36,7 +36,7 @@ class Cost:
 
     @property
     def tokens(self) -> int:
-        """What a token budget counts."""
+        """The tokens that count towards a token budget."""
         return self.sampled_tokens + self.learned_tokens
 
     @property
@@ -47,11 +47,11 @@ class Cost:
 
     @property
     def tokens_to_learn_for_flops(self) -> int:
-        """How many tokens next-token learning takes for as many FLOPs."""
+        """The number of tokens that next-token training could use for the same FLOPs."""
         return self.flops_per_parameter // _FORWARD_AND_BACKWARD
 
     def to_dict(self, num_parameters: int) -> dict[str, int]:
-        """Everything by name."""
+        """All counts by name."""
         return {
             "sampled_tokens": self.sampled_tokens,
             "scored_tokens": self.scored_tokens,
@@ -62,7 +62,7 @@ class Cost:
 
 
 def cost_of(metrics: Sequence[Mapping[str, Any]]) -> Cost:
-    """The cost of a run by the lines of its ``metrics.jsonl``."""
+    """The cost of a run from the lines of its ``metrics.jsonl``."""
     return Cost(
         sampled_tokens=sum(row.get("sampled_tokens", 0) for row in metrics),
         scored_tokens=sum(row.get("scored_tokens", 0) for row in metrics),
@@ -71,12 +71,12 @@ def cost_of(metrics: Sequence[Mapping[str, Any]]) -> Cost:
 
 
 def compute_of(checkpoint: Checkpoint, unit: Unit, num_parameters: int) -> float | None:
-    """The training compute behind a checkpoint; 0 for what a run began with, None outside of runs.
+    """The training compute behind a checkpoint; 0 for a run's initial model, None outside a run.
 
-    ``tokens`` are those learned, ``steps`` the optimizer steps that closed a batch.
+    ``tokens`` are those trained on, ``steps`` the optimizer steps that closed a batch.
 
     Raises:
-        InvalidInput: the run's metrics have no line of the checkpoint's step.
+        InvalidInput: the run's metrics have no line for the checkpoint's step.
     """
     if checkpoint.run is None or checkpoint.step is None:
         return None

@@ -1,18 +1,18 @@
-"""The run directory, defined once: everything that writes, shows, resumes or audits a run asks here.
+"""The layout of the run directory, defined only here: all code that reads or writes a run uses it.
 
     DIR/config.toml                 the resolved configuration (no Redis URL, no tokens)
-    DIR/up.toml  DIR/logs/          what `forethought up` gave its processes, and what they wrote
-    DIR/base/                       the small base model, where `up` had to train one
+    DIR/up.toml  DIR/logs/          the configuration `forethought up` passes to its processes; their logs
+    DIR/base/                       the small base model, if `up` had to train one
     DIR/metrics.jsonl               one JSON object per optimizer step
-    DIR/summary.json                what the run came to, written when it ends
+    DIR/summary.json                the run's final summary, written when it ends
     DIR/checkpoints/step-000040/    model/ loads with transformers; the rest resumes the learner
     DIR/journal/                    every consumed batch
     DIR/cache/                      the tokenised corpus; safe to delete
-    DIR/epoch                       the newest epoch that a learner took here
+    DIR/epoch                       the newest epoch taken by a learner in this directory
     DIR/lock                        held by the one learner that owns the run
 
-A checkpoint directory appears under its final name only once it is whole, so whatever is there under
-such a name can be trusted.
+A checkpoint directory gets its final name only once it is complete, so any directory with such a name can
+be trusted.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RunDirectory:
 
     @property
     def summary(self) -> Path:
-        """What the run came to."""
+        """The run's final summary."""
         return self.root / "summary.json"
 
     @property
@@ -72,33 +72,33 @@ class RunDirectory:
         return self.root / "checkpoints"
 
     def newest_epoch(self) -> int:
-        """The newest epoch that was noted here, or 0. Redis may have forgotten it."""
+        """The newest epoch recorded in this directory, or 0. Redis may have lost it."""
         path = self.root / "epoch"
         return int(path.read_text()) if path.exists() else 0
 
     def note_epoch(self, epoch: int) -> None:
-        """Remember an epoch, so that a later learner never takes it again."""
+        """Record an epoch, so that no later learner takes it again."""
         partial = self.root / "epoch.partial"
         partial.write_text(f"{epoch}\n")
         partial.replace(self.root / "epoch")
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint after ``step`` stands."""
+        """The directory of the checkpoint after ``step``."""
         return self.checkpoints / f"step-{step:06d}"
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write what the run came to."""
+        """Write the run's final summary."""
         self.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
     def complete_checkpoints(self) -> list[Path]:
-        """Every whole checkpoint, oldest first."""
+        """Every complete checkpoint, oldest first."""
         if not self.checkpoints.is_dir():
             return []
         found = [entry for entry in self.checkpoints.iterdir() if _CHECKPOINT.match(entry.name)]
         return sorted(found, key=lambda entry: int(entry.name.removeprefix("step-")))
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, or None."""
+        """The newest complete checkpoint, or None."""
         found = self.complete_checkpoints()
         return found[-1] if found else None
 
@@ -114,7 +114,7 @@ class RunDirectory:
         return latest / "model"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole metrics lines; a line still being written is left out."""
+        """All complete metrics lines; a line still being written is skipped."""
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
@@ -122,10 +122,10 @@ class RunDirectory:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Own the run for as long as the context lasts; the lock dies with the process.
+        """Hold the run's lock inside the context; it is released if the process dies.
 
         Raises:
-            InvalidInput: another learner owns it.
+            InvalidInput: another learner holds it.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("a+") as handle:
@@ -134,6 +134,6 @@ class RunDirectory:
             except OSError as error:
                 raise InvalidInput(
                     f"run directory {self.root} is owned by another learner that is still alive; "
-                    "stop it, or give this one another run.directory"
+                    "stop it, or set a different run.directory"
                 ) from error
             yield

@@ -2,10 +2,10 @@
 
     DIR/journal/epoch-0001-batch-000000.zst    up to 64 batches: [batch u32][length u32][zstd frame] records
 
-Design: a batch is appended and flushed to disk before any checkpoint that contains it is written, one
-file per epoch and 64 batches. A learner that resumes from an older checkpoint consumes some batches
-again under a newer epoch; the newest epoch of a batch is the history that survived, and the audit
-reads just that. Retention deletes whole files.
+Design: a batch is appended and flushed to disk before any checkpoint that contains it is written; there
+is one file per run epoch and 64 batches. A learner that resumes from an older checkpoint consumes some
+batches again under a newer epoch; the record of the newest epoch is the one that counts, and the audit
+reads only that. The price is that retention deletes only whole files.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _NAME = re.compile(r"^epoch-(\d+)-batch-(\d+)\.zst$")
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What the surviving history says: ids that were consumed twice, never, with and without error.
+    """Task counts of the surviving history: trained, failed, never consumed, consumed twice.
 
-    ``num_replaced`` of the trained and failed stand in for another task
+    ``num_replaced`` of the trained and failed tasks are replacements for other tasks
     (:mod:`trainer.admission.replacement`).
 
     Example:
@@ -70,7 +70,7 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
 
     def append(self, batch: int, version: int, results: Sequence[ScoredRollout]) -> None:
-        """Write one batch to disk; it is there when this returns."""
+        """Append one batch; it is on disk when this returns."""
         body = wire.encode_journal_batch(self._epoch, batch, version, results)
         frame = zstandard.ZstdCompressor().compress(body)
         first = batch - batch % BATCHES_PER_FILE
@@ -80,18 +80,18 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         if self._keep_batches:
-            self._forget(before=batch - self._keep_batches)
+            self._delete_files(before=batch - self._keep_batches)
 
-    def _forget(self, before: int) -> None:
+    def _delete_files(self, before: int) -> None:
         for path, _, first in _files(self._directory):
             if first + BATCHES_PER_FILE <= before:
                 path.unlink()
 
 
 def read_journal(directory: Path) -> Iterator[JournalRecord]:
-    """The surviving history in batch order: of every batch, the record of its newest epoch."""
+    """The surviving history in batch order: for every batch, the record of its newest epoch."""
     newest: dict[int, tuple[Path, int, int]] = {}
-    for path, _, _ in _files(directory):  # by epoch, so that a later one replaces an earlier
+    for path, _, _ in _files(directory):  # by epoch, so that later records replace earlier ones
         for batch, offset, num_bytes in _frames(path):
             newest[batch] = (path, offset, num_bytes)
     for batch in sorted(newest):
@@ -99,17 +99,17 @@ def read_journal(directory: Path) -> Iterator[JournalRecord]:
 
 
 def first_kept_batch(num_batches: int, keep_batches: int) -> int:
-    """The first of ``num_batches`` consumed batches that retention has left."""
+    """The first of ``num_batches`` consumed batches still kept by retention."""
     if not keep_batches:
         return 0
-    before = num_batches - 1 - keep_batches  # of the last append
+    before = num_batches - 1 - keep_batches  # as of the last append
     return max(0, before - before % BATCHES_PER_FILE)
 
 
 def audit(directory: Path, num_admitted: int, first_task_id: int = 0) -> Audit:
-    """Count every task id of the surviving history against ``first_task_id … num_admitted - 1``.
+    """Check the task ids of the surviving history against ``first_task_id … num_admitted - 1``.
 
-    Ids outside are left out: a learner that died may have gone further than its successor did.
+    Ids outside that range are ignored: a learner that died may have got further than its successor.
     """
     expected = range(first_task_id, num_admitted)
     seen: Counter[int] = Counter()
@@ -130,14 +130,14 @@ def audit(directory: Path, num_admitted: int, first_task_id: int = 0) -> Audit:
 
 
 def _files(directory: Path) -> list[tuple[Path, int, int]]:
-    """Journal files with their epoch and first batch, in that order."""
+    """Journal files with their epoch and first batch, sorted by them."""
     matches = ((path, _NAME.match(path.name)) for path in directory.iterdir())
     found = [(path, int(match[1]), int(match[2])) for path, match in matches if match]
     return sorted(found, key=lambda entry: entry[1:])
 
 
 def _frames(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(batch, offset, length) of whole frames; the tail a killed learner left half written is none."""
+    """(batch, offset, length) of complete frames; a partial tail from a killed learner is skipped."""
     size = path.stat().st_size
     with path.open("rb") as file:
         while len(header := file.read(_HEADER.size)) == _HEADER.size:

@@ -1,14 +1,14 @@
-"""What a run's journal and metrics say about it.
+"""A review of a run from its journal and metrics.
 
-    alarms     in the order of their steps, with the remedy
-    audit      admitted, trained, failed, lost, duplicated, of the batches that are there
-    failures   how often each reason took the place of thoughts
-    replicas   by id: kind, tasks, and the newest version seen in its work
-    samples    some positions of the first and of the last batch, with all their thoughts
+    alarms     in step order, with the remedy
+    audit      admitted, trained, failed, lost and duplicated tasks of the batches still in the journal
+    failures   number of failed tasks per reason
+    replicas   by id: kind, tasks, and the newest policy version in its work
+    samples    some positions of the first and the last batch, with all their thoughts
 
-Design: the whole journal is read, one batch in memory, because failure reasons and replicas are recorded
-nowhere else. The price is a second or two per thousand batches. Samples are the first positions of their
-batches, not chosen by anything that could flatter.
+Design: the whole journal is read, with one batch in memory at a time, because failure reasons and replicas
+are recorded nowhere else. The price is a second or two per thousand batches. Samples are the first
+positions of their batches, so they are not cherry-picked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAMPLES_PER_BATCH = 2
 
 @dataclass(slots=True)
 class Review:
-    """What is gathered while the journal is read; ``problems`` are sentences on what could not be read.
+    """The collected findings; ``problems`` are sentences about files that could not be read.
 
     Example:
         ``review(RunDirectory(Path("runs/demo/rlp"))).failures["out of memory"]``
@@ -43,7 +43,7 @@ class Review:
 
 
 def review(directory: RunDirectory) -> Review:
-    """Read what is there; a file that cannot be read leaves what came before it."""
+    """Read the files that exist; if one turns out damaged, what was read before it is kept."""
     found = Review()
     parts: tuple[tuple[str, Callable[[], None]], ...] = (
         ("metrics.jsonl", lambda: found.alarms.extend(_alarms(directory.read_metrics()))),
@@ -52,7 +52,7 @@ def review(directory: RunDirectory) -> Review:
     for name, read in parts:
         try:
             read()
-        except Exception as error:  # a damaged file can raise anything; the rest is still shown
+        except Exception as error:  # a damaged file can raise anything; still show the rest
             found.problems.append(f"{name} cannot be read: {type(error).__name__}: {error}.")
     return found
 
@@ -65,7 +65,7 @@ def _alarms(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _read(journal: Path, found: Review) -> None:
-    if not journal.is_dir():  # next-token loss keeps none
+    if not journal.is_dir():  # next-token runs keep no journal
         return
     first: JournalRecord | None = None
     record: JournalRecord | None = None
@@ -81,7 +81,7 @@ def _read(journal: Path, found: Review) -> None:
 
 
 def _batch_tasks(record: JournalRecord) -> int:
-    """N of the run: what is in a batch beside its replacements, which have ids of their own."""
+    """N of the run: the tasks of a batch without its replacements, which have separate ids."""
     return sum(attempt_of(result.rollout.task.task_id) == 0 for result in record.results)
 
 
@@ -116,7 +116,7 @@ def _samples(record: JournalRecord) -> list[dict[str, Any]]:
 
 
 def _sample(record: JournalRecord, result: ScoredRollout) -> dict[str, Any]:
-    """The first position of a task, in token ids: whoever shows it has the tokenizer."""
+    """The first position of a task, as token ids: the caller has the tokenizer."""
     task, thoughts_G = result.rollout.task, result.rollout.thoughts_KG[0]
     position = task.positions_K[0]
     return {
@@ -125,7 +125,7 @@ def _sample(record: JournalRecord, result: ScoredRollout) -> dict[str, Any]:
         "index": position.index,
         "context_ids": task.document.token_ids_N[: position.index],
         "target_ids": position.target_ids_H,
-        # Where nobody asked for likelihoods, the baseline's is a 0 that means nothing.
+        # Without likelihoods, the baseline log-prob is a meaningless 0.
         "baseline_logprob": result.baseline_logprobs_K[0] if result.policy_logprobs_KG[0] else None,
         "thoughts": [
             {

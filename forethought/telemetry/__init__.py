@@ -1,1 +1,1 @@
-"""What a process tells its operators: the ops port and the log."""
+"""Observability of a process: the ops port, metrics and logs."""

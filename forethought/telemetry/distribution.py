@@ -1,9 +1,9 @@
-"""A histogram's numbers, kept for less than a microsecond per value.
+"""A histogram that records a value in under a microsecond.
 
-Design: prometheus-client's own histogram takes a lock for every number it changes and walks through
-its buckets, about 3 µs per value: too much beside a request that is read in 20. Here a value is one
-bisection and two additions, and a collector turns the numbers into a histogram when somebody asks. The
-price is that all values have to be added by one thread (the event loop's).
+Design: prometheus-client's own histogram takes a lock per update and scans its buckets, about 3 µs per
+value: too much next to a request that is parsed in 20 µs. Here a value costs one bisection and two
+additions, and a collector builds the Prometheus histogram at scrape time. The price is that all values
+must be added from one thread (the event loop's).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ REQUEST_BOUNDS_S = (
     10.0,
     30.0,
 )
-"""For what somebody waits for."""
+"""For requests, where a client waits."""
 
 WORK_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """For batches, steps and pushes."""
 
 TOKEN_BOUNDS = tuple(float(4**exponent) for exponent in range(2, 10))
-"""For batches of tokens: 16 to 262144."""
+"""For batch sizes in tokens: 16 to 262144."""
 
 
 class Distribution:
-    """Counts values by the smallest of some ascending upper bounds that they do not exceed.
+    """Counts values in buckets with ascending, inclusive upper bounds.
 
     Example:
         ``seconds = Distribution(REQUEST_BOUNDS_S); seconds.add(0.004); seconds.num_values``
@@ -63,5 +63,5 @@ class Distribution:
         self.total += value
 
     def cumulative(self) -> list[tuple[float, int]]:
-        """(upper bound, how many values do not exceed it), ascending; the last bound is infinite."""
+        """(upper bound, number of values up to it), ascending; the last bound is infinite."""
         return list(zip(self._bounds, itertools.accumulate(self._counts), strict=True))

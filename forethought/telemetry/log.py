@@ -1,8 +1,8 @@
-"""Logs for people: one line per record on stderr, with the process that wrote it.
+"""Human-readable logs: one line per record on stderr, prefixed with the process that wrote it.
 
-Design: plain text of one line, so that the interleaved output of a laptop run reads in order and
-``grep`` works; line breaks inside a message are escaped. The price is no structured fields: what is
-to be computed with belongs in metrics. Tracebacks alone keep their lines.
+Design: one line of plain text per record, so that the interleaved output of a laptop run reads in order
+and ``grep`` works; line breaks inside a message are escaped. The price is no structured fields: numbers
+to compute with belong in metrics. Only tracebacks keep their line breaks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LEVELS = ("debug", "info", "warning", "error")
 def configure_logging(process: str, level: str = "info") -> None:
     """Send every log record of this process to stderr under the name ``process``.
 
-    ``level`` is debug, info, warning or error; libraries that talk about every call speak from
-    warning on. May be called again, and then replaces what it set before.
+    ``level`` is debug, info, warning or error; libraries that log every call are limited to warnings.
+    Calling it again replaces the previous configuration.
 
     Raises:
-        InvalidInput: no such level.
+        InvalidInput: unknown level.
     """
     if level.lower() not in _LEVELS:
         raise InvalidInput(f"log level {level!r}; expected one of {', '.join(_LEVELS)}")
@@ -42,5 +42,5 @@ class _OneLine(logging.Formatter):
         super().__init__(f"{prefix} %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Escape the line breaks of the message; the traceback is appended later and keeps its."""
+        """Escape line breaks in the message; the traceback is appended later and keeps its own."""
         return super().formatMessage(record).replace("\n", "\\n")

@@ -1,10 +1,10 @@
-"""How a process tells Prometheus its numbers: a registry of its own, and families made on demand.
+"""Prometheus export of a process: a registry per process, with families built at scrape time.
 
-Design: whatever works counts in plain numbers and knows nothing of Prometheus; collectors read those
-numbers when ``/metrics`` is asked. So a hot path pays for an addition, no series outlives the thing it
-is about, and a scrape waits for nothing: what has to be fetched (such as the depth of a stream) is
-fetched beforehand by a loop that says when. Nothing is global: every registry belongs to whoever made
-it. The price is that a collector lists its families by hand; ``docs/metrics.md`` is held to them.
+Design: the code being measured counts in plain numbers and knows nothing about Prometheus; collectors
+read those numbers when ``/metrics`` is scraped. So a hot path pays for one addition, no series outlives
+its subject, and a scrape never blocks: values that must be fetched (such as queue depths) are fetched
+beforehand by a loop that records the time. Nothing is global: every registry belongs to its creator. The
+price is that a collector lists its families by hand; a test compares ``docs/metrics.md`` with them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from forethought.telemetry.distribution import Distribution
 V = TypeVar("V")
 
 ByLabels: TypeAlias = Mapping[Any, V]
-"""By the value of a family's one label (text), or by the values of all its labels (a tuple of texts)."""
+"""By the value of a family's single label (a string), or by all its label values (a tuple of strings)."""
 
 
 def process_registry(process: str) -> CollectorRegistry:
-    """A fresh registry with what every process shows: itself, its Python, and which release it is.
+    """A new registry with the metrics of every process: OS process, Python runtime, and release.
 
     ``process`` is rollout, reward or learner.
     """
@@ -48,7 +48,7 @@ def process_registry(process: str) -> CollectorRegistry:
 def gauge(
     name: str, text: str, values: float | ByLabels[float] | None, labels: Sequence[str] = ()
 ) -> Metric:
-    """A family of numbers that go up and down, by label values; None: no number (yet)."""
+    """A family of gauges by label values; None: no value (yet)."""
     family = GaugeMetricFamily(name, text, labels=labels)
     for of_labels, value in _by_labels(values):
         family.add_metric(of_labels, value)
@@ -58,7 +58,7 @@ def gauge(
 def counter(
     name: str, text: str, values: float | ByLabels[float], labels: Sequence[str] = ()
 ) -> Metric:
-    """A family of numbers that only grow while the process lives; ``name`` ends in _total."""
+    """A family of counters by label values; ``name`` ends in _total."""
     family = CounterMetricFamily(name, text, labels=labels)
     for of_labels, value in _by_labels(values):
         family.add_metric(of_labels, value)
@@ -71,7 +71,7 @@ def histogram(
     values: Distribution | ByLabels[Distribution],
     labels: Sequence[str] = (),
 ) -> Metric:
-    """A family of distributions, by label values."""
+    """A family of histograms by label values."""
     family = HistogramMetricFamily(name, text, labels=labels)
     for of_labels, distribution in _by_labels(values):
         buckets = [(_bound(bound), num) for bound, num in distribution.cumulative()]
@@ -92,12 +92,12 @@ def _bound(bound: float) -> str:
 
 
 class _Build(Collector):
-    """Which release runs here."""
+    """The release of this process."""
 
     def __init__(self, process: str) -> None:
         self._labels = (process, forethought.__version__)
 
     def collect(self) -> list[Metric]:
-        """Always 1; what is told stands in the labels."""
-        text = "1; the labels say which process of which release this is"
+        """Always 1; the information is in the labels."""
+        text = "Always 1; the labels give the process and its release"
         return [gauge("forethought_build_info", text, {self._labels: 1.0}, ("process", "version"))]

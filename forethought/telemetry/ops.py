@@ -1,11 +1,11 @@
 """The ops port: health and metrics over plain HTTP, in the event loop that does the work.
 
-Design: the port has no credential and therefore nothing worth protecting: three read-only pages.
-It shares the process's event loop, so ``/healthz`` also proves that the loop still turns. The price
-is that a loop blocked by a long step answers probes late; probe timeouts must allow for it.
+Design: the port requires no credential, so it exposes nothing that needs one: three read-only pages.
+It shares the process's event loop, so ``/healthz`` also proves that the loop is running. The price
+is that a loop blocked by a long step answers probes late; probe timeouts must allow for that.
 
-uvicorn's own ``serve()`` takes SIGTERM and SIGINT away from the process that embeds it. Here its
-public phases (``startup``, ``main_loop``, ``shutdown``) are called instead, which install nothing.
+uvicorn's own ``serve()`` takes over SIGTERM and SIGINT of the embedding process. Here its public phases
+(``startup``, ``main_loop``, ``shutdown``) are called instead, which install no signal handlers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from forethought.errors import InvalidInput
 class EmbeddedHttpServer:
     """Serves one ASGI application from the running event loop, without touching signals.
 
-    Nothing runs before :meth:`start`. Also fit for the reward service's own HTTP door, which brings
-    its own ``protocol`` for uvicorn's connections.
+    Nothing runs before :meth:`start`. Also used by the reward service's HTTP server, which passes its
+    own ``protocol`` for uvicorn's connections.
 
     Example:
         ``server = EmbeddedHttpServer(app, "127.0.0.1", 0); await server.start(); server.port``
@@ -60,7 +60,7 @@ class EmbeddedHttpServer:
         """Listen; ``port`` is the bound port when this returns.
 
         Raises:
-            InvalidInput: the address cannot be listened on.
+            InvalidInput: cannot listen on the address.
         """
         self._socket = _listen(self.host, self.port)
         self.port = int(self._socket.getsockname()[1])
@@ -71,7 +71,7 @@ class EmbeddedHttpServer:
         self._serving = asyncio.create_task(self._server.main_loop(), name=f"http:{self.port}")
 
     async def stop(self) -> None:
-        """Refuse new connections and let running requests end (5 s at most); safe to repeat."""
+        """Refuse new connections and let in-flight requests finish (5 s at most); idempotent."""
         if self._serving is None or self._socket is None:
             return
         self._server.should_exit = True
@@ -103,7 +103,7 @@ class OpsServer(EmbeddedHttpServer):
         async def readyz(request: Request) -> Response:
             if ready():
                 return JSONResponse({"ready": True, **describe()})
-            reason = {"reason": "nothing verified is being served yet"}
+            reason = {"reason": "no verified weights are being served yet"}
             return JSONResponse({"ready": False, **reason, **describe()}, status_code=503)
 
         async def metrics(request: Request) -> Response:
@@ -120,5 +120,5 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InvalidInput(
             f"cannot listen for HTTP on {host!r} port {port} ({error.strerror or error}); expected "
-            "an address of this machine and a free port; set the port to 0 to have one chosen"
+            "an address of this machine and a free port; set the port to 0 to let the OS choose one"
         ) from error

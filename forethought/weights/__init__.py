@@ -1,1 +1,1 @@
-"""How a set of weights travels from the learner to a replica: snapshot, receiver, gRPC adapter."""
+"""Weight transfer from the learner to a replica: snapshot, receiver, gRPC adapter."""

@@ -1,13 +1,13 @@
-"""gRPC around the weights: the replica's servicer and the learner's client.
+"""gRPC transport for weights: the replica's servicer and the learner's client.
 
-Design: this file only converts. What a push must satisfy stands in the receiver, when to push in
-the publisher, and both speak of dataclasses and of errors of this project; protobuf and status
-codes are seen here alone. The price is a second, dataclass form of the header.
+Design: this file only converts. The receiver decides whether a push is valid, the publisher when to
+push; both use dataclasses and this project's errors, and only this file sees protobuf and status codes.
+The price is a second, dataclass form of the header.
 
-One chunk is one message: message sizes are unlimited on both sides so that ``chunk_bytes`` is the
-only number to choose. Every call carries a deadline. The sender waits for a go-ahead after its
-header, because a stream that is refused while it is being written ended with INTERNAL instead of
-the refusal in 16 of 100 trials with grpc.aio 1.85; the price is one round trip per push.
+One chunk is one message: message sizes are unlimited on both sides, so ``chunk_bytes`` is the only size
+to choose. Every call has a deadline. The sender waits for a go-ahead after its header, because with
+grpc.aio 1.85 a stream rejected while it was being written ended with INTERNAL instead of the actual
+status in 16 of 100 trials; the price is one round trip per push.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _GO_AHEAD = "forethought-go-ahead"
 
 _CHANNEL_OPTIONS = (
     *MESSAGE_OPTIONS,
-    # Connections and their reconnect back-off belong to one sender, not to the process.
+    # Connections and their reconnect backoff are per client, not shared within the process.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
@@ -59,9 +59,9 @@ class WeightsServicer(weights_pb2_grpc.WeightsServicer):
     async def Status(
         self, request: weights_pb2.StatusRequest, context: grpc.aio.ServicerContext
     ) -> weights_pb2.StatusReply:
-        """What this replica holds of each model."""
+        """The manifest this replica holds of each model."""
         async with errors_as_status(context):
-            check_wire_version(request.wire_version, "the peer that asks for status")
+            check_wire_version(request.wire_version, "the peer requesting status")
         return weights_pb2.StatusReply(
             wire_version=WIRE_VERSION,
             replica_id=self._receiver.replica_id,
@@ -73,7 +73,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServicer):
         request_iterator: AsyncIterator[weights_pb2.PushMessage],
         context: grpc.aio.ServicerContext,
     ) -> weights_pb2.PushReply:
-        """Take one push whole, or refuse it with the status of its error."""
+        """Accept one push as a whole, or reject it with the status of its error."""
         async with errors_as_status(context):
             push = _IncomingPush(request_iterator, context)
             try:
@@ -85,7 +85,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServicer):
 
 
 class WeightsClient:
-    """The learner's connection to one replica; an async context manager. ``bearer`` is shown in every
+    """The learner's connection to one replica; an async context manager. ``bearer`` is sent with every
     call (default: no token).
 
     Example:
@@ -111,11 +111,11 @@ class WeightsClient:
         await self._channel.close()
 
     async def status(self, timeout_s: float) -> dict[str, WeightManifest]:
-        """What the replica holds, by model.
+        """The manifests the replica holds, by model.
 
         Raises:
-            ForethoughtError: the replica cannot be reached, is silent, or speaks another wire
-                version; of the class that its status code stands for.
+            ForethoughtError: the replica is unreachable, does not respond, or speaks another wire
+                version; the subclass corresponds to its status code.
         """
         request = weights_pb2.StatusRequest(wire_version=WIRE_VERSION)
         with status_as_errors(self.address):
@@ -128,13 +128,13 @@ class WeightsClient:
     async def push(
         self, snapshot: Snapshot, *, weights_only: bool, timeout_s: float
     ) -> WeightManifest:
-        """Send a snapshot, or only its weights, and return what the replica then holds.
+        """Push a snapshot, or only its weights, and return the manifest the replica then holds.
 
         Raises:
-            ForethoughtError: refused or not delivered; nothing was applied unless the reply alone
-                was lost, which the next :meth:`status` shows. A push that is refused for its token
-                may be told as an internal error, because the header is then never read:
-                :meth:`status` is refused for the same reason, and always tells it.
+            ForethoughtError: rejected or not delivered; nothing was applied, unless only the reply was
+                lost, which the next :meth:`status` shows. A push rejected for its token may surface as
+                an internal error, because the server never reads the header; :meth:`status` is rejected
+                for the same reason and always reports it.
         """
         header = header_of(snapshot, weights_only=weights_only)
         call = self._stub.Push(timeout=timeout_s, metadata=self._bearer.header())
@@ -143,13 +143,13 @@ class WeightsClient:
                 await self._send(call, snapshot, header)
                 reply = await call
         finally:
-            call.cancel()  # when this push is cancelled itself; otherwise the call has ended
+            call.cancel()  # if this push is cancelled; otherwise the call has already ended
         return manifest_from_proto(reply.holding)
 
     async def _send(
         self, call: grpc.aio.StreamUnaryCall, snapshot: Snapshot, header: PushHeader
     ) -> None:
-        """Write the header and, once told to go ahead, the bytes."""
+        """Write the header and, after the go-ahead, the bytes."""
         try:
             await call.write(weights_pb2.PushMessage(header=_header_to_proto(header)))
             if _GO_AHEAD not in await call.initial_metadata():
@@ -161,7 +161,7 @@ class WeightsClient:
                     await call.write(weights_pb2.PushMessage(chunk=chunk))
             await call.done_writing()
         except asyncio.InvalidStateError:
-            return  # the call ended under the writer; its status says why
+            return  # the call ended during the write; its status gives the reason
 
 
 class _IncomingPush:
@@ -180,28 +180,28 @@ class _IncomingPush:
         """The first message.
 
         Raises:
-            InvalidInput: it is something else, or of another wire version.
+            InvalidInput: it is not a header, or of another wire version.
         """
         first = await anext(self._messages, None)
         if first is None or first.WhichOneof("part") != "header":
             got = "nothing" if first is None else first.WhichOneof("part") or "an empty message"
-            raise InvalidInput(f"a push opened with {got}; send its header first")
-        check_wire_version(first.header.wire_version, "the peer that pushes")
+            raise InvalidInput(f"a push opened with {got}; expected its header first")
+        check_wire_version(first.header.wire_version, "the pushing peer")
         return _header_from_proto(first.header)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """All that follows; asking for the first chunk tells the sender to go ahead."""
+        """The chunks after the header; requesting the first one sends the go-ahead."""
         self._went_ahead = True
         await self._context.send_initial_metadata(((_GO_AHEAD, "1"),))
         async for message in self._messages:
             if message.WhichOneof("part") != "chunk":
                 raise InvalidInput(
-                    "a push holds something else than chunks after its header; push again"
+                    "a push holds something other than chunks after its header; push again"
                 )
             yield message.chunk
 
     async def drain(self) -> None:
-        """Take what is still being sent, so that the sender learns why it is refused."""
+        """Consume what is still being sent, so that the sender receives the actual error."""
         if self._went_ahead:
             async for _ in self._messages:
                 pass

@@ -1,12 +1,12 @@
-"""The replica's side of a push: verify everything, then flip, or refuse the push whole.
+"""The replica's side of a push: verify everything, then switch to it atomically, or reject it whole.
 
-Design: a push is staged as files in a fresh directory and nothing of it is looked at before the
-last hash agrees; then the caller's ``apply`` flips atomically, and only its success changes what
-this replica says it holds. Pushes are taken one at a time. The price is one extra copy of the
-weights in the staging directory while a push runs (prefer memory, /dev/shm), and that a push waits
-for the one before it, which a silent sender can hold up for ``idle_timeout_s`` at most.
+Design: a push is staged as files in a new directory, and none of them is read before the last hash
+matches. Then the caller's ``apply`` switches atomically, and only its success changes the manifests this
+replica reports as held. Pushes are accepted one at a time. The price is one extra copy of the weights in
+the staging directory during a push (prefer memory, /dev/shm), and that a push waits for the previous
+one, which a stalled sender can hold up for at most ``idle_timeout_s``.
 
-Of what was applied only the model files stay staged, so that later pushes can leave them out.
+After a push only its model files stay staged, so that later pushes can omit them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Apply = Callable[[WeightManifest, Path], Awaitable[None]]
 
 @dataclass(slots=True)
 class Applied:
-    """The flips of one model: how long each took and how many bytes of weights they were.
+    """Applied pushes of one model: the duration of each switch, and the total bytes of weights.
 
     Example:
         ``receiver.applied["policy"].seconds.num_values``
@@ -51,12 +51,12 @@ class Applied:
 
 
 class WeightReceiver:
-    """Takes pushes for one replica and remembers what it holds.
+    """Accepts pushes for one replica and keeps track of the manifests it holds.
 
-    ``apply(manifest, directory)`` is the caller's flip between two forward passes. It gets a
-    complete model directory, must have read the weights when it returns (their file is removed
-    then), and raises to refuse, upon which the old version keeps serving. A flip that has begun is
-    never interrupted by a push that is cancelled.
+    ``apply(manifest, directory)`` is the caller's switch to new weights between two forward passes. It
+    gets a complete model directory, must have read the weights when it returns (their file is then
+    removed), and raises to reject them, in which case the old version keeps serving. Cancelling a push
+    never interrupts a switch that has begun.
 
     ``staging`` may be shared: the receiver owns, and empties at construction, only its own
     subdirectory, named after the replica.
@@ -75,37 +75,37 @@ class WeightReceiver:
         self.models = models
         self.holding: dict[str, WeightManifest] = {}
         self.applied: defaultdict[str, Applied] = defaultdict(Applied)
-        self._root = staging / f"weights-{_plain(replica_id)}"
+        self._root = staging / f"weights-{_directory_name(replica_id)}"
         self._apply = apply
         self._idle_timeout_s = idle_timeout_s
-        self._directories: dict[str, Path] = {}  # model -> where its model files are kept
-        self._turn = asyncio.Lock()
+        self._directories: dict[str, Path] = {}  # model -> directory of its model files
+        self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._push_numbers = itertools.count()
         shutil.rmtree(self._root, ignore_errors=True)
 
     def close(self) -> None:
-        """Remove the staging files for good, once no push can come any more."""
+        """Remove the staging files; call it once no more pushes can arrive."""
         shutil.rmtree(self._root, ignore_errors=True)
 
     async def wait_for_change(self) -> None:
-        """Wait until ``holding`` changes next.
+        """Wait for the next change of ``holding``.
 
-        No change is missed by a caller that looks at ``holding`` and then awaits this at once.
+        A caller that reads ``holding`` and awaits this immediately afterwards misses no change.
         """
         await self._changed.wait()
 
     async def receive(self, header: PushHeader, chunks: AsyncIterator[bytes]) -> WeightManifest:
-        """Take one push whole and return what is then held; the same manifest again is a success.
+        """Accept one push as a whole and return the manifest then held; repeating a push succeeds.
 
-        ``chunks`` are the bytes of ``header.files`` in order, cut anywhere.
+        ``chunks`` are the bytes of ``header.files`` in order, split at arbitrary points.
 
         Raises:
             InvalidInput: the header or the bytes are not a valid push; nothing was applied.
-            Stale: not newer than what is held, or made for model files that are not held.
-            Unreachable: the sender fell silent for ``idle_timeout_s``.
+            Stale: not newer than what is held, or for model files that are not held.
+            Unreachable: the sender sent nothing for ``idle_timeout_s``.
         """
-        async with self._turn:
+        async with self._lock:
             manifest = header.manifest
             if self.holding.get(manifest.model) == manifest:
                 return manifest
@@ -116,19 +116,19 @@ class WeightReceiver:
                 await self._stage(header.files, chunks, directory)
                 if not _promised_model_files(header):
                     self._link_model_files(manifest.model, directory)
-                await _to_the_end(asyncio.ensure_future(self._flip(manifest, directory)))
+                await _uninterrupted(asyncio.ensure_future(self._flip(manifest, directory)))
             finally:
                 if self._directories.get(manifest.model) != directory:
                     shutil.rmtree(directory, ignore_errors=True)
         return manifest
 
     def _check(self, header: PushHeader) -> None:
-        """Refuse whatever can be refused before a byte has come."""
+        """Reject what can be rejected from the header alone."""
         manifest = header.manifest
         if manifest.model not in self.models:
             raise InvalidInput(
                 f"push of model {manifest.model!r}, but {self.replica_id} serves "
-                f"{sorted(self.models)}; push only the models its registration asks for"
+                f"{sorted(self.models)}; push only the models it registered for"
             )
         if header.codec != SAFETENSORS_CODEC or header.base is not None:
             raise InvalidInput(
@@ -153,7 +153,7 @@ class WeightReceiver:
             digest = hashlib.sha256()
             with (directory / file.name).open("xb") as target:
                 async for part in stream.take(file):
-                    # Hashing releases the GIL; the loop keeps serving leases and health meanwhile.
+                    # Hashing releases the GIL; the loop keeps renewing leases and answering probes.
                     await asyncio.to_thread(_write, part, target, digest.update)
             if digest.hexdigest() != file.sha256:
                 raise InvalidInput(
@@ -163,10 +163,10 @@ class WeightReceiver:
         await stream.expect_end()
 
     def _link_model_files(self, model: str, target: Path) -> None:
-        """Complete a push of weights alone with the model files that are held.
+        """Complete a weights-only push with the model files already held.
 
         Raises:
-            Stale: somebody removed them; they count as not held, so a whole snapshot comes next.
+            Stale: they were deleted; they no longer count as held, so the next push is a full snapshot.
         """
         try:
             for path in self._directories[model].iterdir():
@@ -174,12 +174,12 @@ class WeightReceiver:
         except FileNotFoundError as error:
             del self.holding[model]
             raise Stale(
-                f"the model files of {model} are gone from {self._root}; expected nobody to clear "
-                "it: push a whole snapshot"
+                f"the model files of {model} were deleted from {self._root}, which only this replica "
+                "may clear; push the whole snapshot"
             ) from error
 
     async def _flip(self, manifest: WeightManifest, directory: Path) -> None:
-        """Apply, then tell; on failure everything stays as it was."""
+        """Apply, then update ``holding``; on failure everything stays as it was."""
         started_s, applied = perf_counter(), self.applied[manifest.model]
         await self._apply(manifest, directory)
         applied.seconds.add(perf_counter() - started_s)
@@ -195,7 +195,7 @@ class WeightReceiver:
 
 
 class _ExactStream:
-    """Cuts a stream of chunks into files of promised sizes."""
+    """Splits a stream of chunks into files of the announced sizes."""
 
     def __init__(self, chunks: AsyncIterator[bytes], idle_timeout_s: float) -> None:
         self._chunks = chunks
@@ -216,7 +216,7 @@ class _ExactStream:
             yield part
 
     async def expect_end(self) -> None:
-        """Refuse bytes after the last file."""
+        """Reject bytes after the last file."""
         if self._rest or await self._refill():
             raise InvalidInput(
                 "the push goes on after the last byte its header promised; "
@@ -233,7 +233,7 @@ class _ExactStream:
                 return False
             except TimeoutError as error:
                 raise Unreachable(
-                    f"the sender was silent for {self._idle_timeout_s} s in the middle of a push; "
+                    f"the sender sent nothing for {self._idle_timeout_s} s in the middle of a push; "
                     "push again"
                 ) from error
         return True
@@ -258,7 +258,7 @@ def _check_files(header: PushHeader) -> None:
 
 
 def _check_model_files(header: PushHeader, held: WeightManifest | None) -> None:
-    """The model files must be those of the manifest: promised here, or held already."""
+    """The model files must be those of the manifest: part of this push, or already held."""
     manifest = header.manifest
     promised = _promised_model_files(header)
     if promised:
@@ -271,7 +271,7 @@ def _check_model_files(header: PushHeader, held: WeightManifest | None) -> None:
     elif held is None or held.model_files_sha256 != manifest.model_files_sha256:
         got = held.model_files_sha256[:12] if held else "nothing"
         raise Stale(
-            f"push of weights alone for model files {manifest.model_files_sha256[:12]}, but "
+            f"weights-only push for model files {manifest.model_files_sha256[:12]}, but "
             f"{got} is held; push the whole snapshot"
         )
 
@@ -285,23 +285,23 @@ def _write(part: memoryview, target: BinaryIO, update: Callable[[memoryview], No
     update(part)
 
 
-async def _to_the_end(task: asyncio.Task[None]) -> None:
-    """Wait for ``task`` even when the waiter is cancelled, and only then be cancelled."""
+async def _uninterrupted(task: asyncio.Task[None]) -> None:
+    """Wait for ``task`` to end even if the waiter is cancelled; the cancellation is raised afterwards."""
     cancelled = False
     while not task.done():
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             cancelled = True
-    error = task.exception()  # looked at in any case, or asyncio calls it never retrieved
+    error = task.exception()  # always retrieved, or asyncio logs it as never retrieved
     if cancelled:
         raise asyncio.CancelledError
     if error is not None:
         raise error
 
 
-def _plain(replica_id: str) -> str:
-    """A replica id is also a directory name here."""
+def _directory_name(replica_id: str) -> str:
+    """The replica id, checked for use as a directory name."""
     if not replica_id or replica_id != Path(replica_id).name or replica_id.startswith("."):
         raise InvalidInput(
             f"replica id {replica_id!r} cannot name a directory; use letters, digits and dashes"

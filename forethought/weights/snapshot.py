@@ -1,12 +1,12 @@
-"""A snapshot: everything one version of a model needs to be served, as named files in memory.
+"""A snapshot: everything needed to serve one version of a model, as named files in memory.
 
-Design: a snapshot is a directory's worth of opaque bytes plus a manifest that fixes every one of
-them by sha256, so neither torch nor safetensors is needed to move it and no receiver ever parses
-what it has not verified. The price is that the learner holds one serialised copy of the newest
-weights of each model in memory (2 bytes per parameter in bf16).
+Design: a snapshot is a directory's worth of opaque bytes plus a manifest with their sha256, so moving it
+needs neither torch nor safetensors, and no receiver parses anything it has not verified. The price is
+that the learner keeps one serialised copy of the newest weights of each model in memory (2 bytes per
+parameter in bf16).
 
-Only plain data may travel: configuration, tokenizer and safetensors. Names outside the allow-list
-(pickles, code, paths) are refused on both sides.
+Only plain data may be transferred: configuration, tokenizer and safetensors. Names outside the allow-list
+(pickles, code, paths) are rejected on both sides.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class PushedFile:
-    """What a push promises about one of its files.
+    """One file of a push, as announced in its header.
 
     Example:
         ``PushedFile("config.json", num_bytes=612, sha256="4c…")``
@@ -64,9 +64,9 @@ class PushedFile:
 
 @dataclass(frozen=True, slots=True)
 class PushHeader:
-    """The promise a push opens with; the bytes of ``files`` follow in this order.
+    """The header of a push; the bytes of ``files`` follow in this order.
 
-    A snapshot names all files, a weights-only push ``model.safetensors`` alone. ``base`` is what a
+    A full snapshot lists all files, a weights-only push just ``model.safetensors``. ``base`` is what a
     delta would apply to, and None for the safetensors codec.
 
     Example:
@@ -87,10 +87,10 @@ def make_snapshot(
     model_files: Mapping[str, bytes],
     weights: bytes,
 ) -> Snapshot:
-    """Hash the files of one version and put its manifest on top.
+    """Hash the files of one version and build its manifest.
 
     Raises:
-        InvalidInput: a file name is not one that may travel.
+        InvalidInput: a file name is not on the allow-list.
     """
     for name in model_files:
         check_file_name(name)
@@ -111,7 +111,7 @@ def make_snapshot(
 
 
 def header_of(snapshot: Snapshot, *, weights_only: bool) -> PushHeader:
-    """The header that promises ``snapshot``, or only its weights."""
+    """The header of a push of ``snapshot``, or of only its weights."""
     manifest = snapshot.manifest
     names = () if weights_only else tuple(snapshot.model_files)
     model_files = tuple(
@@ -123,20 +123,20 @@ def header_of(snapshot: Snapshot, *, weights_only: bool) -> PushHeader:
 
 
 def check_file_name(name: str) -> None:
-    """Let only plain basenames of configuration, tokenizer and safetensors pass.
+    """Allow only plain basenames of configuration, tokenizer and safetensors files.
 
     Raises:
-        InvalidInput: any other name, above all code, pickles and paths.
+        InvalidInput: any other name, in particular code, pickles and paths.
     """
     if name != WEIGHTS_FILE and not _MODEL_FILE.fullmatch(name):
         raise InvalidInput(
-            f"file name {name!r} may not travel with weights; expected {WEIGHTS_FILE} or a plain "
+            f"file {name!r} may not be pushed with weights; expected {WEIGHTS_FILE} or a plain "
             "name ending in .json, .txt, .model or .jinja; leave the file out of the snapshot"
         )
 
 
 def digest_of(sha256_by_name: Mapping[str, str]) -> str:
-    """One sha256 for a set of named files, whatever their order."""
+    """One sha256 over a set of named files, independent of their order."""
     lines = (f"{name}\0{sha256_by_name[name]}\n" for name in sorted(sha256_by_name))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -1,7 +1,7 @@
-"""Bytes of the wire: the only hand-written code, beside the gRPC adapters, that knows protobuf.
+"""The wire format: with the gRPC adapters, the only hand-written code that knows protobuf.
 
-One schema serves gRPC, Redis entries and the journal. Decoding checks the peer's wire version and
-says so in words when it differs; a message that does not parse is an :class:`InvalidInput`.
+One schema serves gRPC, Redis entries and the journal. Decoding checks the peer's wire version; a
+different version and a message that does not parse both raise :class:`InvalidInput`.
 """
 
 from forethought.wire.codec import (

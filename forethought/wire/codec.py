@@ -1,7 +1,7 @@
 """Conversion between the dataclasses of :mod:`forethought.types` and protobuf messages.
 
 Token ids become little-endian uint32 and log-probs little-endian float32 in ``bytes`` fields. The
-price is one rounding of log-probs to float32, which is what the engines computed them in anyway.
+price is one rounding of log-probs to float32, the precision engines compute them in anyway.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from forethought.wire.packing import pack_floats, pack_ids, unpack_floats, unpac
 from forethought.wire.v1 import reward_pb2, rollout_pb2, weights_pb2
 
 WIRE_VERSION = 1
-"""Raised whenever an old peer could misread a new message."""
+"""Incremented whenever an old peer could misread a new message."""
 
 M = TypeVar("M", bound=Message)
 
 
 def check_wire_version(got: int, what: str) -> None:
-    """Refuse a peer that speaks another version, in words.
+    """Refuse a peer that speaks another wire version.
 
     Raises:
         InvalidInput: the version differs.
@@ -61,7 +61,7 @@ def decode_task(data: bytes) -> Task:
 
 
 def encode_rollout(rollout: Rollout) -> bytes:
-    """Serialise a rollout with the task it answers."""
+    """Serialise a rollout with its task."""
     return _rollout_to_proto(rollout).SerializeToString()
 
 
@@ -75,7 +75,7 @@ def decode_rollout(data: bytes) -> Rollout:
 
 
 def encode_scored(scored: ScoredRollout) -> bytes:
-    """Serialise a scored rollout with everything it came from."""
+    """Serialise a scored rollout with its rollout and task."""
     return _scored_to_proto(scored).SerializeToString()
 
 
@@ -167,7 +167,7 @@ def prompting_from_proto(message: rollout_pb2.Prompting) -> Prompting:
 
 
 def sampling_to_proto(sampling: Sampling) -> rollout_pb2.Sampling:
-    """The message of a sampling."""
+    """The message of sampling parameters."""
     return rollout_pb2.Sampling(
         group_size=sampling.group_size,
         max_thought_tokens=sampling.max_thought_tokens,
@@ -179,7 +179,7 @@ def sampling_to_proto(sampling: Sampling) -> rollout_pb2.Sampling:
 
 
 def sampling_from_proto(message: rollout_pb2.Sampling) -> Sampling:
-    """The sampling of a message."""
+    """The sampling parameters of a message."""
     return Sampling(
         group_size=message.group_size,
         max_thought_tokens=message.max_thought_tokens,

@@ -1,7 +1,7 @@
 """Arrays as ``bytes`` fields: little-endian uint32 token ids, float32 or float64 numbers.
 
-Design: repeated scalars are thirty times slower to decode in Python than one ``bytes`` field. The price
-is that the schema cannot say what the bytes hold; its comments do.
+Design: in Python, repeated scalars decode thirty times slower than one ``bytes`` field. The price is that
+the schema does not express the element type; its comments do.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def pack_ids(values: Sequence[int]) -> bytes:
 
 
 def pack_floats(values: Sequence[float]) -> bytes:
-    """Numbers rounded to little-endian float32: what engines compute log-probs in anyway."""
+    """Numbers rounded to little-endian float32, the precision engines compute log-probs in anyway."""
     return np.asarray(values, dtype="<f4").tobytes()
 
 
 def pack_doubles(values: Sequence[float]) -> bytes:
-    """Numbers as little-endian float64, unrounded: sums of log-probs need it to be exact to 1e-5."""
+    """Numbers as little-endian float64, unrounded: sums of log-probs need it to be accurate to 1e-5."""
     return np.asarray(values, dtype="<f8").tobytes()
 
 
@@ -34,7 +34,7 @@ def unpack_ids(data: bytes) -> tuple[int, ...]:
     """The inverse of :func:`pack_ids`.
 
     Raises:
-        InvalidInput: the length is no multiple of 4.
+        InvalidInput: the length is not a multiple of 4.
     """
     return tuple(_array(data, "<u4", 4).tolist())
 
@@ -43,7 +43,7 @@ def unpack_floats(data: bytes) -> tuple[float, ...]:
     """The inverse of :func:`pack_floats`, up to its rounding.
 
     Raises:
-        InvalidInput: the length is no multiple of 4.
+        InvalidInput: the length is not a multiple of 4.
     """
     return tuple(_array(data, "<f4", 4).tolist())
 
@@ -52,16 +52,16 @@ def unpack_doubles(data: bytes) -> tuple[float, ...]:
     """The inverse of :func:`pack_doubles`.
 
     Raises:
-        InvalidInput: the length is no multiple of 8.
+        InvalidInput: the length is not a multiple of 8.
     """
     return tuple(_array(data, "<f8", 8).tolist())
 
 
 def packable_ids(values: Sequence[int], what: str) -> bytes:
-    """:func:`pack_ids` for ids that a caller gave.
+    """:func:`pack_ids` for ids from a caller.
 
     Raises:
-        InvalidInput: one is no integer from 0 to 2**32 - 1.
+        InvalidInput: one is not an integer from 0 to 2**32 - 1.
     """
     for value in values:
         if type(value) is not int or not 0 <= value <= _LARGEST_ID:

@@ -1,9 +1,9 @@
-"""The reward service's questions and answers between plain values, as JSON has them, and protobuf.
+"""The reward service's requests and responses: conversion between JSON-like values and protobuf.
 
-Design: the plain form is the one that HTTP carries, so a client reads one form whatever the transport,
-and the service knows one. Each method has its four conversions side by side: ``<method>_request`` and
-``<method>_body`` for the question, ``<method>_reply`` and ``<method>_answer`` for the answer. The price
-is that ids and numbers are Python lists for a moment on both sides.
+Design: the JSON form is the one HTTP carries, so clients and the service handle one form whatever the
+transport. Each method's four conversions are next to each other: ``<method>_request`` and
+``<method>_body`` for the request, ``<method>_reply`` and ``<method>_answer`` for the response. The price
+is that ids and numbers are briefly Python lists on both sides.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def score_body(request: pb.ScoreRequest) -> dict[str, Any]:
 
 
 def score_reply(answer: Plain) -> pb.ScoreReply:
-    """The message of one answer per item."""
+    """The message of one outcome per item."""
     return pb.ScoreReply(wire_version=WIRE_VERSION, items=map(_score_outcome, answer["items"]))
 
 
@@ -141,7 +141,7 @@ def match_body(request: pb.MatchRequest) -> dict[str, Any]:
 
 
 def match_reply(answer: Plain) -> pb.MatchReply:
-    """The message of one verdict per item."""
+    """The message of one match result per item."""
     return pb.MatchReply(
         wire_version=WIRE_VERSION,
         items=[
@@ -208,12 +208,12 @@ def entropy_answer(reply: pb.EntropyReply) -> dict[str, Any]:
 
 
 def models_request(body: None) -> pb.ModelsRequest:
-    """The message of a question without a body."""
+    """The message of a request without a body."""
     return pb.ModelsRequest(wire_version=WIRE_VERSION)
 
 
 def models_reply(answer: Plain) -> pb.ModelsReply:
-    """The message of what is served."""
+    """The message of the served models and objectives."""
     baseline = answer["baseline"]
     return pb.ModelsReply(
         wire_version=WIRE_VERSION,

@@ -1,4 +1,4 @@
-"""Children that ``multiprocessing`` starts end with a parent that is killed."""
+"""Children started by ``multiprocessing`` exit when their parent is killed."""
 
 from __future__ import annotations
 

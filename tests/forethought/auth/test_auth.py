@@ -1,4 +1,4 @@
-"""Tokens at real doors: HTTP and gRPC servers asked with none, a wrong one, a client's and the run's."""
+"""Tokens at real HTTP and gRPC servers: none, a wrong one, a client's and the run's."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_model_directory(tmp_path_factory.mktemp("model"))
 
 
-def doors_of(directory: Path, guard: Guard) -> AbstractAsyncContextManager[RewardEndpoints]:
+def servers_of(directory: Path, guard: Guard) -> AbstractAsyncContextManager[RewardEndpoints]:
     return reward_endpoints(serve(directory, "policy"), serve(directory, "baseline"), guard=guard)
 
 
 @pytest.fixture
 async def endpoints(directory: Path) -> AsyncIterator[RewardEndpoints]:
-    async with doors_of(directory, guard_of()) as opened:
+    async with servers_of(directory, guard_of()) as opened:
         yield opened
 
 
@@ -71,7 +71,7 @@ async def replica(tmp_path: Path) -> AsyncIterator[FakeReplica]:
 
 @pytest.fixture
 def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Holds the run's token; looked at in every call."""
+    """Holds the run's token; checked on every call."""
     monkeypatch.setattr(tokens, "LOOK_INTERVAL_S", 0.0)
     file = tmp_path / "token"
     file.write_text(f"{RUN}\n")
@@ -125,7 +125,7 @@ async def test_the_pages_that_describe_the_service_are_open_and_name_the_scheme(
 
 
 async def test_http_refuses_before_the_body(endpoints: RewardEndpoints) -> None:
-    """The head of a request alone, of a body that never comes, is answered."""
+    """A response comes after the request headers alone, even if the body never arrives."""
     host, port = endpoints.urls["http"].removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(
@@ -156,10 +156,10 @@ async def outcome(call: Any) -> str:
         (None, "UNAUTHENTICATED", "UNAUTHENTICATED"),
         ("wrong", "UNAUTHENTICATED", "UNAUTHENTICATED"),
         (CLIENT, "PERMISSION_DENIED", "PERMISSION_DENIED"),
-        (RUN, "OK", "INVALID_ARGUMENT"),  # it was let in: what it pushes is nothing
+        (RUN, "OK", "INVALID_ARGUMENT"),  # authorized, but it pushes nothing
     ],
 )
-async def test_weights_are_of_the_run_alone(
+async def test_weights_require_the_run_token(
     replica: FakeReplica, token: str | None, status: str, push: str
 ) -> None:
     async with grpc.aio.insecure_channel(replica.address) as channel:
@@ -174,7 +174,7 @@ async def test_weights_are_of_the_run_alone(
 async def test_a_push_is_refused_before_a_message_is_read(
     replica: FakeReplica, token: str | None
 ) -> None:
-    """Nothing is sent but the call's headers, and the stream stays open."""
+    """Only the call's headers are sent, and the stream stays open."""
     async with grpc.aio.insecure_channel(replica.address) as channel:
         call = weights_pb2_grpc.WeightsStub(channel).Push(metadata=bearer_of(token).header())
         async with asyncio.timeout(5):
@@ -185,7 +185,7 @@ async def test_a_push_is_refused_before_a_message_is_read(
 @pytest.mark.parametrize(
     ("token", "kind"), [(None, Unauthenticated), ("wrong", Unauthenticated), (CLIENT, Forbidden)]
 )
-async def test_a_refused_push_changes_nothing_and_status_tells_why(
+async def test_a_rejected_push_changes_nothing_and_status_gives_the_reason(
     replica: FakeReplica, token: str | None, kind: type[ForethoughtError]
 ) -> None:
     for _ in range(5):
@@ -213,7 +213,7 @@ async def test_health_is_open_and_reflection_is_closed(replica: FakeReplica) -> 
             assert await outcome(anext(aiter(call))) == expected
 
 
-async def test_a_method_that_does_not_exist_is_unimplemented_to_strangers(
+async def test_an_unknown_method_is_unimplemented_without_a_token(
     replica: FakeReplica,
 ) -> None:
     async with grpc.aio.insecure_channel(replica.address) as channel:
@@ -225,7 +225,7 @@ async def test_a_method_that_does_not_exist_is_unimplemented_to_strangers(
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
-async def test_clients_show_their_token(
+async def test_clients_send_their_token(
     endpoints: RewardEndpoints, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = endpoints.urls[transport]
@@ -251,12 +251,12 @@ async def test_clients_show_their_token(
 # Rotation
 
 
-async def test_a_token_is_rotated_by_its_file_without_a_restart(
+async def test_a_token_is_rotated_in_its_file_without_a_restart(
     directory: Path, token_file: Path
 ) -> None:
     sender = Bearer(FileTokens(token_file))
     async with (
-        doors_of(directory, guard_of(FileTokens(token_file))) as endpoints,
+        servers_of(directory, guard_of(FileTokens(token_file))) as endpoints,
         httpx.AsyncClient(base_url=endpoints.urls["http"]) as http,
     ):
 
@@ -297,14 +297,14 @@ async def test_a_publisher_goes_on_once_its_token_is_right(
     await asyncio.wait({running})
 
 
-# What is told
+# Warnings
 
 
 @pytest.mark.parametrize(
     ("host", "num_warnings"),
     [("127.0.0.1", 0), ("::1", 0), ("localhost", 0), ("0.0.0.0", 1), ("", 1), ("10.0.0.7", 1)],
 )
-def test_an_open_listener_that_others_reach_is_told_once(
+def test_an_open_listener_reachable_from_other_hosts_is_logged_once(
     caplog: pytest.LogCaptureFixture, host: str, num_warnings: int
 ) -> None:
     guard_of().warn_if_exposed(host, "gRPC")

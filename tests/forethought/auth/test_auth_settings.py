@@ -1,4 +1,4 @@
-"""The settings around tokens and passwords: what they refuse, and that no secret is written or shown."""
+"""Settings for tokens and passwords: which are rejected, and that no secret is ever written or shown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("token", ["1e5", "0x12", "true", "12_3", '"quoted"', "a.b=c", "-_~+/="])
-def test_a_token_of_the_environment_is_taken_as_it_is(token: str) -> None:
+def test_a_token_from_the_environment_is_taken_verbatim(token: str) -> None:
     settings = load_settings(None, (), {"FORETHOUGHT_AUTH_TOKEN": token})
     assert settings.auth.token.get_secret_value() == token
 
@@ -61,7 +61,7 @@ def test_a_token_on_the_command_line_is_refused(word: str) -> None:
         ("token = 12.5", "auth.token: Input should be"),
     ],
 )
-def test_bad_auth_settings_are_told_without_their_values(
+def test_bad_auth_settings_are_reported_without_their_values(
     tmp_path: Path, toml: str, message: str
 ) -> None:
     file = tmp_path / "run.toml"
@@ -131,7 +131,7 @@ def test_bad_password_files_are_refused(tmp_path: Path, text: str | None, messag
         load_settings(None, (REDIS, f"redis.password_file={tmp_path}/password"), {})
 
 
-# What up gives its children
+# What `up` passes to its child processes
 
 
 def children(plan: Plan) -> list[tuple[tuple[str, ...], dict[str, str]]]:
@@ -158,14 +158,14 @@ def test_up_is_open_where_no_token_is_given(books: Path) -> None:
         ("reward.http_host=0.0.0.0", 1),
     ],
 )
-def test_up_says_when_it_opens_to_other_machines(books: Path, word: str, num_notes: int) -> None:
+def test_up_warns_when_it_is_open_to_other_machines(books: Path, word: str, num_notes: int) -> None:
     assert len(prepare(None, ("corpus.path=books", "reward.replicas=1", word)).notes) == num_notes
     (books / "token").write_text("t")
     closed = prepare(None, ("corpus.path=books", word, "auth.token_file=token"))
     assert closed.notes == ()
 
 
-def test_up_hands_tokens_to_its_children_in_their_environment_alone(
+def test_up_passes_tokens_to_its_children_only_in_their_environment(
     books: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SECRETS.items():
@@ -176,14 +176,14 @@ def test_up_hands_tokens_to_its_children_in_their_environment_alone(
     for command, environment in children(plan):
         assert "s3cret" not in " ".join(command)
         assert {name: environment[name] for name in SECRETS} == SECRETS
-    told = load_settings(plan.children_config, (), children(plan)[0][1] | SECRETS)
-    assert (told.auth.token.get_secret_value(), told.auth.open) == ("s3cret-run", False)
+    loaded = load_settings(plan.children_config, (), children(plan)[0][1] | SECRETS)
+    assert (loaded.auth.token.get_secret_value(), loaded.auth.open) == ("s3cret-run", False)
     lines = "\n".join(opening_lines(plan, "redis://h/0"))
     assert '-H "Authorization: Bearer $FORETHOUGHT_AUTH_TOKEN"' in lines
     assert "s3cret" not in lines
 
 
-def test_up_hands_on_the_path_of_a_token_file(books: Path) -> None:
+def test_up_passes_on_the_path_of_a_token_file(books: Path) -> None:
     (books / "my token").write_text("# remark\n\nrun\n")
     plan = prepare(None, ("corpus.path=books", "auth.token_file=my token"))
     write_resolved(plan.settings, plan.children_config)
@@ -205,7 +205,7 @@ def test_up_hands_on_the_path_of_a_token_file(books: Path) -> None:
         ),
     ],
 )
-def test_up_refuses_what_its_children_would(
+def test_up_rejects_what_its_children_would(
     books: Path, words: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
@@ -213,7 +213,7 @@ def test_up_refuses_what_its_children_would(
     assert message in str(refused.value)
 
 
-def test_doctor_looks_at_tokens(books: Path) -> None:
+def test_doctor_checks_tokens(books: Path) -> None:
     def level(*words: str) -> Level:
         checks = configuration_checks(None, ("corpus.path=books", "reward.http_port=0", *words))
         return next(check.level for check in checks if check.name == "tokens")
@@ -252,7 +252,7 @@ def test_without_a_token_nothing_starts(tmp_path: Path, words: tuple[str, ...]) 
     assert "auth.open=true" in line
 
 
-def test_what_is_next_token_learning_needs_no_token(tmp_path: Path) -> None:
+def test_next_token_training_needs_no_token(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer", "objective.name=ntp"],
         capture_output=True, text=True, cwd=tmp_path, env=CLEAN, timeout=50,

@@ -1,4 +1,4 @@
-"""Settings: their four places in order, and everything that is refused with a reason."""
+"""Settings: the precedence of their four sources, and everything that is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def test_precedence(tmp_path: Path) -> None:
     assert learner.max_staleness == Settings().learner.max_staleness
 
 
-def test_the_last_word_wins(tmp_path: Path) -> None:
+def test_the_last_override_wins(tmp_path: Path) -> None:
     assert load(tmp_path, "", ("run.seed=1", "run.seed=2")).run.seed == 2
 
 
-def test_without_anything_all_is_default() -> None:
+def test_without_any_source_everything_is_default() -> None:
     assert load_settings(None, (), {}) == Settings()
 
 
@@ -159,7 +159,7 @@ def test_values_of_the_wrong_kind_are_refused_with_what_was_got(
 
 
 @pytest.mark.parametrize("word", ["learner.steps", "steps=3", ".steps=3", "learner.=3", "="])
-def test_words_that_are_no_settings_are_refused(tmp_path: Path, word: str) -> None:
+def test_malformed_overrides_are_rejected(tmp_path: Path, word: str) -> None:
     assert "expected section.key=value" in refusal(tmp_path, "", (word,))
 
 
@@ -198,7 +198,7 @@ def settings_of_size(num_positions: int, group_size: int, budget: int, window: i
     return load_settings(None, words, {})
 
 
-def test_a_value_that_would_pass_1_mib_is_refused() -> None:
+def test_a_value_that_could_exceed_1_mib_is_rejected() -> None:
     assert check_run(settings_of_size(1, 8, 1024, 4096)).thinks
     with pytest.raises(InvalidInput) as refused:
         check_run(settings_of_size(16, 8, 1024, 4096))
@@ -208,7 +208,7 @@ def test_a_value_that_would_pass_1_mib_is_refused() -> None:
 
 
 def largest_result(settings: Settings) -> ScoredRollout:
-    """Everything that the settings allow, as long as it can be."""
+    """A result of the maximum size that the settings allow."""
     sampling, parameters = settings.sampling, settings.objective.parameters
     N, L, G = settings.corpus.window_tokens, sampling.max_thought_tokens, sampling.group_size
     largest, version = 2**32 - 1, 2**64 - 1
@@ -227,13 +227,13 @@ def largest_result(settings: Settings) -> ScoredRollout:
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 1, 4), (1, 8, 32, 4096), (40, 2, 1, 256), (3, 8, 64, 1)])
-def test_no_result_is_larger_than_what_is_checked(shape: tuple[int, int, int, int]) -> None:
+def test_no_result_exceeds_the_upper_bound(shape: tuple[int, int, int, int]) -> None:
     settings = settings_of_size(*shape)
     bound = largest_value_bytes(settings, objectives.load("rlp", settings.objective.parameters))
     assert len(wire.encode_scored(largest_result(settings))) <= bound
 
 
-def test_plain_next_token_learning_needs_no_group_and_no_redis() -> None:
+def test_plain_next_token_training_needs_no_group_and_no_redis() -> None:
     settings = load_settings(None, ("objective.name=ntp", "sampling.group_size=1"), {})
     check_redis(settings, check_run(settings))
 
@@ -248,7 +248,7 @@ def test_a_run_needs_a_corpus() -> None:
         check_corpus(Settings())
 
 
-def test_path_is_short_for_one_named_source(tmp_path: Path) -> None:
+def test_path_is_shorthand_for_one_named_source(tmp_path: Path) -> None:
     toml = "[corpus]\npath = 'a/books'\n[[corpus.sources]]\npath = 'b'\nname = 'n'\nweight = 2.0\n"
     sources = load(tmp_path, toml).corpus.resolved_sources()
     assert [(source.name, source.weight) for source in sources] == [("books", 1.0), ("n", 2.0)]
@@ -285,7 +285,7 @@ def test_every_shipped_configuration_is_sound(file: Path, tmp_path: Path) -> Non
     assert load_settings(tmp_path / "resolved.toml", (), {}) == settings
 
 
-def test_a_redis_url_is_not_written_down(tmp_path: Path) -> None:
+def test_a_redis_url_is_not_written(tmp_path: Path) -> None:
     settings = load_settings(None, ("redis.url=redis://:s3cret@10.0.0.1/0",), {})
     write_resolved(settings, tmp_path / "resolved.toml")
     assert "s3cret" not in (tmp_path / "resolved.toml").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The shipped configurations: sound, chained as they say, and with the papers' figures in them."""
+"""The shipped configurations: valid, chained as documented, and with the papers' hyperparameters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_key_is_known(file: Path) -> None:
 
 @pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.name)
 def test_a_papers_preset_is_a_run_that_could_start(file: Path) -> None:
-    """The objective takes its parameters, and a step's results fit into Redis."""
+    """The objective accepts its parameters, and a task's result fits into Redis."""
     pytest.importorskip("math_verify")
     settings = load_settings(file, (), {})
     check_run(settings)
@@ -51,7 +51,7 @@ def test_a_papers_preset_is_a_run_that_could_start(file: Path) -> None:
 
 @pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.name)
 def test_what_is_not_in_a_paper_is_marked_as_ours(file: Path) -> None:
-    """And nothing alternates with next-token learning, which neither paper does."""
+    """And no preset alternates with next-token steps, which neither paper does."""
     text = file.read_text(encoding="utf-8")
     assert "[P]" in text
     assert "[ours]" in text

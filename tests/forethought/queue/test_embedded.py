@@ -36,16 +36,16 @@ def test_starts_answers_and_stops(tmp_path: Path) -> None:
     assert (tmp_path / "redis" / "redis.log").is_file()
 
 
-def test_two_run_side_by_side_and_a_port_can_be_kept() -> None:
+def test_two_servers_run_in_parallel_and_a_port_can_be_chosen() -> None:
     with EmbeddedRedis() as first, EmbeddedRedis() as second:
         assert first.url != second.url
         port = int(first.url.rsplit(":", 1)[1].partition("/")[0])
     with EmbeddedRedis(port=port) as again:
-        assert again.url == first_url(port)
+        assert again.url == url_of(port)
         assert answers(again.url)
 
 
-def first_url(port: int) -> str:
+def url_of(port: int) -> str:
     return f"redis://127.0.0.1:{port}/0"
 
 
@@ -55,7 +55,7 @@ def test_a_configured_url_wins() -> None:
         assert embedded._process is None
 
 
-def test_a_taken_port_is_reported_with_the_servers_own_words() -> None:
+def test_a_port_in_use_is_reported_with_the_servers_last_output() -> None:
     with EmbeddedRedis() as taken:
         port = int(taken.url.rsplit(":", 1)[1].partition("/")[0])
         with (
@@ -78,7 +78,7 @@ def test_path_is_preferred_and_the_wheel_is_the_fallback(
     assert redis_executable() == on_path
 
 
-def test_without_any_redis_the_remedy_is_told(
+def test_without_any_redis_the_error_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The queue's contract, held by the Redis and the memory broker alike (and by a real Redis)."""
+"""The queue's contract, tested on the memory broker and on the Redis broker with a real Redis."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXPIRED_S = 0.2  # longer than a lease
 
 @dataclass
 class Bench:
-    """A broker, and what only its kind knows how to do."""
+    """A broker, with the test hooks that differ between implementations."""
 
     broker: Broker
     other_run: Broker
@@ -58,7 +58,7 @@ class Bench:
         )
 
     async def results(self) -> list[Message]:
-        """All rollouts published so far, taken away."""
+        """Take all rollouts published so far off the stage."""
         learner = self.consumer("learner", Stage.ROLLOUTS, None)
         deliveries = await learner.receive(1000, 0)
         for delivery in deliveries:
@@ -123,7 +123,7 @@ async def test_messages_arrive_in_order_and_unchanged(bench: Bench) -> None:
     assert len(first) == 60
 
 
-async def test_receive_waits_for_what_is_put_later(bench: Bench) -> None:
+async def test_receive_waits_for_later_messages(bench: Bench) -> None:
     receiving = asyncio.create_task(bench.consumer().receive(1, 10))
     await asyncio.sleep(0.02)
     assert not receiving.done()
@@ -177,7 +177,7 @@ async def test_every_expired_lease_of_a_long_list_is_claimed(bench: Bench) -> No
     last = bench.consumer("last")
     await bench.pass_time(EXPIRED_S)
     await busy.renew(held[:58])
-    claimed = [await last.receive(1, 0) for _ in range(2)]  # a sweep steps over what is renewed
+    claimed = [await last.receive(1, 0) for _ in range(2)]  # a sweep skips renewed leases
     assert sorted(i for deliveries in claimed for i in ids(deliveries)) == [0, 59]
 
 
@@ -203,7 +203,7 @@ async def test_renewing_does_not_steal_back(bench: Bench) -> None:
     assert await quick.renew(claimed) == claimed
 
 
-async def test_a_lost_lease_begins_nothing(bench: Bench) -> None:
+async def test_begin_after_a_lost_lease_counts_nothing(bench: Bench) -> None:
     await bench.broker.put(Stage.TASKS, [task(1)])
     slow, quick = bench.consumer("slow"), bench.consumer("quick")
     delivery = await one(slow)
@@ -213,7 +213,9 @@ async def test_a_lost_lease_begins_nothing(bench: Bench) -> None:
     assert await quick.begin(claimed) == 1
 
 
-async def test_past_the_cap_dead_letter_and_error_result_come_at_once(bench: Bench) -> None:
+async def test_past_the_attempt_limit_dead_letter_and_error_result_come_together(
+    bench: Bench,
+) -> None:
     await bench.broker.put(Stage.TASKS, [task(1, b"poison"), task(2)])
     for num_attempts, name in enumerate(["first", "second"]):
         victim = bench.consumer(name, max_attempts=2)
@@ -231,7 +233,7 @@ async def test_past_the_cap_dead_letter_and_error_result_come_at_once(bench: Ben
     assert (await bench.broker.depths())[Stage.TASKS] == StageDepth(waiting=0, pending=1)
 
 
-async def test_receiving_is_no_attempt(bench: Bench) -> None:
+async def test_receiving_is_not_an_attempt(bench: Bench) -> None:
     await bench.broker.put(Stage.TASKS, [task(1)])
     for i in range(4):
         assert ids(await bench.consumer(f"waiter-{i}", max_attempts=1).receive(1, 0)) == [1]
@@ -239,7 +241,7 @@ async def test_receiving_is_no_attempt(bench: Bench) -> None:
     assert await bench.broker.dead_letters() == []
 
 
-async def test_releasing_hands_back_at_once_and_is_no_attempt(bench: Bench) -> None:
+async def test_releasing_requeues_at_once_and_is_not_an_attempt(bench: Bench) -> None:
     await bench.broker.put(Stage.TASKS, [task(1, b"kept")])
     for i in range(4):
         consumer = bench.consumer(f"leaver-{i}", max_attempts=1)
@@ -269,11 +271,11 @@ async def test_releasing_wakes_a_waiting_consumer(bench: Bench) -> None:
     receiving = asyncio.create_task(bench.consumer("b", lease_s=60).receive(1, 10))
     await asyncio.sleep(0.02)
     await leaver.release(delivery)
-    async with asyncio.timeout(0.5):  # well before it would look by itself
+    async with asyncio.timeout(0.5):  # well before its next poll
         assert ids(await receiving) == [1]
 
 
-async def test_a_lost_lease_releases_nothing(bench: Bench) -> None:
+async def test_releasing_after_a_lost_lease_has_no_effect(bench: Bench) -> None:
     await bench.broker.put(Stage.TASKS, [task(1)])
     slow, quick = bench.consumer("slow"), bench.consumer("quick")
     delivery = await one(slow)
@@ -284,7 +286,7 @@ async def test_a_lost_lease_releases_nothing(bench: Bench) -> None:
     assert await quick.renew([claimed]) == [claimed]
 
 
-async def test_two_consumers_finish_once(bench: Bench) -> None:
+async def test_only_the_first_of_two_consumers_finishes(bench: Bench) -> None:
     await bench.broker.put(Stage.TASKS, [task(1)])
     slow, quick = bench.consumer("slow"), bench.consumer("quick")
     late = await one(slow)
@@ -306,7 +308,7 @@ async def test_discarding_leaves_nothing_behind(bench: Bench) -> None:
     assert await bench.results() == []
 
 
-async def test_burying_without_an_answer_leaves_the_dead_letter(bench: Bench) -> None:
+async def test_without_an_error_result_only_the_dead_letter_is_written(bench: Bench) -> None:
     def refuse(message: Message, reason: str) -> Message:
         raise ValueError("cannot read this body")
 
@@ -364,7 +366,7 @@ async def test_contradicting_options_are_refused(bench: Bench) -> None:
         await learner.finish(await one(learner), task(1))
 
 
-async def test_lost_data_is_noticed_and_recovered_from(bench: Bench) -> None:
+async def test_lost_data_is_detected_and_recovered_from(bench: Bench) -> None:
     epoch = await bench.broker.new_epoch(7)
     life = await bench.broker.instance_id()
     assert await bench.broker.instance_id() == life
@@ -397,7 +399,7 @@ async def test_a_waiting_consumer_survives_the_loss(bench: Bench) -> None:
         assert ids(await receiving) == [1]
 
 
-async def test_clear_work_ends_what_is_on_loan(bench: Bench) -> None:
+async def test_clear_work_ends_all_leases(bench: Bench) -> None:
     await bench.broker.put(Stage.TASKS, [task(1), task(2), task(3)])
     consumer = bench.consumer(max_attempts=1)
     old = await consumer.receive(2, 0)
@@ -457,7 +459,7 @@ async def test_runs_do_not_see_each_other(bench: Bench) -> None:
     assert (await bench.broker.depths())[Stage.TASKS] == StageDepth(1, 0)
 
 
-async def test_an_unreachable_redis_is_told_without_its_password() -> None:
+async def test_an_unreachable_redis_is_reported_without_its_password() -> None:
     broker = connect("redis://:secret@127.0.0.1:1/0", "run")
     with pytest.raises(Unreachable, match=r"redis://:\*\*\*@127.0.0.1:1/0 .* check that it runs"):
         await broker.ping()

@@ -1,4 +1,4 @@
-"""The worker loop over both brokers, and over a Redis that goes away."""
+"""The worker loop on both brokers, and on a Redis that becomes unreachable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEASE_S = 0.3
 
 
 class Weights:
-    """A handler that serves message i once its version is i or newer, and dislikes some."""
+    """A handler that handles message i once its version is i or newer, and fails on some."""
 
     def __init__(self, version: int = 100) -> None:
         self.version = version
@@ -115,7 +115,7 @@ async def results(broker: Broker, num: int) -> dict[int, bytes]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Ask again until it holds; for states that nothing announces."""
+    """Poll until ``condition`` holds; for states without an event."""
     async with asyncio.timeout(5):
         while not await condition():
             await asyncio.sleep(0.01)
@@ -173,7 +173,7 @@ async def test_waits_for_weights_without_spending_attempts(broker: Broker) -> No
     assert await broker.dead_letters() == []
 
 
-async def test_a_replica_that_lags_hands_work_on(broker: Broker) -> None:
+async def test_a_replica_that_lags_releases_its_work(broker: Broker) -> None:
     await broker.put(Stage.TASKS, [task(3)])
     lagging, newest = Weights(version=2), Weights(version=3)
     behind = worker_of(lagging, consumer_of(broker, "lagging"), weights_timeout_s=0.1)
@@ -186,7 +186,7 @@ async def test_a_replica_that_lags_hands_work_on(broker: Broker) -> None:
     assert behind.counts.seconds[Activity.WAITING] >= 0.1
 
 
-async def test_an_error_becomes_data(broker: Broker) -> None:
+async def test_an_exception_becomes_an_error_result(broker: Broker) -> None:
     await broker.put(Stage.TASKS, [task(1, b"explode"), task(2)])
     worker = worker_of(Weights(), consumer_of(broker))
     async with running(worker):
@@ -199,11 +199,13 @@ async def test_an_error_becomes_data(broker: Broker) -> None:
     assert await broker.dead_letters() == []
 
 
-async def test_what_a_handler_does_wrong_becomes_data_too(broker: Broker) -> None:
+async def test_a_misbehaving_handler_becomes_an_error_result_too(broker: Broker) -> None:
     worker = worker_of(Weights(), consumer_of(broker))
     async with running(worker):
         await broker.put(Stage.TASKS, [task(1, b"short")])
-        assert (await results(broker, 1))[1] == b"error: RuntimeError: 0 results for 1 messages"
+        assert (await results(broker, 1))[
+            1
+        ] == b"error: RuntimeError: the handler returned 0 results for 1 messages"
         await broker.put(Stage.TASKS, [task(2, b"huge")])
         assert b"expected at most 1048576" in (await results(broker, 1))[2]
         await broker.put(Stage.TASKS, [task(3, b"unreadable")])
@@ -213,7 +215,7 @@ async def test_what_a_handler_does_wrong_becomes_data_too(broker: Broker) -> Non
     assert worker.num_buried == 2
 
 
-async def test_work_of_a_dead_epoch_is_discarded(broker: Broker) -> None:
+async def test_work_of_a_superseded_epoch_is_discarded(broker: Broker) -> None:
     await broker.put(Stage.TASKS, [task(1, epoch=0), task(2)])
     handler = Weights()
     worker = worker_of(handler, consumer_of(broker))
@@ -225,7 +227,7 @@ async def test_work_of_a_dead_epoch_is_discarded(broker: Broker) -> None:
 
 
 async def test_stop_drains(broker: Broker) -> None:
-    """The batch in hand is finished, what waits is handed back at once, nothing more is taken."""
+    """The current batch is finished, waiting deliveries are released at once, no more are received."""
     await broker.put(Stage.TASKS, [task(1), task(9), task(2)])
     handler = Weights(version=5)
     handler.may_finish.clear()
@@ -264,14 +266,14 @@ async def test_leases_are_renewed_while_working(broker: Broker) -> None:
     assert worker.counts.seconds[Activity.WORKING] >= 2 * LEASE_S
 
 
-async def test_a_lost_lease_loses_the_work_waiting_on_it(broker: Broker) -> None:
+async def test_a_lost_lease_drops_the_delivery_waiting_on_it(broker: Broker) -> None:
     await broker.put(Stage.TASKS, [task(5)])
     handler = Weights(version=1)
     worker = worker_of(handler, consumer_of(broker), weights_timeout_s=60)
     async with running(worker):
         await holds(broker, 1)
         await broker.clear_work()
-        await broker.put(Stage.TASKS, [task(1)])  # received only once the loss is noticed
+        await broker.put(Stage.TASKS, [task(1)])  # received only once the loss is detected
         assert await results(broker, 1) == {1: b"done"}
         await handler.publish(5)
     assert handler.batches == [[1]]
@@ -296,8 +298,8 @@ async def test_a_result_after_the_lease_was_lost_counts_once(broker: Broker) -> 
     assert (await broker.depths())[Stage.ROLLOUTS].waiting == 0
 
 
-async def test_what_was_not_finished_before_is_handled_alone(broker: Broker) -> None:
-    """If it kills its worker, it takes no other with it."""
+async def test_a_redelivery_is_handled_on_its_own(broker: Broker) -> None:
+    """If it kills its worker, no other delivery is lost with it."""
     await broker.put(Stage.TASKS, [task(1), task(2)])
     crashed = consumer_of(broker, "crashed", lease_s=0.05)
     for delivery in await crashed.receive(2, 0):
@@ -311,7 +313,7 @@ async def test_what_was_not_finished_before_is_handled_alone(broker: Broker) -> 
     assert worker.counts.redeliveries == 2
 
 
-async def test_dead_letters_of_deliveries_past_their_attempts_are_counted(broker: Broker) -> None:
+async def test_dead_letters_of_deliveries_out_of_attempts_are_counted(broker: Broker) -> None:
     await broker.put(Stage.TASKS, [task(1)])
     crashed = consumer_of(broker, "crashed", lease_s=0.05)
     for delivery in await crashed.receive(1, 0):
@@ -322,8 +324,8 @@ async def test_dead_letters_of_deliveries_past_their_attempts_are_counted(broker
     assert (worker.num_buried, worker.counts.deliveries, left(worker)) == (1, 0, {})
 
 
-class Line:
-    """A TCP line to Redis that can be cut and mended; the Redis behind it keeps its data."""
+class RedisProxy:
+    """A TCP proxy to Redis that can be cut and restored; the Redis behind it keeps its data."""
 
     def __init__(self, redis_url: str) -> None:
         self._port = urlsplit(redis_url).port
@@ -332,7 +334,7 @@ class Line:
         self._pumps: set[asyncio.Task[None]] = set()
         self.port = 0
 
-    async def mend(self) -> None:
+    async def restore(self) -> None:
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -361,39 +363,39 @@ class Line:
 
 
 async def test_finishing_is_retried_until_redis_is_back(redis_url: str) -> None:
-    line = Line(redis_url)
-    await line.mend()
+    proxy = RedisProxy(redis_url)
+    await proxy.restore()
     run = f"test-{uuid.uuid4().hex}"
-    direct, broker = connect(redis_url, run), connect(f"redis://127.0.0.1:{line.port}", run)
+    direct, broker = connect(redis_url, run), connect(f"redis://127.0.0.1:{proxy.port}", run)
     await direct.put(Stage.TASKS, [task(1)])
     handler = Weights()
     handler.may_finish.clear()
     worker = worker_of(handler, consumer_of(broker, lease_s=60))
     async with running(worker):
         await handler.started.wait()
-        await line.cut()
+        await proxy.cut()
         handler.may_finish.set()
         await asyncio.sleep(1.5)  # longer than the client's own retries
         assert worker.num_done == 0
-        await line.mend()
+        await proxy.restore()
         assert await results(direct, 1) == {1: b"done"}
         await direct.put(Stage.TASKS, [task(2)])
         assert await results(direct, 1) == {2: b"done"}
     await broker.close()
     await direct.close()
-    await line.cut()
+    await proxy.cut()
 
 
 async def test_stopping_without_redis_ends_with_the_lease(redis_url: str) -> None:
-    line = Line(redis_url)
-    await line.mend()
-    broker = connect(f"redis://127.0.0.1:{line.port}", f"test-{uuid.uuid4().hex}")
+    proxy = RedisProxy(redis_url)
+    await proxy.restore()
+    broker = connect(f"redis://127.0.0.1:{proxy.port}", f"test-{uuid.uuid4().hex}")
     await broker.put(Stage.TASKS, [task(1)])
     handler = Weights()
     handler.may_finish.clear()
     async with running(worker_of(handler, consumer_of(broker))):
         await handler.started.wait()
-        await line.cut()
+        await proxy.cut()
         handler.may_finish.set()
     await broker.close()
 

@@ -1,4 +1,4 @@
-"""What is counted of gRPC calls, on a real server."""
+"""The metrics of gRPC calls, on a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fake_replica import CHUNK_BYTES, snapshot_of, until
 
 
 class Replica:
-    """A receiver whose flips can be held up or fail."""
+    """A receiver whose ``apply`` can block or fail."""
 
     def __init__(self, staging: Path) -> None:
         self.calls = GrpcCalls()
@@ -73,12 +73,12 @@ async def test_calls_are_counted_by_method_and_code(replica: Replica) -> None:
     assert (applied.seconds.num_values, applied.num_bytes) == (1, len(snapshot_of(1).weights))
 
 
-async def test_a_caller_who_leaves_is_counted_with_the_time_it_took(replica: Replica) -> None:
+async def test_a_client_that_disconnects_is_counted_with_its_duration(replica: Replica) -> None:
     replica.go_on.clear()
     async with served(replica) as address, WeightsClient(address, CHUNK_BYTES) as client:
         with pytest.raises(ForethoughtError):
             await client.push(snapshot_of(1), weights_only=False, timeout_s=0.3)
-        # Going on before the server has heard of it, it would answer after all.
+        # Wait for the server to see the cancellation; otherwise it would still respond.
         await until(lambda: any(task.cancelling() for task in asyncio.all_tasks()))
         replica.go_on.set()
         await until(lambda: bool(replica.counts))

@@ -1,4 +1,4 @@
-"""The detector, on lines of metrics as a healthy run, a collapsing one and others write them."""
+"""The alarms, on metrics lines of a healthy run, a collapsing one and others."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_a_healthy_run_is_silent() -> None:
     assert run(growing) == []
 
 
-def test_a_weak_base_under_the_plain_gain_is_told_once_with_its_remedy() -> None:
-    """The prototype's early base: length 6.0 to 1.4 in forty steps, gain -0.47 to -0.24."""
+def test_a_collapse_under_the_plain_gain_is_raised_once_with_its_remedy() -> None:
+    """The prototype's early base model: length 6.0 to 1.4 in forty steps, gain -0.47 to -0.24."""
     lines = [
         {
             **HEALTHY,
@@ -43,9 +43,9 @@ def test_a_weak_base_under_the_plain_gain_is_told_once_with_its_remedy() -> None
         }
         for i in range(40)
     ]
-    told = run(lines + lines[-1:] * 40)
-    assert [name for _, name in told] == ["collapse"]
-    assert WINDOW_STEPS < told[0][0] < 40
+    raised = run(lines + lines[-1:] * 40)
+    assert [name for _, name in raised] == ["collapse"]
+    assert WINDOW_STEPS < raised[0][0] < 40
     alarms = Alarms()
     (alarm,) = [alarm for line in lines for alarm in alarms.see(line)]
     assert "thoughts shrink" in str(alarm)
@@ -53,7 +53,7 @@ def test_a_weak_base_under_the_plain_gain_is_told_once_with_its_remedy() -> None
     assert 'objective.parameters.transform = "floor"' in str(alarm)
 
 
-def test_shorter_thoughts_that_help_are_no_collapse() -> None:
+def test_shorter_thoughts_that_help_are_not_a_collapse() -> None:
     lines = [{**HEALTHY, "thought_tokens_mean": 6.0 - 0.1 * i} for i in range(50)]
     assert run(lines) == []
 
@@ -76,19 +76,19 @@ def test_limits(key: str, at_limit: float, past: float, name: str, remedy: str) 
     assert remedy in alarm.remedy
 
 
-def test_entropy_is_held_against_the_runs_own_beginning() -> None:
+def test_entropy_is_compared_with_the_start_of_the_run() -> None:
     first = {**HEALTHY, "sampled_entropy": 0.02}
     assert findings(first, {**first, "sampled_entropy": 0.003}) == []
     (alarm,) = findings(HEALTHY, {**HEALTHY, "sampled_entropy": 0.08})
     assert alarm.name == "entropy"
 
 
-def test_one_bad_step_is_no_alarm() -> None:
+def test_one_bad_step_raises_no_alarm() -> None:
     lines = [HEALTHY] * 20 + [{**HEALTHY, "truncated_share": 1.0}] + [HEALTHY] * 20
     assert run(lines) == []
 
 
-def test_means_pass_over_what_was_not_measured() -> None:
+def test_means_skip_missing_values() -> None:
     window = [
         {"truncated_share": 0.2, "no_think_drift": 0.4},
         {"truncated_share": None},
@@ -98,6 +98,6 @@ def test_means_pass_over_what_was_not_measured() -> None:
 
 
 def test_lines_without_these_numbers_are_silent() -> None:
-    """Such as a batch that failed whole."""
+    """For example those of a batch in which every task failed."""
     assert run([{"num_groups": 0}] * 30) == []
     assert findings({}, {}) == []

@@ -1,4 +1,4 @@
-"""The run directory: what can be trusted in it, and who owns it."""
+"""The run directory: complete checkpoints and lines only, and the lock of its owner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "run")
 
 
-def test_an_empty_run_has_no_checkpoint_no_metrics_and_says_so(run: RunDirectory) -> None:
+def test_an_empty_run_has_no_checkpoint_and_no_metrics(run: RunDirectory) -> None:
     assert run.complete_checkpoints() == []
     assert run.latest_checkpoint() is None
     assert run.read_metrics() == []
@@ -37,13 +37,13 @@ def test_checkpoints_are_ordered_by_step_and_not_by_name(run: RunDirectory) -> N
 @pytest.mark.parametrize(
     "name", ["step-000009.partial", ".step-000009", "step-9", "other", "xstep-000009"]
 )
-def test_what_is_not_a_whole_checkpoint_is_passed_over(run: RunDirectory, name: str) -> None:
+def test_incomplete_checkpoints_are_skipped(run: RunDirectory, name: str) -> None:
     run.checkpoint(4).mkdir(parents=True)
     (run.checkpoints / name).mkdir()
     assert run.latest_checkpoint() == run.checkpoint(4)
 
 
-def test_a_line_still_being_written_is_left_out(run: RunDirectory) -> None:
+def test_a_line_still_being_written_is_skipped(run: RunDirectory) -> None:
     run.root.mkdir()
     run.metrics.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "rew')
     assert run.read_metrics() == [{"step": 1}]
@@ -52,7 +52,7 @@ def test_a_line_still_being_written_is_left_out(run: RunDirectory) -> None:
 def test_one_learner_owns_a_run_at_a_time(run: RunDirectory) -> None:
     with run.owned(), pytest.raises(InvalidInput, match="owned by another learner"), run.owned():
         pass
-    with run.owned():  # given back
+    with run.owned():  # released
         pass
 
 

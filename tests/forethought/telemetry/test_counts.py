@@ -25,8 +25,8 @@ def samples(family: Metric) -> set[tuple[str, tuple[tuple[str, str], ...], float
 
 
 @pytest.mark.parametrize("bounds", [REQUEST_BOUNDS_S, TOKEN_BOUNDS])
-def test_a_distribution_is_prometheus_own_histogram(bounds: tuple[float, ...]) -> None:
-    """Against the client library's, on random values and on the bounds themselves."""
+def test_a_distribution_equals_prometheus_histogram(bounds: tuple[float, ...]) -> None:
+    """Compared with prometheus-client's, on random values and on the bounds themselves."""
     registry, rng, ours = CollectorRegistry(), Random(1), Distribution(bounds)
     theirs = Histogram("x", "text", buckets=bounds, registry=registry)
     for value in (*bounds, 0.0, 2 * bounds[-1], *(rng.expovariate(1 / 8) for _ in range(500))):
@@ -87,7 +87,7 @@ def test_a_phase_that_raises_has_no_duration() -> None:
     assert (counts.num_skipped, counts.num_tokens, counts.step_seconds.num_values) == (1, 70, 1)
 
 
-async def test_depths_grow_old_while_the_broker_is_away() -> None:
+async def test_depths_go_stale_while_the_broker_is_away() -> None:
     class Away(MemoryBroker):
         is_away = False
 
@@ -116,7 +116,7 @@ async def test_depths_grow_old_while_the_broker_is_away() -> None:
 
 
 def test_http_requests_are_counted_by_endpoint_and_status() -> None:
-    """Odd paths make no series of their own."""
+    """Unknown paths create no series."""
     http = HttpSeconds()
     for path, status in (("/v1/score", 200), ("/v1/score", 200), ("/odd", 404), ("/left", 404)):
         http.observe(path, status, 0.1)

@@ -1,4 +1,4 @@
-"""The ops port over real HTTP, and the log it shares a package with."""
+"""The ops port over real HTTP, and the log configuration."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ async def test_readyz_is_503_with_a_reason_until_ready():
     assert before.status_code == 503
     assert before.json() == {
         "ready": False,
-        "reason": "nothing verified is being served yet",
+        "reason": "no verified weights are being served yet",
         "serving": {},
     }
     assert (after.status_code, after.json()) == (200, {"ready": True, "serving": {"policy": 3}})
 
 
-async def test_readyz_prefers_the_reason_that_is_described():
+async def test_readyz_prefers_the_reason_from_describe():
     async with ops_server(lambda: False, lambda: {"reason": "draining"}) as server:
         assert (await get(server, "/readyz")).json()["reason"] == "draining"
 
@@ -91,7 +91,7 @@ async def test_signals_stay_with_the_process():
         loop.remove_signal_handler(signal.SIGTERM)
 
 
-async def test_a_taken_port_is_refused_in_words():
+async def test_a_port_in_use_is_rejected_with_a_clear_message():
     async with ops_server() as server:
         second = OpsServer("127.0.0.1", server.port, lambda: True, dict, CollectorRegistry())
         with pytest.raises(InvalidInput, match=f"port {server.port}.*set the port to 0"):

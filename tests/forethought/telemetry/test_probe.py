@@ -1,4 +1,4 @@
-"""The containers' own probe, against a real ops port and against none."""
+"""The container probe, against a real ops port and against none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def ops() -> AsyncIterator[OpsServer]:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    # A proxy that leads nowhere: what is asked is this machine, whatever the environment says.
+    # A dead proxy: the probe must connect directly, whatever the environment says.
     environment = {"http_proxy": "http://127.0.0.1:1", "PATH": ""}
     return subprocess.run(
         [sys.executable, "-m", "forethought.telemetry.probe", *words],
@@ -57,7 +57,7 @@ async def test_ready_is_0_and_not_ready_is_1_with_the_reason(ops: OpsServer) -> 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_nobody_and_a_silent_port_are_no_answer() -> None:
+def test_a_closed_and_a_silent_port_are_no_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         assert "no answer" in (probe.fault_of_url(f"http://127.0.0.1:{port}/readyz", 0.2) or "")

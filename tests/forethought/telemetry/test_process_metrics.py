@@ -43,7 +43,7 @@ Families = dict[str, Metric]
 
 @dataclass(frozen=True)
 class Scrapes:
-    """The families of every process before the run began, and when it was done."""
+    """The metric families of every process before and after the run."""
 
     before: dict[str, Families]
     after: dict[str, Families]
@@ -81,7 +81,7 @@ def scrapes(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Scrapes
 
 
 def free_ports() -> Iterator[int]:
-    """Ports that are free now; all are held until the last is known."""
+    """Free ports; all are held until the last one is known, so that they differ."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
     ports = [int(one.getsockname()[1]) for one in sockets]
     for one in sockets:
@@ -100,7 +100,7 @@ async def scrape_around(settings: Any, ports: dict[str, int]) -> Scrapes:
         while not (families := await scraped(ports["learner"], tasks)) or not is_done(families):
             await asyncio.sleep(0.05)
         await ask(ports)
-        await asyncio.sleep(1.2)  # depths are looked at once a second
+        await asyncio.sleep(1.2)  # depths are sampled once a second
         after = {name: await scraped(ports[name], tasks) for name in (*replicas, "learner")}
     finally:
         stop.set()
@@ -110,7 +110,7 @@ async def scrape_around(settings: Any, ports: dict[str, int]) -> Scrapes:
 
 
 async def scraped(port: int, tasks: list[asyncio.Task[Any]]) -> Families:
-    """The families of a process, as soon as it answers."""
+    """The families of a process, as soon as it responds."""
     async with httpx.AsyncClient() as client:
         while True:
             assert not any(task.done() for task in tasks), [
@@ -130,14 +130,14 @@ def name_of(family: Metric) -> str:
 
 
 def is_done(families: Families) -> bool:
-    """All steps are closed and every replica has the last version."""
+    """Whether all steps are closed and every replica has the last version."""
     lags = families["forethought_replica_lag_versions"].samples
     (step,) = families["forethought_learner_step"].samples
     return step.value == NUM_STEPS and len(lags) == 3 and not any(lag.value for lag in lags)
 
 
 async def ask(ports: dict[str, int]) -> None:
-    """One good and two bad HTTP requests, a page, and one Generate."""
+    """One valid and two invalid HTTP requests, a page, and one Generate call."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports['http']}") as client:
         await client.post("/v1/score", json={"objective": "rlp", "items": [ITEM]})
         await client.post("/v1/score", content=b"{")
@@ -170,7 +170,7 @@ def test_what_is_documented_is_exported_and_the_reverse(scrapes: Scrapes) -> Non
     assert exported == {name: set(row[2]) for name, row in documented().items()}
 
 
-def test_types_and_labels_are_the_documented_ones(scrapes: Scrapes) -> None:
+def test_types_and_labels_match_the_documentation(scrapes: Scrapes) -> None:
     for families in scrapes.after.values():
         for name, family in families.items():
             kind, labels, _ = documented()[name]
@@ -212,7 +212,7 @@ def test_the_learner_counts_its_run(scrapes: Scrapes, sample: str, expected: flo
     assert scrapes.value("learner", f"forethought_learner_{sample}") == expected
 
 
-def test_the_learner_shows_what_it_learned(scrapes: Scrapes) -> None:
+def test_the_learner_exports_its_training_metrics(scrapes: Scrapes) -> None:
     def value(name: str, **labels: str) -> float:
         return scrapes.value("learner", f"forethought_learner_{name}", **labels)
 
@@ -269,7 +269,7 @@ def test_workers_count_their_tasks(scrapes: Scrapes, process: str) -> None:
     assert value("seconds_total", activity="receiving") > 0
 
 
-def test_thoughts_of_both_doors_are_counted(scrapes: Scrapes) -> None:
+def test_thoughts_of_both_transports_are_counted(scrapes: Scrapes) -> None:
     num_thoughts = scrapes.value("rollout", "forethought_rollout_thoughts_total")
     num_tokens = scrapes.value("rollout", "forethought_rollout_thought_tokens_total")
     assert num_thoughts == NUM_TASKS * GROUP_SIZE + 2

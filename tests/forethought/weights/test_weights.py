@@ -1,4 +1,4 @@
-"""What a replica does with a push: real gRPC on loopback, and what each refusal leaves behind."""
+"""Weight pushes to a replica over real gRPC on loopback, and its state after each rejected push."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ async def replica(tmp_path: Path) -> AsyncIterator[FakeReplica]:
         yield replica
 
 
-# --- pushes by hand ------------------------------------------------------------------------------
+# --- hand-written pushes -------------------------------------------------------------------------
 
 
 def messages_of(snapshot: Snapshot, *, weights_only: bool = False) -> list[weights_pb2.PushMessage]:
-    """The messages of a push, written down independently of the client."""
+    """The messages of a push, built independently of the client."""
     promised = header_of(snapshot, weights_only=weights_only)
     header = weights_pb2.PushHeader(
         wire_version=WIRE_VERSION,
@@ -57,7 +57,7 @@ def messages_of(snapshot: Snapshot, *, weights_only: bool = False) -> list[weigh
 async def push_by_hand(
     replica: FakeReplica, messages: Sequence[weights_pb2.PushMessage]
 ) -> tuple[str, str]:
-    """Send messages as the protocol says; (status code, details)."""
+    """Send messages as the protocol requires; returns (status code, details)."""
     async with grpc.aio.insecure_channel(replica.address) as channel:
         call = weights_pb2_grpc.WeightsStub(channel).Push(timeout=5)
         for number, message in enumerate(messages):
@@ -167,7 +167,7 @@ INVALID = [
     (go_on_for_a_byte, "after the last byte"),
     (send_no_header, "opened with chunk"),
     (send_nothing, "opened with nothing"),
-    (send_a_second_header, "something else than chunks"),
+    (send_a_second_header, "something other than chunks"),
     (name_another_model, "serves ['policy']"),
     (speak_another_wire_version, "speaks wire version 2, this process speaks 1"),
     (use_a_delta_codec, "codec 'xor-delta' is unknown"),
@@ -175,7 +175,7 @@ INVALID = [
     (leave_the_weights_out, "expected model.safetensors"),
     (name_a_file_twice, "every name exactly once"),
     *(
-        (name_a_file(name), "may not travel")
+        (name_a_file(name), "may not be pushed")
         for name in (
             "../config.json",
             "/tmp/config.json",
@@ -209,7 +209,7 @@ async def test_an_invalid_push_is_refused_whole(replica: FakeReplica, spoil, wor
 
 
 async def test_the_unspoilt_messages_are_accepted(replica: FakeReplica):
-    """Without this the refusals above could all be refusals of something else."""
+    """Without this, the pushes above could all be rejected for some other reason."""
     await replica.push(snapshot_of(1))
     assert await push_by_hand(replica, messages_of(snapshot_of(2))) == ("OK", "")
     assert replica.orders == [(1, 1), (1, 2)]
@@ -258,7 +258,7 @@ async def test_the_same_push_again_succeeds_and_is_not_applied_again(replica: Fa
     assert replica.orders == [(1, 3)]
 
 
-async def test_weights_alone_find_the_model_files_of_the_push_before(replica: FakeReplica):
+async def test_a_weights_only_push_uses_the_model_files_of_the_previous_push(replica: FakeReplica):
     await replica.push(snapshot_of(1))
     for version in (2, 3):
         await replica.push(snapshot_of(version), weights_only=True)
@@ -266,7 +266,9 @@ async def test_weights_alone_find_the_model_files_of_the_push_before(replica: Fa
     assert replica.staged == sorted(MODEL_FILES)
 
 
-async def test_weights_alone_are_refused_by_a_replica_that_holds_nothing(replica: FakeReplica):
+async def test_a_weights_only_push_is_rejected_by_a_replica_that_holds_nothing(
+    replica: FakeReplica,
+):
     with pytest.raises(Stale, match="nothing is held; push the whole snapshot"):
         await replica.push(snapshot_of(1), weights_only=True)
     assert await replica.status() == {}
@@ -305,7 +307,7 @@ async def test_apply_that_raises_leaves_the_old_version(replica: FakeReplica, re
     assert replica.orders == [(1, 1), (1, 2)]
 
 
-async def test_models_are_held_apart(tmp_path: Path):
+async def test_models_are_held_separately(tmp_path: Path):
     both = frozenset({"policy", "baseline"})
     async with serving(FakeReplica("reward-b2", tmp_path, both)) as replica:
         pushed = [snapshot_of(7), snapshot_of(2, model="baseline")]
@@ -324,7 +326,7 @@ async def test_concurrent_pushes_are_taken_one_at_a_time(replica: FakeReplica):
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.05)  # the length of a flip
+        await asyncio.sleep(0.05)  # the duration of a switch
         running -= 1
         await record(manifest, directory)
 
@@ -338,7 +340,7 @@ async def test_concurrent_pushes_are_taken_one_at_a_time(replica: FakeReplica):
     assert all(isinstance(r, WeightManifest | Stale) for r in results)
 
 
-async def test_a_flip_that_began_outlives_the_push_that_is_cancelled(replica: FakeReplica):
+async def test_cancelling_a_push_does_not_interrupt_a_switch_that_has_begun(replica: FakeReplica):
     flipping, go_on = asyncio.Event(), asyncio.Event()
     record = replica.apply
 
@@ -360,7 +362,7 @@ async def test_a_flip_that_began_outlives_the_push_that_is_cancelled(replica: Fa
     assert await replica.push(snapshot_of(1)) == snapshot_of(1).manifest
 
 
-async def test_a_silent_sender_does_not_keep_others_out(tmp_path: Path):
+async def test_a_stalled_sender_does_not_block_others(tmp_path: Path):
     async with serving(FakeReplica("rollout-a1", tmp_path, idle_timeout_s=0.2)) as replica:
         stop = asyncio.Event()
 
@@ -370,10 +372,10 @@ async def test_a_silent_sender_does_not_keep_others_out(tmp_path: Path):
 
         async with grpc.aio.insecure_channel(replica.address) as channel:
             call = weights_pb2_grpc.WeightsStub(channel).Push(silent(), timeout=10)
-            await until(replica.receiver._turn.locked)
+            await until(replica.receiver._lock.locked)
             await replica.push(snapshot_of(1))
             assert await call.code() == grpc.StatusCode.UNAVAILABLE
-            assert "silent for 0.2 s" in await call.details()
+            assert "sent nothing for 0.2 s" in await call.details()
             stop.set()
         assert replica.orders == [(1, 1)]
 
@@ -440,7 +442,7 @@ async def test_health_follows_readiness(replica: FakeReplica):
     assert await health() == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_taken_grpc_port_is_refused_in_words(replica: FakeReplica):
+async def test_a_grpc_port_in_use_is_rejected_with_a_clear_message(replica: FakeReplica):
     with pytest.raises(InvalidInput, match="set grpc_port = 0"):
         await start_grpc_server([], "127.0.0.1", replica.grpc_server.port)
 
@@ -452,7 +454,7 @@ async def test_a_chunk_may_be_larger_than_the_default_message_limit(replica: Fak
     assert replica.orders == [(1, 1)]
 
 
-async def test_a_client_without_a_server_says_unreachable(replica: FakeReplica):
+async def test_a_client_without_a_server_raises_unreachable(replica: FakeReplica):
     await replica.grpc_server.stop()
     with pytest.raises(Unreachable, match=f"replica at {replica.address} answered UNAVAILABLE"):
         await replica.status()

@@ -1,4 +1,4 @@
-"""The wire: what goes in comes out, what is not ours is refused in words, and the bytes are pinned."""
+"""The wire format: values round-trip, foreign data is rejected clearly, and the bytes are pinned."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def nested(value: Any) -> Iterator[Any]:
 
 
 def test_the_fullest_value_leaves_no_field_at_its_default() -> None:
-    """Otherwise a field that the codec forgets would come back equal by luck."""
+    """Otherwise a field the codec omits would compare equal by chance."""
     forgotten = [
         f"{type(value).__name__}.{field.name}"
         for value in nested((FULL_SCORED, MANIFEST))
@@ -116,7 +116,7 @@ def test_the_fullest_value_leaves_no_field_at_its_default() -> None:
     [FULL_TASK, LEAST_TASK, GOLDEN_TASK, replace(FULL_TASK, positions_K=())],
     ids=["full", "least", "golden", "no-positions"],
 )
-def test_tasks_come_back(task: Task) -> None:
+def test_tasks_round_trip(task: Task) -> None:
     assert wire.decode_task(wire.encode_task(task)) == task
 
 
@@ -131,7 +131,7 @@ def test_tasks_come_back(task: Task) -> None:
     ],
     ids=["full", "least", "failed", "empty-error", "empty-thoughts"],
 )
-def test_rollouts_come_back(rollout: Rollout) -> None:
+def test_rollouts_round_trip(rollout: Rollout) -> None:
     assert wire.decode_rollout(wire.encode_rollout(rollout)) == rollout
 
 
@@ -145,7 +145,7 @@ def test_rollouts_come_back(rollout: Rollout) -> None:
     ],
     ids=["full", "least", "failed-rollout", "failed-score"],
 )
-def test_scored_rollouts_come_back(scored: ScoredRollout) -> None:
+def test_scored_rollouts_round_trip(scored: ScoredRollout) -> None:
     back = wire.decode_scored(wire.encode_scored(scored))
     assert back == scored
     assert back.failure == scored.failure
@@ -157,23 +157,23 @@ def test_an_absent_error_is_not_an_empty_one() -> None:
 
 
 @pytest.mark.parametrize("tasks", [(), (FULL_TASK, LEAST_TASK, FULL_TASK)])
-def test_outstanding_tasks_come_back_in_order(tasks: tuple[Task, ...]) -> None:
+def test_outstanding_tasks_round_trip_in_order(tasks: tuple[Task, ...]) -> None:
     assert wire.decode_tasks(wire.encode_tasks(iter(tasks))) == tasks
 
 
 @pytest.mark.parametrize("results", [(), (FULL_SCORED, ScoredRollout(Rollout(LEAST_TASK)))])
-def test_journal_batches_come_back(results: tuple[ScoredRollout, ...]) -> None:
+def test_journal_batches_round_trip(results: tuple[ScoredRollout, ...]) -> None:
     record = wire.decode_journal_batch(wire.encode_journal_batch(3, 2**33, 99, results))
     assert record == (3, 2**33, 99, results)
 
 
-def test_manifests_come_back() -> None:
+def test_manifests_round_trip() -> None:
     data = wire.manifest_to_proto(MANIFEST).SerializeToString()
     assert wire.manifest_from_proto(weights_pb2.Manifest.FromString(data)) == MANIFEST
 
 
 def test_logprobs_are_rounded_once_to_float32() -> None:
-    """0.1 comes back as the float32 nearest to it, and from then on stays the same."""
+    """0.1 is decoded as its nearest float32, which then round-trips unchanged."""
     thought = Thought((1,), (-0.1,), (VersionSpan(0, 1),), True)
     group = ScoredRollout(
         Rollout(GOLDEN_TASK, ((thought,),)), ((0.1,),), ((-1 / 3,),), (math.pi,), 0, 0
@@ -189,12 +189,12 @@ def test_logprobs_are_rounded_once_to_float32() -> None:
 
 
 def test_the_temperature_is_not_rounded() -> None:
-    """It enters every log-prob of both sides, which must divide by the same number."""
+    """It enters every log-prob on both sides, so both must divide by the same number."""
     task = replace(FULL_TASK, sampling=Sampling(2, 9, 0.7))
     assert wire.decode_task(wire.encode_task(task)).sampling.temperature == 0.7
 
 
-def test_infinite_logprobs_come_back() -> None:
+def test_infinite_logprobs_round_trip() -> None:
     thought = Thought((1, 2), (-math.inf, math.nan), (VersionSpan(0, 2),), False)
     back = wire.decode_rollout(wire.encode_rollout(Rollout(GOLDEN_TASK, ((thought,),))))
     infinite, nan = back.thoughts_KG[0][0].behaviour_logprobs_L
@@ -203,7 +203,7 @@ def test_infinite_logprobs_come_back() -> None:
 
 
 def test_golden_bytes() -> None:
-    """A difference here is a change of the schema: think of peers and journals that have the old one,
+    """A difference here is a schema change: consider peers and journals that use the old one,
     raise ``WIRE_VERSION`` if they could misread it, and only then renew the constant.
     """
     assert wire.encode_task(GOLDEN_TASK).hex() == GOLDEN_BYTES.hex()
@@ -223,7 +223,9 @@ DECODERS: list[tuple[Decoder, Any]] = [
 
 @pytest.mark.parametrize(("decode", "kind"), DECODERS)
 @pytest.mark.parametrize("version", [0, wire.WIRE_VERSION + 1])
-def test_another_wire_version_is_refused_in_words(decode: Decoder, kind: Any, version: int) -> None:
+def test_another_wire_version_is_rejected_with_a_clear_message(
+    decode: Decoder, kind: Any, version: int
+) -> None:
     with pytest.raises(InvalidInput) as refused:
         decode(kind(wire_version=version).SerializeToString())
     words = str(refused.value)
@@ -241,7 +243,7 @@ def test_another_wire_version_is_refused_in_words(decode: Decoder, kind: Any, ve
         reward_pb2.JournalBatch(wire_version=1, results=[reward_pb2.ScoredRollout(wire_version=2)]),
     ],
 )
-def test_a_foreign_message_inside_ours_is_refused(message: Any) -> None:
+def test_a_nested_message_of_another_version_is_rejected(message: Any) -> None:
     decode = next(decode for decode, kind in DECODERS if isinstance(message, kind))
     with pytest.raises(InvalidInput, match="speaks wire version 2"):
         decode(message.SerializeToString())
@@ -253,19 +255,19 @@ def test_a_foreign_message_inside_ours_is_refused(message: Any) -> None:
     [b"\xff\xff\xff", b"not protobuf at all", b"\x80", b'{"task_id": 1}'],
     ids=["tags", "text", "half-a-varint", "json"],
 )
-def test_garbage_is_refused_in_words(decode: Decoder, kind: Any, data: bytes) -> None:
+def test_garbage_is_rejected_with_a_clear_message(decode: Decoder, kind: Any, data: bytes) -> None:
     with pytest.raises(InvalidInput, match=f"{kind.DESCRIPTOR.name} message"):
         decode(data)
 
 
 @pytest.mark.parametrize("length", range(1, 60, 7))
-def test_a_message_that_was_cut_off_is_refused_or_differs(length: int) -> None:
+def test_a_truncated_message_is_rejected_or_differs(length: int) -> None:
     data = wire.encode_task(GOLDEN_TASK)
     with contextlib.suppress(InvalidInput):
         assert wire.decode_task(data[:-length]) != GOLDEN_TASK
 
 
-def test_a_packed_field_of_odd_length_is_refused() -> None:
+def test_a_packed_field_of_odd_length_is_rejected() -> None:
     message = rollout_pb2.Task(wire_version=wire.WIRE_VERSION)
     message.document.token_ids = b"\x01\x02\x03"
     with pytest.raises(InvalidInput, match="3 bytes; expected a multiple of 4"):

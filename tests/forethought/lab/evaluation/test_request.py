@@ -69,7 +69,7 @@ def test_a_series_begins_with_what_the_run_began_with(run: Path) -> None:
 
 
 def test_what_is_no_checkpoint_is_said(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="is no checkpoint; expected a model directory"):
+    with pytest.raises(InvalidInput, match="is not a checkpoint; expected a model directory"):
         resolve(tmp_path / "corpus")
     with pytest.raises(InvalidInput, match="holds no checkpoints; expected a run directory"):
         series(tmp_path)
