@@ -1,30 +1,26 @@
-"""RLP from the corpus to the optimizer step: one loop, one process, one thread.
+"""RLP from corpus to optimizer step in one loop, one process, one thread.
 
-    python examples/rlp_loop.py                                  # half a minute; learns to think reliably
+    python examples/rlp_loop.py                                  # half a minute: learns to think reliably
     python examples/rlp_loop.py --positions uniform --steps 160  # as published: any token, not only answers
 
-Algorithm 1 of RLP (arXiv 2510.01265, version 2) is the loop in :func:`train`; the functions before it are
-its lines. Model (0.12M parameters) and corpus are those of Forethought's demo: a document ends in the
-number that six operations modulo 7 lead to, more than two layers can follow in one pass. The base has read
-worked thoughts, half of them wrong; which ones are right it is never told here.
+The loop in :func:`train` is Algorithm 1 of RLP (arXiv 2510.01265, version 2); the functions above are its
+lines. Model (0.12M parameters) and corpus are those of Forethought's demo: a document ends in the number
+that six operations modulo 7 lead to, more than two layers can follow in one pass.
 
-Each part stands for one of the real system, where the same goes on in many processes:
-
-    here             there                                      what there is besides
+    here             in the system                              what the system adds
     read_documents   forethought/corpus/                        any text, windows, mixtures, cursors
     next(stream)     trainer/admission/feed.py                  tasks for replicas, bounded staleness
     draw_position    forethought/objectives/parts/positions.py  by entropy, several per document
-    sample_thoughts  forethought/compute/sampling.py            (called here)
-                     services/rollout/torch_engine.py           new weights between batches; vLLM
-    score_thoughts,  forethought/compute/logprob.py             (called here)
-    score_plain      services/reward/scoring.py                 one pair of versions; failures as data
+    sample_thoughts  services/rollout/torch_engine.py           new weights between batches; vLLM
+    score_thoughts,  services/reward/scoring.py                 one pair of versions; failures as data
+    score_no_think   forethought/compute/logprob.py             (called here)
     rewards          forethought/objectives/rlp.py              floored, clipped, as probabilities
-    advantages       forethought/estimators.py                  over the batch, by deviation
+    advantages       forethought/estimators.py                  over the batch, by standard deviation
     surrogate_loss   trainer/batch/builder.py                   filters, aggregations, micro-batches
                      trainer/learner/loss.py                    other surrogates, importance correction
     optimizer.step   trainer/learner/learner.py                 float32 masters, schedules, skipped steps
     update_baseline  trainer/learner/ema.py                     frozen, or none
-    (next version)   trainer/publisher.py                       new weights to every replica
+    (next version)   trainer/publisher.py                       new weights pushed to every replica
 """
 
 from __future__ import annotations
@@ -38,33 +34,31 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from forethought.compute.evaluation import Evaluation, Query, evaluate
-from forethought.demo.arms import base_model
-from forethought.demo.corpus import ANSWER_PLACE, THINK_CLOSE, THINK_OPEN, documents
 
+from forethought.compute.answers import Evaluation, Query, evaluate
 from forethought.compute.logprob import Continuation, score_continuations
-from forethought.compute.model import LanguageModel, Markers, find_markers, load_language_model
+from forethought.compute.model import LanguageModel, find_markers, load_language_model
 from forethought.compute.rows import pad_left, pad_left_values, tail_logits
 from forethought.compute.sampling import Sample, SampleRequest, derive_seed, sample
+from forethought.lab.demo.arms import base_model
+from forethought.lab.demo.corpus import ANSWER_PLACE, THINK_CLOSE, THINK_OPEN, documents
 from forethought.types import Document, Position, Prompting, Sampling
 
-BATCH_DOCUMENTS = 32  # B
+BATCH_DOCUMENTS, NUM_HELDOUT_DOCUMENTS = 32, 512
 GROUP_SIZE = 8  # G, thoughts per position
 MAX_THOUGHT_TOKENS = 9  # the close token included
-LEARNING_RATE = 2e-4
-GRAD_CLIP_NORM = 1.0
+MAX_BATCH_TOKENS = 16_384  # of one forward pass
+LEARNING_RATE, GRAD_CLIP_NORM = 2e-4, 1.0
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28  # the paper names none; these are DAPO's
 BASELINE_DECAY = 0.999
-NUM_HELDOUT_DOCUMENTS = 512
-MAX_BATCH_TOKENS = 16_384  # of one forward pass
 CPU = torch.device("cpu")
 
 
 def read_documents(
-    tokenizer: Any, num_documents: int, seed: int, *, heldout: bool = False
+    tokenizer: Any, size: int, seed: int, heldout: bool = False
 ) -> Iterator[Document]:
-    """The demo's documents, a token a word; the corpus marks the answer of each."""
-    for number, document in enumerate(documents(num_documents, seed=seed, heldout=heldout)):
+    """The demo's documents, one token per word; the corpus marks the answer of each."""
+    for number, document in enumerate(documents(size, seed=seed, heldout=heldout)):
         token_ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
         yield Document(f"demo#{number}", "demo", tuple(token_ids), marks=(ANSWER_PLACE,))
 
@@ -76,22 +70,17 @@ def draw_position(document: Document, positions: str, rng: Random) -> Query:
     return Query(document, Position(index, (ids[index],)))
 
 
-def context(query: Query) -> tuple[int, ...]:
-    """x_<t."""
-    return query.document.token_ids_N[: query.position.index]
-
-
 def sample_thoughts(
-    policy: Any, queries_B: Sequence[Query], markers: Markers, seed: int, version: int
+    policy: Any, queries_B: Sequence[Query], prompting: Prompting, seed: int, version: int
 ) -> list[list[Sample]]:
     """c_1 ... c_G ~ pi_policy(. | x_<t), from think-open to think-close or the budget. [B][G]."""
     requests = [
         SampleRequest(
-            prefix_ids=(*context(query), markers.open_id),
+            prefix_ids=prompting.thinking_prefix(query.context_ids),
             seeds_G=tuple(derive_seed(seed, version, b, g) for g in range(GROUP_SIZE)),
             max_tokens=MAX_THOUGHT_TOKENS,
             temperature=1.0,
-            stop_ids=(markers.close_id,),
+            stop_ids=prompting.close_ids,
         )
         for b, query in enumerate(queries_B)
     ]
@@ -99,34 +88,28 @@ def sample_thoughts(
 
 
 def score_thoughts(
-    policy: Any, queries_B: Sequence[Query], thoughts_BG: list[list[Sample]], markers: Markers
+    policy: Any, queries_B: Sequence[Query], thoughts_BG: list[list[Sample]], prompting: Prompting
 ) -> torch.Tensor:
     """Eq. 3: log p_policy(x_t | x_<t, c). A thought that ran out of budget is closed by force. [B, G]."""
     branches = [
-        Continuation(
-            (*context(query), markers.open_id, *thought.token_ids_L)
-            + (() if thought.stopped else (markers.close_id,)),
-            query.position.target_ids_H,
-        )
-        for query, thoughts_G in zip(queries_B, thoughts_BG, strict=True)
-        for thought in thoughts_G
+        Continuation.after_thought(prompting, q.context_ids, c.token_ids_L, c.stopped, q.target_ids)
+        for q, thoughts_G in zip(queries_B, thoughts_BG, strict=True)
+        for c in thoughts_G
     ]
     scores = score_continuations(policy, branches, MAX_BATCH_TOKENS)
-    return torch.tensor([scored.total for scored in scores]).view(len(queries_B), -1)
+    return torch.tensor([score.total for score in scores]).view(len(queries_B), -1)
 
 
-def score_plain(baseline: Any, queries_B: Sequence[Query], markers: Markers) -> torch.Tensor:
-    """Eq. 4: log p_baseline(x_t | x_<t), without a thought. [B].
+def score_no_think(baseline: Any, queries_B: Sequence[Query], prompting: Prompting) -> torch.Tensor:
+    """Eq. 4: log p_baseline(x_t | x_<t) without a thought, the think-open token's mass removed. [B].
 
-    The baseline might open one itself: with that mass left in, every thought would earn
-    -log(1 - p(think-open)) for nothing.
+    Left in, that mass would earn every thought -log(1 - p(think-open)) for nothing.
     """
     branches = [
-        Continuation(context(query), query.position.target_ids_H, removed_id=markers.open_id)
-        for query in queries_B
+        Continuation.without_thought(prompting, q.context_ids, q.target_ids) for q in queries_B
     ]
     scores = score_continuations(baseline, branches, MAX_BATCH_TOKENS)
-    return torch.tensor([scored.total for scored in scores])
+    return torch.tensor([score.total for score in scores])
 
 
 def rewards(policy_logprobs_BG: torch.Tensor, baseline_logprobs_B: torch.Tensor) -> torch.Tensor:
@@ -135,7 +118,7 @@ def rewards(policy_logprobs_BG: torch.Tensor, baseline_logprobs_B: torch.Tensor)
 
 
 def advantages(rewards_BG: torch.Tensor) -> torch.Tensor:
-    """Eq. 7: A_i = G/(G-1) (r_i - mean r). The baseline, the same for all G, drops out. [B, G]."""
+    """Eq. 7: A_i = G/(G-1) (r_i - mean r). The baseline, the same for all G, cancels. [B, G]."""
     size = rewards_BG.shape[1]
     return size / (size - 1) * (rewards_BG - rewards_BG.mean(dim=1, keepdim=True))
 
@@ -145,24 +128,23 @@ def surrogate_loss(
     queries_B: Sequence[Query],
     thoughts_BG: list[list[Sample]],
     advantages_BG: torch.Tensor,
-    markers: Markers,
+    prompting: Prompting,
 ) -> torch.Tensor:
     """Eq. 8: -1/(BG) sum_i 1/|c_i| sum_u min(rho_u A_i, clip(rho_u, 1-eps_low, 1+eps_high) A_i).
 
-    Only thought tokens are learned. Rows are padded on the left, so that the last logits of each are those
+    Only thought tokens are trained on. Rows are padded on the left, so the last logits of a row are those
     that predict its thought.
     """
     thoughts = list(chain.from_iterable(thoughts_BG))
     prefixes = [
-        (*context(query), markers.open_id) for query in queries_B for _ in range(GROUP_SIZE)
+        prompting.thinking_prefix(q.context_ids) for q in queries_B for _ in range(GROUP_SIZE)
     ]
-    rows = pad_left([p + t.token_ids_L[:-1] for p, t in zip(prefixes, thoughts, strict=True)], CPU)
-    targets = pad_left([thought.token_ids_L for thought in thoughts], CPU)
+    rows = pad_left([p + c.token_ids_L[:-1] for p, c in zip(prefixes, thoughts, strict=True)], CPU)
+    targets = pad_left([c.token_ids_L for c in thoughts], CPU)
     ids_BL, mask_BL = targets.input_ids, targets.attention_mask.bool()
-    length = ids_BL.shape[1]
-    behaviour_logprobs_BL = pad_left_values([t.logprobs_L for t in thoughts], length, CPU)
+    behaviour_logprobs_BL = pad_left_values([c.logprobs_L for c in thoughts], ids_BL.shape[1], CPU)
 
-    logprobs_BLV = tail_logits(policy, rows, length, use_cache=False).logits.log_softmax(dim=-1)
+    logprobs_BLV = tail_logits(policy, rows, ids_BL.shape[1]).log_softmax(dim=-1)
     policy_logprobs_BL = logprobs_BLV.gather(2, ids_BL[..., None])[..., 0]
     ratio_BL = torch.where(mask_BL, policy_logprobs_BL - behaviour_logprobs_BL, 0.0).exp()
     clipped_BL = ratio_BL.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH)
@@ -179,12 +161,16 @@ def update_baseline(baseline: Any, policy: Any) -> None:
 
 
 def train(
-    policy: Any, stream: Iterator[Document], markers: Markers, steps: int, positions: str, seed: int
+    policy: Any,
+    stream: Iterator[Document],
+    prompting: Prompting,
+    steps: int,
+    positions: str,
+    seed: int,
 ) -> None:
-    """Algorithm 1. Version v of the policy is what v steps made of it.
+    """Algorithm 1, strictly on-policy: version v of the policy samples, scores and learns batch v.
 
-    Every batch is sampled, scored and learned by one version. So rho is 1, nothing is clipped, and the loss
-    is 0 whatever its gradient; in the system, thoughts may be some versions old.
+    So rho is 1 and nothing is clipped; in the system, thoughts may be some versions old.
     """
     baseline = copy.deepcopy(policy)  # phi_0 = theta_0
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -192,32 +178,31 @@ def train(
     print("version    gain  log p(x|c)  log p(x)  thought tokens  gradient norm")
     for version in range(steps):
         queries_B = [draw_position(next(stream), positions, rng) for _ in range(BATCH_DOCUMENTS)]
-        thoughts_BG = sample_thoughts(policy, queries_B, markers, seed, version)
-
-        policy_logprobs_BG = score_thoughts(policy, queries_B, thoughts_BG, markers)
-        baseline_logprobs_B = score_plain(baseline, queries_B, markers)
+        thoughts_BG = sample_thoughts(policy, queries_B, prompting, seed, version)
+        policy_logprobs_BG = score_thoughts(policy, queries_B, thoughts_BG, prompting)
+        baseline_logprobs_B = score_no_think(baseline, queries_B, prompting)
         rewards_BG = rewards(policy_logprobs_BG, baseline_logprobs_B)
         advantages_BG = advantages(rewards_BG)
 
         optimizer.zero_grad()
-        loss = surrogate_loss(policy, queries_B, thoughts_BG, advantages_BG, markers)
+        loss = surrogate_loss(policy, queries_B, thoughts_BG, advantages_BG, prompting)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), GRAD_CLIP_NORM)
         optimizer.step()
         update_baseline(baseline, policy)
 
-        parts = (rewards_BG, policy_logprobs_BG, baseline_logprobs_B)
         tokens = fmean(len(thought.token_ids_L) for thought in chain.from_iterable(thoughts_BG))
-        row = (*(float(part.mean()) for part in parts), tokens, float(norm))
-        print("{:7} {:7.3f} {:11.3f} {:9.3f} {:15.2f} {:14.3f}".format(version, *row), flush=True)
+        means = [float(x.mean()) for x in (rewards_BG, policy_logprobs_BG, baseline_logprobs_B)]
+        print(
+            "{:7} {:7.3f} {:11.3f} {:9.3f} {:15.2f} {:14.3f}".format(version, *means, tokens, norm)
+        )
 
 
-def measure(language_model: LanguageModel, markers: Markers) -> Evaluation:
+def measure(language_model: LanguageModel, prompting: Prompting) -> Evaluation:
     """With and without a thought, at the answers of documents that no training split holds."""
     stream = read_documents(language_model.tokenizer, NUM_HELDOUT_DOCUMENTS, seed=0, heldout=True)
     queries = [draw_position(document, "marked", Random(0)) for document in stream]
-    prompting = Prompting(bridge_ids=(markers.open_id,), close_ids=(markers.close_id,))
-    sampling = Sampling(GROUP_SIZE, MAX_THOUGHT_TOKENS, stop_ids=(markers.close_id,))
+    sampling = Sampling(GROUP_SIZE, MAX_THOUGHT_TOKENS, stop_ids=prompting.close_ids)
     return evaluate(language_model, queries, prompting, sampling, seed=1)
 
 
@@ -227,25 +212,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps (%(default)s)")
-    parser.add_argument(
-        "--positions", choices=("marked", "uniform"), default="marked", help="answers, or any token"
-    )
+    parser.add_argument("--positions", choices=("marked", "uniform"), default="marked")
     parser.add_argument("--seed", type=int, default=0, help="of corpus, positions and thoughts")
     given = parser.parse_args(argv)
 
     torch.set_num_threads(1)  # tensors are small: a second thread only waits for the first
     language_model = load_language_model(base_model(), "float32", "cpu")
     markers = find_markers(language_model.tokenizer, THINK_OPEN, THINK_CLOSE)
+    prompting = Prompting(bridge_ids=(markers.open_id,), close_ids=(markers.close_id,))
     stream = read_documents(language_model.tokenizer, given.steps * BATCH_DOCUMENTS, given.seed)
-    before = measure(language_model, markers)
-    train(language_model.model, stream, markers, given.steps, given.positions, given.seed)
-    after = measure(language_model, markers)
+    before = measure(language_model, prompting)
+    train(language_model.model, stream, prompting, given.steps, given.positions, given.seed)
 
     print("\nheld out  accuracy  without a thought     NLL  without    gain  thought tokens")
-    for name, held_out in (("before", before), ("after", after)):
-        accuracies = (held_out.think_accuracy, held_out.no_think_accuracy)
-        nlls = (held_out.think_nll, held_out.no_think_nll)
-        row = (*accuracies, *nlls, held_out.information_gain, held_out.thought_tokens_mean)
+    for name, found in (("before", before), ("after", measure(language_model, prompting))):
+        row = (found.think_accuracy, found.no_think_accuracy, found.think_nll, found.no_think_nll)
+        row += (found.information_gain, found.thought_tokens_mean)
         print("{:8} {:9.3f} {:18.3f} {:7.3f} {:8.3f} {:7.3f} {:15.2f}".format(name, *row))
     return 0
 

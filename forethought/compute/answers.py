@@ -62,6 +62,16 @@ class Query:
     document: Document
     position: Position
 
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """What precedes the position."""
+        return self.document.token_ids_N[: self.position.index]
+
+    @property
+    def target_ids(self) -> tuple[int, ...]:
+        """The H tokens that follow. Shape [H]."""
+        return self.position.target_ids_H
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -169,7 +179,7 @@ def _request(
     query: Query, place: int, prompting: Prompting, sampling: Sampling, seed: int
 ) -> SampleRequest:
     return SampleRequest(
-        prefix_ids=prompting.thinking_prefix(_context(query)),
+        prefix_ids=prompting.thinking_prefix(query.context_ids),
         seeds_G=tuple(derive_seed(seed, place, g) for g in range(sampling.group_size)),
         max_tokens=sampling.max_thought_tokens,
         temperature=sampling.temperature,
@@ -198,18 +208,14 @@ def _scored(
 
 
 def _no_think(query: Query, prompting: Prompting) -> Continuation:
-    return Continuation.without_thought(prompting, _context(query), query.position.target_ids_H)
+    return Continuation.without_thought(prompting, query.context_ids, query.target_ids)
 
 
 def _after_thought(query: Query, prompting: Prompting, thought: Sample) -> Continuation:
     return Continuation.after_thought(
         prompting,
-        _context(query),
+        query.context_ids,
         thought_ids(thought),
         thought.stopped,
-        query.position.target_ids_H,
+        query.target_ids,
     )
-
-
-def _context(query: Query) -> tuple[int, ...]:
-    return query.document.token_ids_N[: query.position.index]

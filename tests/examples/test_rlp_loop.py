@@ -9,18 +9,15 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from types import ModuleType
 from typing import Any
 
 import pytest
-import tiny  # noqa: F401  # one thread: tensors here are tiny
 import torch
-from forethought.compute.evaluation import Query
-from trainer.lesson import Recipe
 
 from forethought import estimators, objectives
+from forethought.compute.answers import Query
 from forethought.compute.model import LanguageModel, Markers, find_markers, load_language_model
 from forethought.compute.sampling import Sample
 from forethought.config.sections import BaselineSection, LearnerSection
@@ -35,9 +32,12 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from trainer.learner import Learner
+from tests import tiny  # noqa: F401  # sets one torch thread: tensors here are tiny
+from tests.repository import ROOT
+from trainer.batch.builder import BatchBuilder
+from trainer.learner.learner import Learner
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "rlp_loop.py"
+EXAMPLE = ROOT / "examples" / "rlp_loop.py"
 SMALL = {
     "BATCH_DOCUMENTS": 5,
     "GROUP_SIZE": 3,
@@ -69,6 +69,11 @@ def language_model(loop: ModuleType) -> LanguageModel:
 @pytest.fixture
 def markers(loop: ModuleType, language_model: LanguageModel) -> Markers:
     return find_markers(language_model.tokenizer, loop.THINK_OPEN, loop.THINK_CLOSE)
+
+
+def around(markers: Markers) -> Prompting:
+    """The markers alone."""
+    return Prompting(bridge_ids=(markers.open_id,), close_ids=(markers.close_id,))
 
 
 @pytest.fixture
@@ -129,10 +134,10 @@ def test_rewards_are_those_of_plain_transformers(
     loop: ModuleType, language_model: LanguageModel, markers: Markers, queries_B: list[Query]
 ) -> None:
     policy, baseline = language_model.model, changed(language_model.model)
-    thoughts_BG = loop.sample_thoughts(policy, queries_B, markers, seed=1, version=0)
+    thoughts_BG = loop.sample_thoughts(policy, queries_B, around(markers), seed=1, version=0)
     rewards_BG = loop.rewards(
-        loop.score_thoughts(policy, queries_B, thoughts_BG, markers),
-        loop.score_plain(baseline, queries_B, markers),
+        loop.score_thoughts(policy, queries_B, thoughts_BG, around(markers)),
+        loop.score_no_think(baseline, queries_B, around(markers)),
     )
     stopped = {thought.stopped for thoughts_G in thoughts_BG for thought in thoughts_G}
     assert stopped == {True, False}
@@ -176,10 +181,12 @@ def test_its_gradient_is_that_of_a_naive_loop(
 ) -> None:
     """Of thoughts that another policy sampled, so that ratios leave 1 and are clipped."""
     policy = language_model.model
-    thoughts_BG = loop.sample_thoughts(changed(policy), queries_B, markers, seed=1, version=0)
+    thoughts_BG = loop.sample_thoughts(
+        changed(policy), queries_B, around(markers), seed=1, version=0
+    )
     rewards_BG = [[math.sin(2 * b + 5 * g) for g in range(3)] for b in range(len(queries_B))]
     advantages_BG = loop.advantages(torch.tensor(rewards_BG))
-    loss = loop.surrogate_loss(policy, queries_B, thoughts_BG, advantages_BG, markers)
+    loss = loop.surrogate_loss(policy, queries_B, thoughts_BG, advantages_BG, around(markers))
     expected = naive_loss(policy, queries_B, thoughts_BG, rewards_BG, markers)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     naive = gradient(policy, expected)
@@ -211,7 +218,7 @@ def scored_rollout(
     version: int,
 ) -> ScoredRollout:
     """What would come back to the learner."""
-    prompting = Prompting(bridge_ids=(markers.open_id,), close_ids=(markers.close_id,))
+    prompting = around(markers)
     sampling = Sampling(len(thoughts_G), 4, 1.0, (markers.close_id,))
     task = Task(
         0, 1, version, version, "rlp", "{}", query.document, (query.position,), prompting, sampling, 0
@@ -230,7 +237,9 @@ def test_its_steps_are_those_of_the_system(
     section = LearnerSection(learning_rate=loop.LEARNING_RATE, grad_clip_norm=loop.GRAD_CLIP_NORM)
     theirs = replace(language_model, model=copy.deepcopy(language_model.model))
     learner = Learner(theirs, section, BaselineSection(decay=loop.BASELINE_DECAY))
-    recipe = Recipe(objectives.load("rlp"), estimators.load("leave_one_out"), learner=section)
+    builder = BatchBuilder(
+        objectives.load("rlp"), estimators.load("leave_one_out"), learner=section
+    )
     start = {name: tensor.clone() for name, tensor in learner.baseline.tensors.items()}
     baseline = copy.deepcopy(theirs.model)
 
@@ -239,7 +248,7 @@ def test_its_steps_are_those_of_the_system(
     rewarded = recorded(monkeypatch, loop, "rewards")
     averaged = recorded(monkeypatch, loop, "update_baseline")
     stream = loop.read_documents(language_model.tokenizer, 15, seed=0)
-    loop.train(language_model.model, stream, markers, steps=3, positions="uniform", seed=1)
+    loop.train(language_model.model, stream, around(markers), steps=3, positions="uniform", seed=1)
     assert len({seed for *_, seed in seeds}) == 3 * 5 * 3  # one a thought
     for version in range(3):
         _, queries_B, *_, thoughts_BG = sampled[version]
@@ -250,7 +259,7 @@ def test_its_steps_are_those_of_the_system(
             expected = plain_rewards(learner.model, baseline, query, thoughts_G, markers)
             assert rewards_G.tolist() == pytest.approx(expected, abs=1e-4)
             results.append(scored_rollout(query, thoughts_G, expected, markers, version))
-        assert not learner.step(recipe.lesson(results).trees).skipped
+        assert not learner.step(builder.build(results).trees).skipped
 
     loops_baseline, policy, _ = averaged[-1]
     assert policy is language_model.model
@@ -287,9 +296,11 @@ def test_it_learns(
     assert abs(no_think_accuracy) < 0.05
 
 
-def test_its_map_names_its_functions(loop: ModuleType) -> None:
-    named = re.findall(
-        r"^    ([a-z_]+),? +(?:forethought|services|trainer)/", loop.__doc__ or "", re.M
+def test_its_map_names_functions_of_its_own_and_files_of_the_system(loop: ModuleType) -> None:
+    lines = re.findall(
+        r"^    ([a-z_]*),? +((?:forethought|services|trainer)/\S+)", loop.__doc__ or "", re.M
     )
+    named = [name for name, _ in lines if name]
     assert len(named) >= 7
     assert [name for name in named if not callable(getattr(loop, name, None))] == []
+    assert [path for _, path in lines if not (ROOT / path).exists()] == []
