@@ -1,1 +1,1 @@
-"""The laboratory: what measures, compares and shows models and runs; no service or learner imports it."""
+"""The laboratory: measures, compares and reports on models and runs; no service or learner imports it."""

@@ -1,11 +1,11 @@
-"""Curation: a corpus becomes its own tokens with the entropy of predicting each (RPT, section 3.3).
+"""Curation: annotate the tokens of a corpus with the entropy of predicting each (RPT, section 3.3).
 
-Design: the proxy reads every window once, and what it leaves are Parquet parts that the corpus reads like
-any other: training on them needs no proxy. A part is written whole or not at all, so that a run that was
-killed goes on with the first part that is missing, and n machines with a shard each share one folder. The
-settings stand in ``.curation.json`` and in every part, and another run with others is refused. The price:
-windows are those of this run, so entropies know nothing of the text before a window's cut, and a part's
-windows are read together or again.
+Design: the proxy reads every window once and writes Parquet parts that the corpus reads like any other
+source: training on them needs no proxy. A part is written atomically, so that a killed process resumes
+with the first missing part, and n machines with one shard each can share a folder. The settings are
+stored in ``.curation.json`` and in every part, and a process with different settings is refused. The
+price: windows are fixed by this run, so entropies ignore the text before a window's start, and an
+interrupted part is recomputed as a whole.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _METADATA_KEY = b"forethought.curation"
 
 @dataclass(frozen=True, slots=True)
 class CurationSettings:
-    """What decides the numbers; the same for all shards of a folder.
+    """The settings that determine the entropies; the same for all shards of a folder.
 
-    ``corpus`` is a digest of the windows, ``model`` the proxy's directory as it was named.
+    ``corpus`` is a digest of the windows, ``model`` the proxy's directory as given.
 
     Example:
         ``CurationSettings("9f…", "models/proxy", 2048, top_k=16, renormalised=False, num_shards=4)``
@@ -50,7 +50,7 @@ class CurationSettings:
 
 @dataclass(frozen=True, slots=True)
 class CurationRequest:
-    """What to curate, with what, and which shard of it (from 1).
+    """The corpus, the proxy and the shard (counted from 1) of a curation.
 
     Example:
         ``CurationRequest(SourceSection(path="books"), Path("models/proxy"), Path("curated"), shard=1)``
@@ -70,57 +70,61 @@ class CurationRequest:
     part_windows: int = field(default=PART_WINDOWS)
 
 
-def curate(order: CurationRequest, report: Callable[[int, int], None]) -> int:
-    """Write the parts of a shard that are missing; returns how many windows the shard has.
+def curate(request: CurationRequest, report: Callable[[int, int], None]) -> int:
+    """Write the missing parts of a shard; returns the number of windows of the shard.
 
     ``report(num_done, num_windows)`` is called after every part, and once before the first.
 
     Raises:
-        InvalidInput: the corpus or the model cannot be read, a shard that is none, or a folder that was
-            begun with other settings.
+        InvalidInput: the corpus or the model cannot be read, the shard is invalid, or the folder was
+            started with other settings.
     """
-    _check_shard(order)
-    language_model = load_language_model(order.model, order.dtype, order.device)
-    _check_length(order, language_model)
-    cache = order.out / f".cache-{order.shard}"  # its own: shards start at the same time
+    _check_shard(request)
+    language_model = load_language_model(request.model, request.dtype, request.device)
+    _check_length(request, language_model)
+    cache = request.out / f".cache-{request.shard}"  # one per shard: shards start at the same time
     windows = cut_windows(
-        open_source(order.source, cache), language_model.tokenizer, order.window_tokens, 2, cache
+        open_source(request.source, cache),
+        language_model.tokenizer,
+        request.window_tokens,
+        2,
+        cache,
     )
-    settings = _settings(order, windows)
-    _claim(order.out, settings)
-    mine = range(order.shard - 1, len(windows), order.num_shards)
+    settings = _settings(request, windows)
+    _claim(request.out, settings)
+    mine = range(request.shard - 1, len(windows), request.num_shards)
     report(0, len(mine))
-    for number, first in enumerate(range(0, len(mine), order.part_windows)):
-        part = mine[first : first + order.part_windows]
-        path = order.out / f"part-{order.shard}-of-{order.num_shards}-{number:05d}.parquet"
+    for number, first in enumerate(range(0, len(mine), request.part_windows)):
+        part = mine[first : first + request.part_windows]
+        path = request.out / f"part-{request.shard}-of-{request.num_shards}-{number:05d}.parquet"
         if not path.exists():
-            _write(path, _annotated(windows[list(part)], order, language_model), settings)
+            _write(path, _annotated(windows[list(part)], request, language_model), settings)
         report(first + len(part), len(mine))
     return len(mine)
 
 
 def _annotated(
-    windows: dict[str, list[Any]], order: CurationRequest, language_model: LanguageModel
+    windows: dict[str, list[Any]], request: CurationRequest, language_model: LanguageModel
 ) -> dict[str, list[Any]]:
-    """The columns of a part; the first token of a window is predicted by nothing and has entropy 0."""
+    """The columns of a part; the first token of a window is never predicted and has entropy 0."""
     queries = [
-        EntropyQuery(tuple(ids), order.top_k, order.renormalise) for ids in windows["token_ids"]
+        EntropyQuery(tuple(ids), request.top_k, request.renormalise) for ids in windows["token_ids"]
     ]
-    found = entropies(language_model.model, queries, order.max_batch_tokens)
+    found = entropies(language_model.model, queries, request.max_batch_tokens)
     return {
         "document_id": windows["document_id"],
         "token_ids": windows["token_ids"],
         "entropies": [[0.0, *map(_at_least_zero, of_window)] for of_window in found],
-        order.source.marks_field: windows["marks"],
+        request.source.marks_field: windows["marks"],
     }
 
 
 def _at_least_zero(entropy: float) -> float:
-    return max(0.0, entropy)  # a certain token's may be a rounding below
+    return max(0.0, entropy)  # rounding may make it slightly negative
 
 
 def _write(path: Path, columns: dict[str, list[Any]], settings: CurationSettings) -> None:
-    """One part, under its name only once it is whole."""
+    """Write one part atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -134,19 +138,19 @@ def _write(path: Path, columns: dict[str, list[Any]], settings: CurationSettings
     partial.replace(path)
 
 
-def _settings(order: CurationRequest, windows: Any) -> CurationSettings:
+def _settings(request: CurationRequest, windows: Any) -> CurationSettings:
     return CurationSettings(
         corpus=digest_of(windows),
-        model=str(order.model),
-        window_tokens=order.window_tokens,
-        top_k=order.top_k,
-        renormalised=order.renormalise,
-        num_shards=order.num_shards,
+        model=str(request.model),
+        window_tokens=request.window_tokens,
+        top_k=request.top_k,
+        renormalised=request.renormalise,
+        num_shards=request.num_shards,
     )
 
 
 def _claim(out: Path, settings: CurationSettings) -> None:
-    """Write the settings of a new folder, or compare those of one that was begun."""
+    """Write the settings of a new folder, or compare them with those of an existing one."""
     path, mine = out / _SETTINGS_FILE, asdict(settings)
     if not path.exists():
         partial = path.with_name(f"{path.name}.{os.getpid()}")
@@ -156,22 +160,22 @@ def _claim(out: Path, settings: CurationSettings) -> None:
     if begun != mine:
         differing = sorted(key for key in mine if begun.get(key) != mine[key])
         raise InvalidInput(
-            f"{out} was begun with other settings: "
+            f"{out} was started with other settings: "
             + ", ".join(f"{key} {begun.get(key)!r}, now {mine[key]!r}" for key in differing)
-            + "; expected the same ones: repeat them, or choose another --out"
+            + "; expected the same settings: repeat them, or choose another --out"
         )
 
 
-def _check_shard(order: CurationRequest) -> None:
-    if not 1 <= order.shard <= order.num_shards:
+def _check_shard(request: CurationRequest) -> None:
+    if not 1 <= request.shard <= request.num_shards:
         raise InvalidInput(
-            f"got shard {order.shard}/{order.num_shards}; expected i/n with i from 1 to n"
+            f"got shard {request.shard}/{request.num_shards}; expected i/n with i from 1 to n"
         )
 
 
-def _check_length(order: CurationRequest, language_model: LanguageModel) -> None:
-    if not 2 <= order.window_tokens <= language_model.max_length_tokens:
+def _check_length(request: CurationRequest, language_model: LanguageModel) -> None:
+    if not 2 <= request.window_tokens <= language_model.max_length_tokens:
         raise InvalidInput(
-            f"got windows of {order.window_tokens} tokens; expected 2 to the proxy's "
+            f"got windows of {request.window_tokens} tokens; expected 2 to the proxy's "
             f"{language_model.max_length_tokens}: change --window-tokens"
         )

@@ -1,13 +1,14 @@
-"""Two kinds of interval: over positions by the bootstrap, and over seeds by Student's t; 95 % both.
+"""Two kinds of 95 % interval: over positions by the bootstrap, and over seeds by Student's t.
 
-Design: a bootstrap interval is the percentile interval of the mean over positions, drawn again with their
-thoughts as they are. How often each draw takes each position is counted once and kept, so that an interval
-is a product of matrices; the price is two bytes for each position and draw. What varies is the choice of
-positions, so it speaks about the text that was read and not about other training runs; positions of one
-document are treated as independent, and intervals are too narrow where they are not.
+Design: a bootstrap interval is the percentile interval of the mean over resampled positions, each with
+its thoughts fixed. The count of each position in each resample is computed once and cached, so that an
+interval is a matrix product; the price is two bytes per position and resample. Only the choice of
+positions varies, so the interval describes the evaluated text and not other training runs; positions of
+one document are treated as independent, and intervals are too narrow where they are not.
 
-Seeds are few, so their interval is the t one and is wide; of one seed there is none. Differences are taken
-within a seed, and their interval is of the differences: what seeds have in common cancels.
+Seeds are few, so their interval is Student's t and wide; a single seed has none. Differences are taken
+within a seed, and the interval is of the differences, so that variation shared by the arms of a seed
+cancels.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
-_CHUNK_RESAMPLES = 100  # as floats at once
+_CHUNK_RESAMPLES = 100  # resamples converted to float at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,14 @@ class BootstrapInterval:
 
     @classmethod
     def of(cls, values_Q: Any, seed: int) -> BootstrapInterval:
-        """Of one number per position."""
+        """The interval of one number per position."""
         values = np.asarray(values_Q, dtype=np.float64)
         low, high = quantiles(resampled_means(values[None, :], seed)[0])
         return cls(float(values.mean()), low, high)
 
 
 def resampled_means(values_MQ: Any, seed: int, num_resamples: int = NUM_RESAMPLES) -> Any:
-    """Means of M rows over draws of all Q positions with repetition, the same for all. Shape [M, draws]."""
+    """Means of M rows over resamples of the Q positions, the same for all rows. Shape [M, resamples]."""
     counts = _counts(values_MQ.shape[1], seed, num_resamples)
     parts = [
         values_MQ @ counts[start : start + _CHUNK_RESAMPLES].T.astype(np.float64)
@@ -57,7 +58,7 @@ def resampled_means(values_MQ: Any, seed: int, num_resamples: int = NUM_RESAMPLE
 
 
 def quantiles(values: Any) -> tuple[float, float]:
-    """The ends of the interval that holds :data:`LEVEL` of the values."""
+    """The bounds of the central interval that contains :data:`LEVEL` of the values."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, (tail, 1 - tail))
     return float(low), float(high)
@@ -65,7 +66,7 @@ def quantiles(values: Any) -> tuple[float, float]:
 
 @lru_cache(maxsize=8)
 def _counts(num_positions: int, seed: int, num_resamples: int) -> Any:
-    """How often each draw takes each position. Shape [draws, Q]."""
+    """The count of each position in each resample. Shape [resamples, Q]."""
     generator = np.random.default_rng(seed)
     counts = np.empty((num_resamples, num_positions), dtype=np.uint16)
     for row in counts:
@@ -79,7 +80,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class SeedInterval:
-    """A mean and half the width of its interval; None of a single value.
+    """A mean and the half-width of its interval; None for a single value.
 
     Example:
         ``SeedInterval(0.95, 0.01, 3)`` reads 0.95 ± 0.01 over three seeds
@@ -94,12 +95,12 @@ class SeedInterval:
         return f"{self.mean:{spec}}{half}"
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """By name."""
+        """The fields by name, for JSON."""
         return {"mean": self.mean, "half_width": self.half_width, "num_values": self.num_values}
 
 
 def seed_interval(values: Sequence[float]) -> SeedInterval:
-    """The mean of ``values``, at least one, and its interval."""
+    """The mean of ``values`` (at least one) and its interval."""
     mean, num_values = fmean(values), len(values)
     if num_values < 2:
         return SeedInterval(mean, None, num_values)

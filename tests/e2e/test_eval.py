@@ -46,7 +46,7 @@ def report_of(out: Path, *words: str) -> tuple[str, dict[str, Any]]:
 
 async def test_a_run_needs_no_configuration(run: Path, tmp_path: Path) -> None:
     said, report = report_of(tmp_path, str(run))
-    assert "the heldout text beside the run's corpus" in said
+    assert "the heldout text next to the run's corpus" in said
     (checkpoint,) = report["checkpoints"]
     assert checkpoint["label"] == "rpt/step-000015"
     assert set(checkpoint["splits"]) == {"all", "easy", "medium", "hard", "marked", "noise"}

@@ -1,4 +1,4 @@
-"""The results of a comparison as a figure: a panel per base and figure, a mark per seed."""
+"""The results of a comparison as a figure: a panel per base and metric, a mark per seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forethought.lab.compare.results import Results, Row, value
 _PANELS = (
     ("think_accuracy", "accuracy after a thought"),
     ("information_gain", "information gain (nats)"),
-    ("thought_tokens_mean", "tokens of a thought"),
+    ("thought_tokens_mean", "thought length (tokens)"),
 )
 
 
@@ -38,16 +38,16 @@ def draw_comparison(results: Results, path: Path) -> None:
 
 
 def _panel(axes: Any, rows: Sequence[Row], trials: Sequence[Row], name: str) -> None:
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         mean = value(row, name)
         if mean is None:
             continue
-        color = f"C{place % 10}"
-        axes.barh(place, mean.mean, height=0.62, color=color, alpha=0.35)
+        color = f"C{index % 10}"
+        axes.barh(index, mean.mean, height=0.62, color=color, alpha=0.35)
         if mean.half_width is not None:
-            axes.errorbar(mean.mean, place, xerr=mean.half_width, color=color, capsize=3)
+            axes.errorbar(mean.mean, index, xerr=mean.half_width, color=color, capsize=3)
         seeds = _of_row(row, trials, name)
-        axes.scatter(seeds, [place] * len(seeds), color=color, s=14, zorder=3)
+        axes.scatter(seeds, [index] * len(seeds), color=color, s=14, zorder=3)
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)  # the first on top

@@ -1,10 +1,11 @@
 """``python -m forethought.lab.compare.measurement``: one model on the held-out corpus of a comparison.
 
-    answers    where the corpus marks that thinking pays (or at one uniformly random place per document)
-    elsewhere  one other position per document: what thinking does where there is nothing to think about
+    answers    the positions that the corpus marks (or one uniformly random position per document)
+    elsewhere  one other position per document: the effect of thinking where there is nothing to think about
 
-Design: a process of its own, so that the comparison itself never loads torch. All models see the same
-positions and the same random numbers; only their weights differ.
+Design: a separate process, so that the comparison itself never loads torch. All models see the same
+positions and the same random numbers; only their weights differ. The price is loading torch once per
+measurement.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write; returns the exit status."""
+    """Measure and write the record; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--evaluation", required=True, help="the plan's section, as JSON")
@@ -37,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         entry = EvaluationEntry.model_validate_json(arguments.evaluation)
         measured = measure_model(arguments.model, entry, arguments.cache)
-        asked = {"model": str(arguments.model), "evaluation": entry.model_dump()}
-        record = asked | measured
+        identity = {"model": str(arguments.model), "evaluation": entry.model_dump()}
+        record = identity | measured
         partial = arguments.out.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         partial.replace(arguments.out)
@@ -48,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str, Any]:
-    """``num_parameters``, and the figures at ``answers`` and ``elsewhere`` by name.
+    """``num_parameters``, and the metrics at ``answers`` and ``elsewhere`` by name.
 
     Raises:
-        InvalidInput: the model cannot be loaded, the corpus not read, or it has no such positions.
+        InvalidInput: the model or the corpus cannot be read, or the corpus has no such positions.
     """
     import torch
 
@@ -75,13 +76,13 @@ def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str,
     figures: dict[str, Any] = {
         "num_parameters": sum(p.numel() for p in language_model.model.parameters())
     }
-    for place, queries in _places(documents, entry).items():
+    for kind, queries in _queries(documents, entry).items():
         evaluation = evaluate(language_model, queries, prompting, sampling, entry.seed)
-        figures[place] = {"num_positions": len(queries)} | evaluation.to_dict()
+        figures[kind] = {"num_positions": len(queries)} | evaluation.to_dict()
     return figures
 
 
-def _places(documents: Sequence[Document], entry: EvaluationEntry) -> dict[str, list[Query]]:
+def _queries(documents: Sequence[Document], entry: EvaluationEntry) -> dict[str, list[Query]]:
     from forethought.compute.answers import Query
     from forethought.errors import InvalidInput
     from forethought.objectives.parts.positions import at
@@ -97,7 +98,7 @@ def _places(documents: Sequence[Document], entry: EvaluationEntry) -> dict[str, 
             elsewhere += (Query(document, p) for p in at(document, [rng.choice(others)], 1))
     if not answers:
         raise InvalidInput(
-            f"the {len(documents)} documents of {entry.corpus} mark no position; expected marks, or "
+            f"the {len(documents)} documents of {entry.corpus} have no marked position; expected marks, or "
             'evaluation.positions = "uniform"'
         )
     return {"answers": answers, "elsewhere": elsewhere} if elsewhere else {"answers": answers}

@@ -1,15 +1,15 @@
-"""What is compared: bases, arms, seeds and stages, read from one TOML file.
+"""The plan of a comparison: bases, arms, seeds and stages, read from one TOML file.
 
-    [settings]    of every run: the sections of a run's configuration
-    [[bases]]     models to start from; one with ``settings`` is trained first, from its ``model``
-    [[arms]]      what is done to them; an arm without settings is the base itself
-    [[stages]]    what follows each arm, in order: SFT, RLVR
-    [evaluation]  where all of them are measured
+    [settings]    for every run: the sections of a run's configuration
+    [[bases]]     models to start from; one with ``settings`` is first trained from its ``model``
+    [[arms]]      how the bases are trained; an arm without settings is the base itself
+    [[stages]]    stages run after each arm, in order: SFT, RLVR
+    [evaluation]  how all of them are measured
 
-Design: settings stay the nested tables of a run's configuration, because an arm is a run and nothing
-else; each is validated by the same :class:`Settings` before anything starts. ``{corpus}`` in a string
-stands for the folder of the corpus that ``demo_corpus`` writes. The price of having no loops or
-conditions here: a grid over a parameter is written out as arms.
+Design: settings remain the nested tables of a run's configuration, because an arm is simply a run; each
+is validated by the same :class:`Settings` before anything starts. ``{corpus}`` in a string expands to the
+folder of the corpus that ``demo_corpus`` writes. The price of having no loops or conditions: a grid over
+a parameter is written out as arms.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from forethought.errors import InvalidInput
 Tables = dict[str, dict[str, Any]]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 DEMO_MODEL = "demo"
-"""The ``model`` of a base that ships with the package."""
+"""The ``model`` of the base that ships with the package."""
 
 
 class BaseEntry(Section):
-    """A model to start from. With ``settings`` it is trained first, by a run that starts at ``model``."""
+    """A model to start from. With ``settings``, it is first trained by a run that starts from ``model``."""
 
     name: Name
-    model: str  # a directory; "demo": the base that ships
+    model: str  # a directory; "demo": the base that ships with the package
     settings: Tables = Field(default_factory=dict)
     arm_settings: Tables = Field(
         default_factory=dict
-    )  # of arms that start here, such as their steps
+    )  # for the arms that start here, such as their steps
 
 
 class ArmEntry(Section):
-    """What is done to a base. ``match`` ends a run once it has taken as much as the reference arm."""
+    """One way to train a base. ``match`` ends the run at the reference arm's budget."""
 
     name: Name
     label: str = ""  # in tables and figures; empty: the name
@@ -56,19 +56,19 @@ class ArmEntry(Section):
 
     @property
     def trains(self) -> bool:
-        """Whether the arm does anything to its base."""
+        """Whether the arm trains; without settings it is the base itself."""
         return bool(self.settings)
 
 
 class StageEntry(Section):
-    """What follows an arm."""
+    """A stage run after each arm."""
 
     name: Name
     settings: Tables
 
 
 class EvaluationEntry(Section):
-    """Where models are measured: the same positions and random numbers for all."""
+    """How models are measured: the same positions and random numbers for all."""
 
     corpus: str
     window_tokens: PositiveInt = 256
@@ -78,7 +78,7 @@ class EvaluationEntry(Section):
     max_thought_tokens: PositiveInt = 32
     temperature: PositiveFloat = 1.0
     seed: NonNegativeInt = 1
-    elsewhere: bool = True  # also at one other position per document
+    elsewhere: bool = True  # also measure at one other position per document
 
 
 class ComparisonPlan(Section):
@@ -91,7 +91,7 @@ class ComparisonPlan(Section):
     name: Name
     directory: Path
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
-    processes: PositiveInt = 2  # runs at a time
+    processes: PositiveInt = 2  # concurrent runs
     reference: Name  # the arm that others are matched to and compared with
     demo_corpus: bool = False  # write the demo's corpora and random weights into DIRECTORY/corpus
     settings: Tables = Field(default_factory=dict)
@@ -102,12 +102,12 @@ class ComparisonPlan(Section):
 
     @property
     def corpus(self) -> Path:
-        """What ``{corpus}`` stands for."""
+        """The folder that ``{corpus}`` expands to."""
         return self.directory / "corpus"
 
     @property
     def num_trials(self) -> int:
-        """How many models are measured: each arm and stage, arms that do nothing once per base."""
+        """Number of measured models: each arm and stage per seed; arms without settings once per base."""
         num_arms = sum(len(self.seeds) if arm.trains else 1 for arm in self.arms)
         return len(self.bases) * num_arms * (1 + len(self.stages))
 
@@ -120,7 +120,8 @@ class ComparisonPlan(Section):
         reference = next((arm for arm in self.arms if arm.name == self.reference), None)
         if reference is None or not reference.trains or reference.match:
             raise ValueError(
-                f"reference {self.reference!r} is no arm with settings and without match; expected one of "
+                f"reference {self.reference!r} is not an arm with settings and without match; "
+                "expected one of "
                 + ", ".join(arm.name for arm in self.arms if arm.trains and not arm.match)
             )
         return self
@@ -129,10 +130,10 @@ class ComparisonPlan(Section):
 def load_plan(path: Path, words: tuple[str, ...] = ()) -> ComparisonPlan:
     """Read a plan and check the settings of each of its runs.
 
-    ``words`` are ``key=value`` overrides of its own keys, such as ``seeds=[0]`` or ``evaluation.seed=3``.
+    ``words`` are ``key=value`` overrides of plan keys, such as ``seeds=[0]`` or ``evaluation.seed=3``.
 
     Raises:
-        InvalidInput: it cannot be read, or a key or value is wrong; every fault is named.
+        InvalidInput: the file cannot be read, or keys or values are invalid; all errors are listed.
     """
     from forethought.config.loading import merge, override, read_toml
 
@@ -154,10 +155,10 @@ def load_plan(path: Path, words: tuple[str, ...] = ()) -> ComparisonPlan:
 
 
 def check(of: str, *layers: Tables) -> Settings:
-    """The settings that layers of tables come to, later ones before earlier ones.
+    """The settings that result from layered tables; later layers override earlier ones.
 
     Raises:
-        InvalidInput: a key or value that no run takes.
+        InvalidInput: a key or value is invalid for a run.
     """
     from forethought.preflight import check_run
 
@@ -170,7 +171,7 @@ def check(of: str, *layers: Tables) -> Settings:
 
 
 def layered(*layers: Tables) -> dict[str, Any]:
-    """Tables over tables. An objective, or what a corpus reads, replaces the one below as a whole."""
+    """Merge tables. An objective, or a corpus's paths, replaces that of earlier layers as a whole."""
     from forethought.config.loading import merge
 
     merged: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """The results of a comparison: every trial, means over seeds, and differences from the reference.
 
-Design: this JSON is the result; table and figure are drawn from it alone. Differences are paired by seed.
+Design: this JSON is the result; table and figure are derived only from it. Differences are paired by seed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ELSEWHERE = ("information_gain", "no_think_nll")
 
 
 def results_of(plan: ComparisonPlan, outcomes: Sequence[TrialOutcome]) -> Results:
-    """Everything by name, ready for JSON."""
+    """The results by name, ready for JSON."""
     trials = [_trial(outcome) for outcome in outcomes]
     return {
         "name": plan.name,
@@ -52,7 +52,7 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def value(row: Row, name: str) -> SeedInterval | None:
-    """A figure of a row as an interval, None where nothing was measured."""
+    """A metric of a row as an interval; None if it was not measured."""
     found = row["values"].get(name)
     return SeedInterval(**found) if found else None
 

@@ -1,12 +1,13 @@
-"""Running the trials of a comparison, a few processes at a time.
+"""Running the trials of a comparison with bounded concurrency.
 
     base's run -> arm's run -> measurement
                       └─────-> stage's run -> measurement -> …
 
-Design: every trial is an asyncio task that awaits what it starts from (its base, its reference's budget,
-the stage before), made once and awaited by all who need it; only ``processes`` of them run something at a
-time. What was finished under the same settings is not done again, so a comparison that was stopped goes
-on. A trial that fails takes along those that start from it, and no other.
+Design: every trial is an asyncio task that awaits its inputs (its base, the reference's budget, the
+previous stage); each input is created once and awaited by all dependents. At most ``processes`` of them
+run a process at a time. Runs that finished under the same settings are not repeated, so a stopped
+comparison resumes. A failed trial fails the trials that start from it, and no others. The price is that a
+trial's settings must be kept next to its result, to detect that they changed.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ _SHOWN_LINES = 5
 
 
 class TrialFailed(ForethoughtError):
-    """A process of a trial ended with a status; the message tells its log."""
+    """A process of a trial exited with a non-zero status; the message quotes its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """What a trial came to: its figures by place, what it cost, and how long its run took.
+    """The result of a trial: its metrics by kind of position, its cost, and the duration of its run.
 
     Example:
         ``TrialOutcome(Trial("late", "rlp"), {"answers": {…}}, Cost(…), seconds=61.0)``
@@ -56,28 +57,28 @@ class TrialOutcome:
 
 
 class Schedule:
-    """Runs every trial of a plan; ``told`` hears of each outcome, ``active`` of what is running."""
+    """Runs every trial of a plan; calls ``on_outcome`` per outcome, ``on_active`` with active trials."""
 
     def __init__(
         self,
         plan: ComparisonPlan,
-        told: Callable[[TrialOutcome], None] = lambda _: None,
-        active: Callable[[Sequence[Trial]], None] = lambda _: None,
+        on_outcome: Callable[[TrialOutcome], None] = lambda _: None,
+        on_active: Callable[[Sequence[Trial]], None] = lambda _: None,
     ) -> None:
-        self._plan, self._told, self._active = plan, told, active
+        self._plan, self._on_outcome, self._on_active = plan, on_outcome, on_active
         self._free = asyncio.Semaphore(plan.processes)
         self._running: dict[Trial, asyncio.Task[Path]] = {}
         self._bases = {base.name: base for base in plan.bases}
         self._arms = {arm.name: arm for arm in plan.arms}
-        self._in_hand: dict[Trial, None] = {}  # in the order they began
+        self._active: dict[Trial, None] = {}  # in start order
 
     async def run(self) -> list[TrialOutcome]:
-        """All outcomes, of each base and seed the reference first; failed ones carry their error."""
+        """All outcomes, with the reference first per base and seed; failed ones carry their error."""
         chains = [
             asyncio.create_task(self._chain(base, arm, seed))
             for base in self._plan.bases
             for seed in self._plan.seeds
-            for arm in self._by_need()
+            for arm in self._reference_first()
             if arm.trains or seed == self._plan.seeds[0]
         ]
         try:
@@ -85,19 +86,19 @@ class Schedule:
         finally:
             await end([*chains, *self._running.values()])
 
-    def _by_need(self) -> list[ArmEntry]:
-        """The reference first: matched arms wait for it."""
+    def _reference_first(self) -> list[ArmEntry]:
+        """The arms, the reference first, because matched arms wait for it."""
         return sorted(
             self._plan.arms, key=lambda arm: (arm.name != self._plan.reference, arm.match)
         )
 
     async def _chain(self, base: BaseEntry, arm: ArmEntry, seed: int) -> list[TrialOutcome]:
-        """An arm and the stages behind it; the first failure ends it."""
+        """An arm and the stages after it; the first failure ends the chain."""
         outcomes: list[TrialOutcome] = []
         for stage in ("", *(stage.name for stage in self._plan.stages)):
             outcome = await self._outcome(Trial(base.name, arm.name, seed, stage))
             outcomes.append(outcome)
-            self._told(outcome)
+            self._on_outcome(outcome)
             if outcome.error is not None:
                 break
         return outcomes
@@ -115,7 +116,7 @@ class Schedule:
         return cost_of(trial.run(self._plan).read_metrics())
 
     async def _model(self, trial: Trial) -> Path:
-        """The model that a trial makes, by whoever asks first."""
+        """The model that a trial produces; the first caller starts it, later ones await it."""
         if trial not in self._running:
             self._running[trial] = asyncio.create_task(self._make(trial))
         return await asyncio.shield(self._running[trial])
@@ -126,9 +127,9 @@ class Schedule:
             return await self._trained(trial, base_settings(self._plan, base))
         if trial.stage:
             names = ["", *(stage.name for stage in self._plan.stages)]
-            place = names.index(trial.stage)
-            before = await self._model(Trial(trial.base, trial.arm, trial.seed, names[place - 1]))
-            stage = self._plan.stages[place - 1]
+            index = names.index(trial.stage)
+            before = await self._model(Trial(trial.base, trial.arm, trial.seed, names[index - 1]))
+            stage = self._plan.stages[index - 1]
             return await self._trained(trial, stage_settings(self._plan, trial, stage, before))
         start = await self._model(Trial(base.name)) if base.settings else start_of(base)
         arm = self._arms[trial.arm]
@@ -139,13 +140,13 @@ class Schedule:
         return await self._trained(trial, settings)
 
     async def _budget(self, trial: Trial) -> Cost:
-        """What the reference arm of the same base and seed took."""
+        """The cost of the reference arm with the same base and seed."""
         reference = Trial(trial.base, self._plan.reference, trial.seed)
         await self._model(reference)
         return self._cost(reference)
 
     async def _trained(self, trial: Trial, settings: dict[str, Any]) -> Path:
-        """Run the trial unless it is done."""
+        """Run the trial unless it has finished."""
         import tomli_w
 
         run, config = trial.run(self._plan), trial.folder(self._plan) / "trial.toml"
@@ -157,7 +158,7 @@ class Schedule:
         if not _summary(run).get("done"):
             await self._process(trial, "run", "services.single", "--config", str(config))
         if not _summary(run).get("done"):
-            raise TrialFailed(f"run of {trial} was stopped; the same command goes on from there")
+            raise TrialFailed(f"run of {trial} was stopped; the same command resumes it")
         return run.model()
 
     async def _measured(self, trial: Trial, model: Path) -> dict[str, Any]:
@@ -175,26 +176,26 @@ class Schedule:
         return {key: value for key, value in record.items() if key not in ("model", "evaluation")}
 
     async def _process(self, trial: Trial, name: str, module: str, *words: str) -> None:
-        """Run a module to its end once there is room, its output in the trial's folder.
+        """Run a module to completion once a slot is free, logging to the trial's folder.
 
         Raises:
-            TrialFailed: it ended with a status.
+            TrialFailed: it exited with a non-zero status.
         """
         file = trial.folder(self._plan) / f"{name}.log"
         async with self._free:
-            self._in_hand[trial] = None
-            self._active(tuple(self._in_hand))
+            self._active[trial] = None
+            self._on_active(tuple(self._active))
             try:
                 with file.open("wb") as output:
                     status = await _ended(_started(module, words, output))
             finally:
-                self._in_hand.pop(trial, None)
+                self._active.pop(trial, None)
         if status:
-            raise TrialFailed(f"{name} of {trial} ended with status {status}: {_tail(file)}")
+            raise TrialFailed(f"{name} of {trial} exited with status {status}: {_tail(file)}")
 
 
 def _summary(run: RunDirectory) -> dict[str, Any]:
-    """What a run came to, empty while it has come to nothing."""
+    """The summary of a run; empty if there is none yet."""
     if not run.summary.exists():
         return {}
     read: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
@@ -208,7 +209,7 @@ async def _started(module: str, words: Sequence[str], output: Any) -> asyncio.su
 
 
 async def _ended(starting: Coroutine[Any, Any, asyncio.subprocess.Process]) -> int:
-    """The exit status; whoever is cancelled meanwhile takes the process along."""
+    """The exit status; on cancellation the process is terminated."""
     child = await starting
     try:
         return await child.wait()
@@ -220,4 +221,4 @@ async def _ended(starting: Coroutine[Any, Any, asyncio.subprocess.Process]) -> i
 
 def _tail(file: Path) -> str:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    return f"{' | '.join(lines[-_SHOWN_LINES:])} (all of it in {file})"
+    return f"{' | '.join(lines[-_SHOWN_LINES:])} (full log: {file})"

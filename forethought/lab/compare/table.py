@@ -30,8 +30,8 @@ def table_of(results: Results) -> Table:
     table = Table(
         title=f"{results['name']}: {_over(num_seeds)}",
         caption="accuracy and NLL in nats of the next token after a thought, and without one (plain); "
-        "marginal: by the thoughts' mean probability; elsewhere: at unmarked places; thought: its tokens; "
-        "tokens: sampled and learned; FLOPs: with scoring; both of whole rows",
+        "marginal: by the thoughts' mean probability; elsewhere: at unmarked positions; thought: "
+        "its length in tokens; tokens: sampled and trained; FLOPs: with scoring; both for full rows",
     )
     table.add_column("arm")
     for _, title, _ in _COLUMNS:

@@ -1,4 +1,4 @@
-"""One run of a comparison: an arm, or a stage behind it, from one base with one seed."""
+"""One run of a comparison: an arm, or a stage after it, from one base with one seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNTIL_THE_BUDGET = 1_000_000_000  # steps, where learner.max_tokens ends the ru
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What is run. Arms that do nothing have no trials; bases are trained with the first seed.
+    """One run. Arms without settings have no run of their own; bases are trained with the first seed.
 
     Example:
         ``Trial("late", "rlp", seed=0)``
@@ -39,15 +39,15 @@ class Trial:
         return "/".join(part for part in parts if part)
 
     def folder(self, plan: ComparisonPlan) -> Path:
-        """Where everything of the trial stands."""
+        """The folder of the trial."""
         return plan.directory / "trials" / str(self)
 
     def what_follows(self, plan: ComparisonPlan) -> Path:
-        """The folder of all that is void when the trial is another: with a base, its arms."""
+        """The folder to delete when the trial's settings change: for a base, it includes its arms."""
         return self.folder(plan) if self.arm else plan.directory / "trials" / self.base
 
     def run(self, plan: ComparisonPlan) -> RunDirectory:
-        """Its run."""
+        """The run directory."""
         return RunDirectory(self.folder(plan) / "run")
 
 
@@ -60,7 +60,7 @@ def base_settings(plan: ComparisonPlan, base: BaseEntry) -> dict[str, Any]:
 def arm_settings(
     plan: ComparisonPlan, trial: Trial, arm: ArmEntry, base: BaseEntry, model: Path, budget: Cost
 ) -> dict[str, Any]:
-    """The settings of an arm's run from ``model``; ``budget`` is what the reference took."""
+    """The settings of an arm's run from ``model``; ``budget`` is the reference arm's cost."""
     settings = _settings(plan, trial, model, base.arm_settings, arm.settings)
     if arm.match:
         num_tokens = budget.tokens if arm.match == "tokens" else budget.tokens_to_learn_for_flops
@@ -71,12 +71,12 @@ def arm_settings(
 def stage_settings(
     plan: ComparisonPlan, trial: Trial, stage: StageEntry, model: Path
 ) -> dict[str, Any]:
-    """The settings of a stage's run, from what came before it."""
+    """The settings of a stage's run, from the previous stage's ``model``."""
     return _settings(plan, trial, model, stage.settings)
 
 
 def start_of(base: BaseEntry) -> Path:
-    """The model directory that a base is, or is trained from."""
+    """The model directory of a base, or the one it is trained from."""
     if base.model != DEMO_MODEL:
         return Path(base.model)
     from forethought.lab.demo.arms import base_model

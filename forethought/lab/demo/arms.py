@@ -1,11 +1,12 @@
-"""The arms of the demo and their settings: what is compared with what.
+"""The arms of the demo and their settings.
 
     rlp          RLP at the answers, which the corpus marks     120 steps
     rlp_uniform  RLP as published: one uniformly random position per document, 160 steps
-    cpt          next-token loss on the same corpus, as many tokens as `rlp` sampled and learned
+    cpt          next-token loss on the same corpus, as many tokens as `rlp` sampled and trained on
 
-Design: arms are overrides over the defaults rather than files, so that the demo runs from an installed
-wheel and what differs between two arms is visible side by side.
+Design: arms are overrides of the defaults rather than files, so that the demo runs from an installed
+wheel and the differences between arms are visible side by side. The price is that an arm is not a file to
+copy.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ NUM_HELDOUT_DOCUMENTS = 512
 WINDOW_TOKENS = 32
 GROUP_SIZE = 8
 MAX_THOUGHT_TOKENS = 9
-_DOCUMENT_TOKENS = 12  # learned per document: thirteen, the first of which nothing predicts
+_DOCUMENT_TOKENS = 12  # trained per document: thirteen, minus the first, which is never predicted
 _CPT_DOCUMENTS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """Where the demo works and what it varies.
+    """The folder of the demo and its options.
 
     Example:
         ``DemoPlan(Path("runs/demo"), engine="torch", num_replicas=2, seed=0)``
@@ -50,7 +51,7 @@ class DemoPlan:
         return self.directory / arm
 
     def write_corpus(self) -> None:
-        """Write the documents that all arms learn from and are measured on: plain ones."""
+        """Write the plain documents on which all arms are trained and measured."""
         write_corpus(
             self.corpus,
             num_documents=NUM_CORPUS_DOCUMENTS,
@@ -60,7 +61,7 @@ class DemoPlan:
         )
 
     def rlp(self, arm: str, positions: str, steps: int) -> list[str]:
-        """Overrides of a reinforcement arm: 32 documents x 8 thoughts a step, strictly on-policy."""
+        """Overrides of a reinforcement arm: 32 documents x 8 thoughts per step, strictly on-policy."""
         return [
             *self._common(arm),
             "objective.name=rlp",
@@ -106,5 +107,5 @@ def base_model() -> Path:
 
 
 def matched_tokens(summary: dict[str, Any]) -> int:
-    """Tokens that a reinforcement arm computed: each row once to sample it and once to learn it."""
+    """Tokens that a reinforcement arm processed: each row once for sampling and once for training."""
     return 2 * int(summary["tokens"])

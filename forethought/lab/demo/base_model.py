@@ -1,9 +1,9 @@
 """How the base model that ships with the demo was made: ``forethought demo --rebuild-base``.
 
-Random weights and a corpus are written to DIR/base; the learner's own next-token loss does the rest.
-40 % of the documents are worked, half of them right, so that sampled thoughts are right often enough
-for reinforcement to have something to reinforce, and some thoughts are idle and stand elsewhere, so
-that thinking is not harmful where it does not help.
+Random weights and a corpus are written to DIR/base and trained by the learner with next-token loss. 40 %
+of the documents are worked, half of them correctly, so that sampled thoughts are correct often enough to
+be reinforced. Some thoughts are idle and placed elsewhere, so that thinking does no harm where it does
+not help.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STEPS = 1400
 def write_initial_model(directory: Path, seed: int) -> None:
     """Two layers, width 64, 120,512 parameters: too shallow to track six steps in one pass.
 
-    Heads are 32 wide, the narrowest that CPU attention kernels serve; the rotary base is small because
+    Heads are 32 wide, the narrowest that CPU attention kernels support; the rotary base is small because
     sequences are short.
     """
     import torch

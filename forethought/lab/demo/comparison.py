@@ -1,10 +1,11 @@
-"""The corpora of the comparisons in ``configs/``, all of the demo's state tracking.
+"""The corpora of the comparisons in ``configs/``, all from the demo's state tracking.
 
-``plain/train.jsonl`` is what all arms read: no worked document. ``worked/train.jsonl`` has its right states
-as a thought in every document: what mixed SFT adds. ``mixture/train.jsonl`` is what bases are pre-trained
-on: right, random and idle thoughts, and none. ``questions.jsonl`` holds question, worked response and
-answer, for SFT and RLVR. ``heldout.jsonl`` is 512 plain documents whose problems no other file has, and
-``init/`` random weights with the tokenizer, where bases begin.
+``plain/train.jsonl`` is read by all arms and has no worked documents. ``worked/train.jsonl`` contains the
+correct states as a thought in every document, for mixed SFT. ``mixture/train.jsonl`` is for pre-training
+the bases: documents with correct, random and idle thoughts, and with none. ``questions.jsonl`` contains
+question, worked response and answer, for SFT and RLVR. ``heldout.jsonl`` has 512 plain documents whose
+problems occur in no other file, and ``init/`` random weights and the tokenizer, the starting point of
+bases.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from forethought.lab.demo.corpus import (
     write_corpus,
 )
 
-_SEED = 0  # of what is read; the arms' seeds are of what is done with it
+_SEED = 0  # of the corpora; the arms' seeds control training
 _NUM_MIXTURE_DOCUMENTS = 80_000
 _WORKED = Mixture(worked_share=1.0, idle_share=0.0, right_share=1.0, random_share=0.0)
 
 
 def write_corpora(directory: Path) -> None:
-    """Write them all, unless they are there."""
+    """Write all corpora, unless they exist."""
     done = directory / "written"
     if done.exists():
         return
@@ -64,7 +65,7 @@ def write_questions(file: Path, num_questions: int) -> None:
 
 
 def _question(problem: Problem) -> dict[str, str]:
-    """The seam is a space, so that no token reaches over it."""
+    """A question ends with a space, so that no token spans the boundary."""
     answer, stop = problem.words[ANSWER_PLACE:]
     states = (RESIDUES[state] for state in problem.states)
     return {

@@ -1,15 +1,15 @@
 """Synthetic corpus of the demo: state tracking modulo 7, one word per token.
 
-Reasoning pays only where the next token needs more sequential steps than the network has layers.
+Thinking helps only where the next token needs more sequential steps than the network has layers.
 A document reads
 
     <s> amber bear 3 +4 rest *5 +2 rest *3 = 6 .
 
 that is: a word of irreducible noise, its fixed companion (trivially predictable), a start
-state, six operations, ``=``, the state they lead to (the *answer*) and a full stop. Only the
-answer needs several sequential steps, more than a two-layer model can take in one pass;
-``rest`` changes nothing and pads every document to the same thirteen words. A worked document
-writes the six intermediate states as a thought before the answer:
+state, six operations, ``=``, the resulting state (the *answer*) and a full stop. Only the
+answer needs several sequential steps, more than a two-layer model can do in one pass;
+``rest`` leaves the state unchanged and pads every document to the same thirteen words. A worked
+document contains the six intermediate states as a thought before the answer:
 
     <s> amber bear 3 +4 rest *5 +2 rest *3 = <think> 0 0 0 2 2 6 </think> 6 .
 """
@@ -47,14 +47,14 @@ VOCABULARY = (
     *(*NOISE_WORDS, *COMPANIONS),
 )
 HELDOUT_MODULUS = 16
-"""One problem in this many belongs to the held-out split, whatever the seed."""
+"""One in this many problems belongs to the held-out split, for any seed."""
 
 
 @dataclass(frozen=True)
 class DemoDocument:
-    """One document as text, with the places where thinking pays.
+    """One document as text, with the positions where thinking helps.
 
-    ``marks`` are offsets in characters of the first character of each answer word.
+    ``marks`` are the character offsets of the first character of each answer word.
     Example: ``DemoDocument("<s> amber bear 3 +4 rest *5 +2 rest *3 = 6 .", marks=(41,))``.
     """
 
@@ -66,10 +66,10 @@ class DemoDocument:
 class Mixture:
     """Shares of the base model's pre-training documents, each in [0, 1].
 
-    ``idle_share``, of the worked documents, carry an empty or idle thought before a random
+    Of the worked documents, ``idle_share`` contain an empty or idle thought before a random
     word instead of a trace before the answer, so that the base has seen thoughts everywhere.
-    Of the traces ``right_share`` are right, ``random_share`` hold random states and the
-    others are right but cut short. Example: ``Mixture(worked_share=0.0)`` is plain text.
+    Of the traces, ``right_share`` are correct, ``random_share`` contain random states and the
+    others are correct but truncated. Example: ``Mixture(worked_share=0.0)`` is plain text.
     """
 
     worked_share: float = 0.4
@@ -78,7 +78,7 @@ class Mixture:
     random_share: float = 0.25
 
     def __post_init__(self) -> None:
-        """Refuse shares that are no probabilities."""
+        """Reject shares that are not probabilities."""
         shares = (self.worked_share, self.idle_share, self.right_share, self.random_share)
         traces = self.right_share + self.random_share
         if not all(0.0 <= share <= 1.0 for share in (*shares, traces)):
@@ -86,12 +86,12 @@ class Mixture:
 
 
 PLAIN = Mixture(worked_share=0.0)
-"""No worked documents: what RLP and continued pre-training read."""
+"""No worked documents: the corpus of RLP and continued pre-training."""
 
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """Where `write_corpus` put its two JSONL files, e.g. ``runs/demo/corpus/train.jsonl``."""
+    """The two JSONL files of `write_corpus`, e.g. ``runs/demo/corpus/train.jsonl``."""
 
     train: Path
     heldout: Path
@@ -99,7 +99,7 @@ class CorpusFiles:
 
 @dataclass(frozen=True)
 class Problem:
-    """One state-tracking problem: what a document says, before it is put into words.
+    """One state-tracking problem, before it is rendered as a document.
 
     Example: ``Problem(noise_index=0, start=3, operations=("+4", "rest", "*5", …))``, six of them.
     """
@@ -125,7 +125,7 @@ class Problem:
 
     @property
     def is_heldout(self) -> bool:
-        """Whether the problem belongs to the held-out split: by its words, not by a seed."""
+        """Whether the problem belongs to the held-out split; depends on its words, not on a seed."""
         return zlib.crc32(" ".join(self.words).encode()) % HELDOUT_MODULUS == 0
 
 
@@ -138,12 +138,12 @@ def apply_operation(state: int, operation: str) -> int:
 
 
 def draw_problem(rng: random.Random, *, heldout: bool = False) -> Problem:
-    """A problem of uniform difficulty k (0-6 active operations, at random places) in one split."""
+    """A problem of uniform difficulty k (0-6 active operations, at random positions) in one split."""
     difficulty = rng.randint(0, NUM_OPERATIONS)
     while True:
         operations = [REST] * NUM_OPERATIONS
-        for place in rng.sample(range(NUM_OPERATIONS), difficulty):
-            operations[place] = rng.choice(ACTIVE_OPERATIONS)
+        for slot in rng.sample(range(NUM_OPERATIONS), difficulty):
+            operations[slot] = rng.choice(ACTIVE_OPERATIONS)
         noise_index, start = rng.randrange(len(NOISE_WORDS)), rng.randrange(MODULUS)
         problem = Problem(noise_index, start, tuple(operations))
         if problem.is_heldout == heldout:
@@ -153,7 +153,7 @@ def draw_problem(rng: random.Random, *, heldout: bool = False) -> Problem:
 def render(
     problem: Problem, thought: Iterable[str] | None = None, before: int = ANSWER_PLACE
 ) -> DemoDocument:
-    """Put a problem into words, with ``thought`` (if any) before word number ``before`` (0-12)."""
+    """Render a problem as text, with ``thought`` (if any) before word number ``before`` (0-12)."""
     words, inserted = problem.words, () if thought is None else (THINK_OPEN, *thought, THINK_CLOSE)
     text_words = (*words[:before], *inserted, *words[before:])
     answer_place = ANSWER_PLACE + (len(inserted) if before <= ANSWER_PLACE else 0)
@@ -167,7 +167,7 @@ def plain_document(rng: random.Random, *, heldout: bool = False) -> DemoDocument
 
 
 def mixture_document(rng: random.Random, mixture: Mixture) -> DemoDocument:
-    """A document of the train split: plain, worked or with an idle thought, as ``mixture`` says."""
+    """A document of the train split: plain, worked or with an idle thought, drawn by ``mixture``."""
     problem = draw_problem(rng)
     if rng.random() >= mixture.worked_share:
         return render(problem)
@@ -177,12 +177,12 @@ def mixture_document(rng: random.Random, mixture: Mixture) -> DemoDocument:
 
 
 def _idle_thought(rng: random.Random) -> list[str]:
-    """A thought that says nothing: zero to six times ``rest``, empty half of the time."""
+    """A thought without content: zero to six times ``rest``, empty half of the time."""
     return [REST] * (rng.randint(1, NUM_OPERATIONS) if rng.random() < 0.5 else 0)
 
 
 def _trace(problem: Problem, rng: random.Random, mixture: Mixture) -> list[str]:
-    """The intermediate states: right, random, or right but cut after zero to five of them."""
+    """The intermediate states: correct, random, or correct but truncated after zero to five of them."""
     right = [RESIDUES[state] for state in problem.states]
     kind = rng.random()
     if kind < mixture.right_share:
@@ -197,8 +197,8 @@ def documents(
 ) -> Iterator[DemoDocument]:
     """A reproducible stream of documents; held-out ones are always plain.
 
-    The two splits share no problem, in any form and under any seed: a problem's split follows
-    from its words. Easy problems (k = 0: 56 in all) repeat within a split.
+    The two splits share no problem, in any form and under any seed: a problem's split is
+    determined by its words. Easy problems (k = 0: 56 in all) repeat within a split.
     """
     rng = random.Random(f"demo/{'heldout' if heldout else 'train'}/{seed}")
     for _ in range(num_documents):
@@ -221,17 +221,17 @@ def write_corpus(
 
 
 def _write_jsonl(path: Path, stream: Iterable[DemoDocument]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     with path.open("w", encoding="utf-8") as file:
         for document in stream:
             file.write(json.dumps({"text": document.text, "marks": document.marks}) + "\n")
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """A word-level tokenizer over `VOCABULARY`: one id a whitespace-separated word.
+    """A word-level tokenizer over `VOCABULARY`: one id per whitespace-separated word.
 
-    It adds nothing by itself (the text carries ``<s>``), and ``decode`` gives the words back
-    with single spaces between them. ``</s>`` occurs in no document.
+    It adds no special tokens (the text contains ``<s>``), and ``decode`` returns the words joined
+    by single spaces. ``</s>`` occurs in no document.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -1,8 +1,7 @@
-"""The files of a first run: the demo's model and corpus, and a configuration that says what it does.
+"""The files of a first run: the demo's model and corpus, and a commented configuration.
 
-Design: the configuration is text with comments rather than settings written out, because it is there to
-be read and changed. The price is that it could drift from the demo's ``rlp`` arm; a test holds them
-together.
+Design: the configuration is commented text rather than serialised settings, because users read and edit it.
+The price is that it could drift from the demo's ``rlp`` arm; a test compares them.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ CONFIG = "run.toml"
 """The configuration's name in the folder; it is written last."""
 
 _RUN = Template("""\
-# A first run: the demo's reinforcement arm, on the small model and the synthetic text beside this file.
+# A first run: the demo's reinforcement arm, on the small model and synthetic corpus next to this file.
 #   forethought up $config                    everything, on one machine
-#   python -m trainer --config $config        the learner alone; replicas run elsewhere
-# FORETHOUGHT_LEARNER_STEPS=10 in the environment, or learner.steps=10 on the command line, wins over what
-# stands here. docs/configuration.md has every setting.
+#   python -m trainer --config $config        only the learner; replicas run elsewhere
+# FORETHOUGHT_LEARNER_STEPS=10 in the environment, or learner.steps=10 on the command line, overrides
+# this file. docs/configuration.md lists every setting.
 
 [run]
-name = "demo"              # replicas are told the same name: FORETHOUGHT_RUN_NAME=demo
+name = "demo"              # replicas need the same name: FORETHOUGHT_RUN_NAME=demo
 directory = "runs/demo"    # below the working directory, which in the images is /
 seed = 0
 
@@ -41,22 +40,22 @@ window_tokens = 32
 
 [objective]
 name = "rlp"
-parameters = { positions = "marked" }  # think where the corpus has marks; "uniform": as published
+parameters = { positions = "marked" }  # think at the corpus's marks; "uniform": as published
 
 [sampling]
 group_size = 8             # thoughts per position
-max_thought_tokens = 9     # the budget of each, its close token included
+max_thought_tokens = 9     # thought budget, close token included
 
 [learner]
 steps = 120
-batch_tasks = 32           # documents of a step
+batch_tasks = 32           # documents per step
 learning_rate = 2e-4
 max_staleness = 0          # strictly on-policy; 1 lets sampling and learning overlap
 
 [checkpoint]
 every_steps = 20
 
-[rollout]                  # read by `up`; replicas elsewhere have an environment of their own
+[rollout]                  # read by `up`; replicas elsewhere use their own environment
 max_batch_tasks = 16
 
 [reward]
@@ -65,7 +64,7 @@ max_batch_tasks = 32
 
 
 def parts(directory: Path) -> dict[str, Callable[[Path], None]]:
-    """What belongs into ``directory``, by name and in order: functions that write it to a path."""
+    """The contents of ``directory``, by name and in order: functions that write each to a path."""
     return {
         "model": _write_model,
         "corpus": _write_corpus,
@@ -74,7 +73,9 @@ def parts(directory: Path) -> dict[str, Callable[[Path], None]]:
 
 
 def _write_model(path: Path) -> None:
-    shutil.copytree(base_model(), path, copy_function=shutil.copyfile)  # whoever owns the original
+    shutil.copytree(
+        base_model(), path, copy_function=shutil.copyfile
+    )  # without the original's owner and mode
 
 
 def _write_corpus(path: Path) -> None:

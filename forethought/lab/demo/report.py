@@ -1,7 +1,7 @@
 """The demo's results: a table, ``report.json`` and ``report.png``.
 
-Design: the JSON is the result and the other two are drawn from it and from the arms' metrics, so that
-nothing is shown that is not also written down.
+Design: the JSON is the result; table and figure are derived from it and from the arms' metrics, so that
+everything shown is also on disk.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RUN_KEYS = (
 
 
 def run_figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``report.json`` says of the run; ``replicas`` are policy versions by replica, at the end."""
+    """The run section of ``report.json``; ``replicas`` are the final policy versions by replica."""
     replicas = {
         replica_id: replica["serving"]["policy"][1]
         for replica_id, replica in summary["replicas"].items()
@@ -62,7 +62,7 @@ def table(report: Report) -> Table:
     drawn = Table(
         title="512 held-out documents x 8 thoughts, at the answer",
         caption="accuracy and NLL of the answer after a thought and without (plain); gain in nats; "
-        "tokens of a thought, and share of thoughts cut off by the budget",
+        "thought length in tokens, and share of thoughts truncated at the budget",
     )
     drawn.add_column("arm")
     for _, title in _COLUMNS:
@@ -73,7 +73,7 @@ def table(report: Report) -> Table:
 
 
 def draw_demo(report: Report, runs: Mapping[str, Path], path: Path) -> None:
-    """Write ``report.png``: the gain while learning, and the accuracy it came to."""
+    """Write ``report.png``: the gain during training, and the final accuracies."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -84,7 +84,7 @@ def draw_demo(report: Report, runs: Mapping[str, Path], path: Path) -> None:
         rows = RunDirectory(directory).read_metrics()
         gains.plot(*_curve(rows, "information_gain"), label=_LABELS.get(arm, arm))
     gains.set(
-        title="What a thought adds, while learning",
+        title="Information gain of a thought during training",
         xlabel="optimizer step",
         ylabel="information gain over the baseline (nats)",
     )
@@ -102,15 +102,15 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list
 
 
 def _accuracy_bars(axes: Any, report: Report) -> None:
-    places = range(len(ARMS))
+    positions = range(len(ARMS))
     for offset, key, label in (
         (-0.2, "no_think_accuracy", "without"),
         (0.2, "think_accuracy", "after thinking"),
     ):
         heights = [report[arm][key] for arm in ARMS]
-        drawn = axes.bar([place + offset for place in places], heights, 0.4, label=label)
+        drawn = axes.bar([position + offset for position in positions], heights, 0.4, label=label)
         axes.bar_label(drawn, fmt="%.2f", padding=2, fontsize=8)
     axes.set(title="Next-token accuracy at held-out answers", ylim=(0, 1.12))
-    axes.set_xticks(list(places), ARMS)
+    axes.set_xticks(list(positions), ARMS)
     axes.legend(loc="upper left")
     axes.grid(axis="y", alpha=0.3)

@@ -1,10 +1,10 @@
-"""A checkpoint in front of lm-evaluation-harness: once loaded, asked in as many runs as a suite wants.
+"""Runs lm-evaluation-harness on a checkpoint: the model is loaded once and evaluated in several runs.
 
-Design: tasks are loaded and evaluated by the harness's own functions, run by run with another seed each, so
-that pass@1 over n runs works for every task, also for those that only look at their first answer. Where a
-thought is opened for the model, or its chat template may do so, what it says up to its last close marker is
-cut off before an answer is looked for; a thought that does not close is left as it is, and a task may find
-its answer in it. The price of runs: documents are prepared again in each.
+Design: tasks are loaded and evaluated by the harness's own functions, with a different seed per run, so
+that pass@1 over n runs works for every task, including those that only use their first answer. Where the
+prompt opens a thought, or the chat template may do so, everything up to the last close marker is removed
+before the answer is extracted; a thought that does not close is kept, and a task may extract an answer
+from it. The price of several runs: documents are prepared again for each.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from forethought.lab.downstream.suites import Suite, SuiteTask
 from forethought.run.directory import RunDirectory
 
 TASKS = Path(__file__).parent / "tasks"
-"""Our own tasks, for ``lm_eval --include_path``."""
+"""Forethought's tasks, for ``lm_eval --include_path``."""
 
 _PREFIX = "forethought_"
 
 Results = dict[str, dict[str, Any]]
-"""One run's figures as the harness gives them: ``{task: {"metric,filter": value}}``, groups included."""
+"""One run's metrics in the harness's format: ``{task: {"metric,filter": value}}``, groups included."""
 
 
 @dataclass(frozen=True, slots=True)
 class HarnessOptions:
-    """How a model is asked. ``limit`` questions a task at most; ``opens_thought`` puts the think-open
-    marker behind every prompt that is answered in words and does not end with it already.
+    """How a model is evaluated. ``limit`` is the maximum number of questions per task; ``opens_thought``
+    appends the think-open marker to every prompt of a generative task that does not end with it.
 
     Example:
         ``HarnessOptions(batch_size=16, limit=100, opens_thought=True)``
@@ -53,7 +53,7 @@ def find_model(path: Path) -> Path:
     """The transformers directory of a checkpoint, a run (its newest checkpoint), or itself.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is no model.
     """
     for candidate in (path, path / "model"):
         if (candidate / "config.json").exists():
@@ -66,7 +66,7 @@ def find_model(path: Path) -> Path:
 
 
 def check_installed() -> None:
-    """Refuse to go on without the harness.
+    """Check that the harness is installed.
 
     Raises:
         InvalidInput: lm_eval is not installed.
@@ -78,15 +78,15 @@ def check_installed() -> None:
 
 
 def suite_of_tasks(names: Sequence[str]) -> Suite:
-    """Tasks or groups that somebody named, each with all its figures."""
+    """A suite of the named tasks or groups, each with all its metrics."""
     return Suite(tuple(SuiteTask(name, "") for name in names), has_mean=False)
 
 
-def run_suite(model: Path, suite: Suite, asking: HarnessOptions) -> list[Results]:
-    """One result a run, in order. Blocking, for minutes to days.
+def run_suite(model: Path, suite: Suite, options: HarnessOptions) -> list[Results]:
+    """One result per run, in order. Blocking, for minutes to days.
 
     Raises:
-        InvalidInput: the harness is missing, knows no such task, or cannot get its data.
+        InvalidInput: the harness is missing, does not know a task, or cannot load its data.
     """
     check_installed()
     from lm_eval import evaluator
@@ -94,18 +94,18 @@ def run_suite(model: Path, suite: Suite, asking: HarnessOptions) -> list[Results
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     loaded = _load_tasks(_manager(suite), suite)
     for task in loaded["tasks"].values():
-        _configure(task, suite, asking)
-    language_model = _load_model(model, asking)
+        _configure(task, suite, options)
+    language_model = _load_model(model, options)
     runs: list[Results] = []
     for run in range(suite.num_runs):
-        _seed(asking.seed + run)
+        _seed(options.seed + run)
         found = evaluator.evaluate(
             language_model,
             loaded,
-            limit=asking.limit,
+            limit=options.limit,
             bootstrap_iters=0 if suite.num_runs > 1 else 1000,
             log_samples=False,
-            apply_chat_template=asking.chat,
+            apply_chat_template=options.chat,
         )
         runs.append(dict(found["results"]))
     return runs
@@ -114,9 +114,9 @@ def run_suite(model: Path, suite: Suite, asking: HarnessOptions) -> list[Results
 def _manager(suite: Suite) -> Any:
     from lm_eval.tasks import TaskManager
 
-    # Reading the harness's own thousands of files takes seconds, which ours alone do not need.
-    only_ours = all(scored.task.startswith(_PREFIX) for scored in suite.tasks)
-    return TaskManager(include_path=str(TASKS), include_defaults=not only_ours)
+    # Loading the harness's thousands of task files takes seconds; Forethought's tasks do not need them.
+    only_added = all(scored.task.startswith(_PREFIX) for scored in suite.tasks)
+    return TaskManager(include_path=str(TASKS), include_defaults=not only_added)
 
 
 def _load_tasks(manager: Any, suite: Suite) -> dict[str, Any]:
@@ -129,17 +129,17 @@ def _load_tasks(manager: Any, suite: Suite) -> dict[str, Any]:
             )
     try:
         loaded: dict[str, Any] = manager.load([scored.task for scored in suite.tasks])
-    except (OSError, ValueError) as error:  # no network, a gated data set, an unknown split
+    except (OSError, ValueError) as error:  # no network, a gated dataset, an unknown split
         raise InvalidInput(
-            f"the data of a task cannot be had ({error}); expected a network or a filled cache "
-            "(HF_HOME), and for gated sets such as GPQA a login: `hf auth login`"
+            f"the data of a task cannot be loaded ({error}); expected network access or a populated cache "
+            "(HF_HOME), and for gated datasets such as GPQA a login: `hf auth login`"
         ) from error
     return loaded
 
 
-def _configure(task: Any, suite: Suite, asking: HarnessOptions) -> None:
-    """A suite's wishes over a task's own settings, as the harness's command line does it."""
-    task.set_fewshot_seed(seed=asking.seed)
+def _configure(task: Any, suite: Suite, options: HarnessOptions) -> None:
+    """Override a task's settings with the suite's, as the harness's command line does."""
+    task.set_fewshot_seed(seed=options.seed)
     if suite.num_fewshot is not None:
         task.set_config(key="num_fewshot", value=suite.num_fewshot)
     elif task.get_config("num_fewshot") is None:
@@ -148,8 +148,8 @@ def _configure(task: Any, suite: Suite, asking: HarnessOptions) -> None:
         return
     if overrides := _generation(suite):
         task.set_config(key="generation_kwargs", value=overrides, update=True)
-    if asking.opens_thought and not _opens_itself(task):
-        task.set_config(key="gen_prefix", value=asking.think_open)
+    if options.opens_thought and not _opens_itself(task):
+        task.set_config(key="gen_prefix", value=options.think_open)
 
 
 def _generation(suite: Suite) -> dict[str, Any]:
@@ -165,25 +165,25 @@ def _opens_itself(task: Any) -> bool:
     return bool((task.get_config("metadata") or {}).get("opens_thought"))
 
 
-def _load_model(model: Path, asking: HarnessOptions) -> Any:
+def _load_model(model: Path, options: HarnessOptions) -> Any:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    close_id = tokenizer.get_vocab().get(asking.think_close)
-    if asking.opens_thought and (
-        close_id is None or asking.think_open not in tokenizer.get_vocab()
+    close_id = tokenizer.get_vocab().get(options.think_close)
+    if options.opens_thought and (
+        close_id is None or options.think_open not in tokenizer.get_vocab()
     ):
         raise InvalidInput(
-            f"{model} has no tokens {asking.think_open!r} and {asking.think_close!r}; expected both to "
-            "begin answers with a thought: name its markers, or leave thoughts to the prompt"
+            f"{model} has no tokens {options.think_open!r} and {options.think_close!r}; expected both, to "
+            "open a thought before each answer: name the model's markers, or drop --think"
         )
     return HFLM(
         pretrained=str(model),
-        device=asking.device,
-        dtype=asking.dtype,
-        batch_size=asking.batch_size,
-        think_end_token=close_id if asking.opens_thought or asking.chat else None,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        think_end_token=close_id if options.opens_thought or options.chat else None,
     )
 
 
@@ -200,7 +200,7 @@ def adjusted(
     max_tokens: int | None = None,
     num_fewshot: int | None = None,
 ) -> Suite:
-    """The suite with what is given in the place of its own."""
+    """The suite with the given values overriding its own."""
     overrides = {
         "num_runs": num_runs,
         "temperature": temperature,

@@ -1,7 +1,8 @@
-"""What an evaluation came to: a mean over runs per figure, the suite's own mean, a table, JSON.
+"""The scores of an evaluation: a mean over runs per metric, the suite's mean, a table, JSON.
 
-Design: with several runs the spread between them is told, with one the harness's standard error over
-questions: two things, named apart. The price is a column that is empty in one of the cases.
+Design: several runs report the spread between runs, a single run the harness's standard error over
+questions; these are different quantities with separate names. The price is a column that is empty in
+either case.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _STDERR = "_stderr"
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A figure of a task: its mean over runs, the standard deviation of runs, the error over questions.
+    """A metric of a task: mean over runs, standard deviation of runs, standard error over questions.
 
     Example:
         ``Score("gsm8k", "exact_match,flexible-extract", 0.745, runs=(0.74, 0.75), run_std=0.007)``
@@ -35,11 +36,11 @@ class Score:
     runs: tuple[float, ...]
     run_std: float | None = None
     stderr: float | None = None
-    counts: bool = False  # in the suite's mean
+    counts: bool = False  # towards the suite's mean
 
 
 def scores_of(suite: Suite, runs: Sequence[Results]) -> list[Score]:
-    """Every figure of every task and group, those that count for the suite marked."""
+    """Every metric of every task and group; those that count towards the suite's mean are marked."""
     counting = {(scored.task, scored.metric) for scored in suite.tasks if suite.has_mean}
     return [
         _score(task, metric, runs, (task, metric) in counting)
@@ -49,21 +50,21 @@ def scores_of(suite: Suite, runs: Sequence[Results]) -> list[Score]:
 
 
 def suite_mean(scores: Iterable[Score]) -> float | None:
-    """The mean of the figures that count, as the papers average tasks; None where none is said to."""
+    """The mean of the metrics that count, averaged over tasks as in the papers; None if there are none."""
     counting = [score.mean for score in scores if score.counts]
     return fmean(counting) if counting else None
 
 
 def report(
-    model: str, name: str, suite: Suite, asking: HarnessOptions, scores: Sequence[Score]
+    model: str, name: str, suite: Suite, options: HarnessOptions, scores: Sequence[Score]
 ) -> dict[str, Any]:
-    """Everything as a dictionary that JSON takes: settings, versions, figures."""
+    """Settings, versions and scores as a JSON-serialisable dictionary."""
     from importlib.metadata import version
 
     return {
         "model": model,
         "suite": name,
-        "settings": asdict(suite) | asdict(asking),
+        "settings": asdict(suite) | asdict(options),
         "versions": {package: version(package) for package in ("lm_eval", "transformers", "torch")},
         "mean": suite_mean(scores),
         "scores": [asdict(score) for score in scores],
@@ -71,12 +72,12 @@ def report(
 
 
 def table(title: str, scores: Sequence[Score]) -> Table:
-    """The figures for a terminal; those that count for the mean in bold."""
+    """The scores as a terminal table; those that count towards the mean in bold."""
     from rich.table import Table
 
     shown = Table(title=title)
-    for column in ("task", "figure", "mean", "± runs", "± questions"):
-        is_name = column in ("task", "figure")
+    for column in ("task", "metric", "mean", "± runs", "± questions"):
+        is_name = column in ("task", "metric")
         shown.add_column(column, justify="left" if is_name else "right", overflow="fold")
     for score in scores:
         cells = (
@@ -99,10 +100,10 @@ def _score(task: str, metric: str, runs: Sequence[Results], counts: bool) -> Sco
     return Score(task, metric, fmean(values), values, run_std, stderr, counts)
 
 
-def _metrics(figures: dict[str, Any]) -> list[str]:
+def _metrics(metrics: dict[str, Any]) -> list[str]:
     return [
         name
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if "," in name and _STDERR not in name and _number(value) is not None
     ]
 

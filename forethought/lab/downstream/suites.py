@@ -3,9 +3,9 @@
     RLP   arXiv 2510.01265, tables 1 and 2: math pass@1 over 8 runs, science greedy and over 4 runs
     RPT   arXiv 2506.08007, section 5: zero-shot, 12,288 tokens, temperature 0.8
 
-Design: where the harness has a task, that is taken, with its own prompt and shots; RLP was evaluated with
-NeMo-Skills, whose prompts are others, so figures are comparable among our own checkpoints and only roughly
-with the papers'. What neither paper states is ours, and ``note`` says so.
+Design: where the harness has a task, it is used, with its own prompt and shots; RLP was evaluated with
+NeMo-Skills, whose prompts differ, so scores are comparable among our own checkpoints and only roughly with
+the papers'. Values that neither paper states are ours, and ``note`` names them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from forethought.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class SuiteTask:
-    """A task of the harness and which of its figures counts, ``metric,filter`` as the harness names it.
+    """A task of the harness and the metric that counts, as ``metric,filter`` in the harness's naming.
 
     Example:
         ``SuiteTask("gsm8k", "exact_match,flexible-extract")``
@@ -31,8 +31,9 @@ class SuiteTask:
 class Suite:
     """Tasks that are reported together.
 
-    ``num_runs`` sampled runs are averaged (pass@1[n]); temperature 0 is greedy, None what each task says.
-    ``num_fewshot`` and ``max_tokens`` None leave each task its own. ``has_mean``: the tasks are averaged.
+    ``num_runs`` sampled runs are averaged (pass@1[n]). Temperature 0 is greedy. None leaves
+    ``temperature``, ``num_fewshot`` and ``max_tokens`` at each task's own value. ``has_mean``: the tasks
+    are averaged.
 
     Example:
         ``Suite((SuiteTask("mmlu_pro", "exact_match,custom-extract"),), num_runs=4, temperature=0.8)``
@@ -72,7 +73,7 @@ _TRACKING = (
 SUITES = {
     "state-tracking": Suite(
         _TRACKING,
-        has_mean=False,  # the same questions three times, to be compared
+        has_mean=False,  # three ways of answering the same questions
         note="the demo's questions, offline: without a thought, after a sampled one, after a greedy one",
     ),
     "rlp-math": Suite(
@@ -97,17 +98,17 @@ SUITES = {
         temperature=0.8,
         max_tokens=12_288,
         num_fewshot=0,
-        note="RPT: zero-shot, temperature 0.8, 12,288 tokens; it asked 200 questions a category",
+        note="RPT: zero-shot, temperature 0.8, 12,288 tokens; the paper used 200 questions per category",
     ),
 }
-"""By name, as ``--suite`` has it."""
+"""The suites by the name given to ``--suite``."""
 
 
 def suite(name: str) -> Suite:
     """The suite of that name.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is no such suite.
     """
     if name not in SUITES:
         raise InvalidInput(f"--suite is {name!r}; expected one of {', '.join(SUITES)}")

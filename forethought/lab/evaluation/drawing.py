@@ -1,6 +1,6 @@
-"""``eval.png``: of a series accuracy over compute with the fitted laws, of anything else bars by split.
+"""``eval.png``: for a series, accuracy over compute with the fitted laws; otherwise bars by split.
 
-Design: drawn from the report alone, so that an old eval.json can be drawn again.
+Design: drawn from the report alone, so that an old eval.json can be redrawn.
 """
 
 from __future__ import annotations
@@ -66,21 +66,23 @@ def _gain_curves(axes: Any, report: dict[str, Any]) -> None:
     axes.set(
         xlabel="optimizer step",
         ylabel="information gain (nats)",
-        title="What a thought adds, 95 % intervals over positions",
+        title="Information gain of a thought, 95 % intervals over positions",
     )
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 
 
 def _accuracy_bars(axes: Any, report: dict[str, Any]) -> None:
-    """A bar for every checkpoint, after a thought; a line across it: without."""
+    """Bars: accuracy after a thought, per checkpoint; lines across them: without a thought."""
     for offset, width, checkpoint in _side_by_side(report):
         of = checkpoint["splits"].values()
-        places = np.arange(len(of)) + offset
+        positions = np.arange(len(of)) + offset
         heights = [figures["think_accuracy"] for figures in of]
-        axes.bar(places, heights, width, label=checkpoint["label"])
+        axes.bar(positions, heights, width, label=checkpoint["label"])
         plain = [figures["no_think_accuracy"] for figures in of]
-        axes.hlines(plain, places - width / 2, places + width / 2, color="black", linewidth=1.5)
+        axes.hlines(
+            plain, positions - width / 2, positions + width / 2, color="black", linewidth=1.5
+        )
     axes.set(title="greedy accuracy after a thought (line: without)", ylim=(0, 1.05))
     _finish_bars(axes, report)
 

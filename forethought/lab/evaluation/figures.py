@@ -1,9 +1,9 @@
-"""Everything measured of a split: means over its positions, intervals, and differences between models.
+"""The metrics of a split: means over its positions, intervals, and differences between models.
 
-Design: what a model did is first one number per position (:class:`Measurements`), over all positions that
-any split asks for; a split only chooses among them. So figures of nested splits agree with each other, and
-two models are compared position by position. The price: thoughts are averaged per position first, so every
-position counts the same, however long its thoughts are.
+Design: a model's results are first one number per position (:class:`Measurements`), over the positions of
+all splits; a split only selects among them. So metrics of nested splits are consistent, and two models
+are compared position by position. The price: thoughts are averaged per position first, so every position
+counts the same, however long its thoughts are.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ COMPARED = (
     "no_think_nll",
     "information_gain",
 )
-"""What is reported of a split as a mean, and compared between models."""
+"""The metrics reported per split as a mean and compared between models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """What one model did at Q positions with G thoughts each.
+    """One model's results at Q positions with G thoughts each.
 
     ``values_Q`` holds an array [Q] for each of :data:`COMPARED` that was measured. ``right_Q`` counts the
-    thoughts after which the next token was the likeliest, ``rewarded_Q`` those that were followed by a
-    right prediction (empty where the objective predicts nothing).
+    thoughts after which the target was the likeliest token, ``rewarded_Q`` those followed by a correct
+    prediction (empty if the objective samples no predictions).
 
     Example:
         ``measurements_of(answers, texts, rewarded_Q).values_Q["information_gain"].mean()``
@@ -64,7 +64,10 @@ def measurements_of(
     texts_QG: Sequence[Sequence[str]],
     rewarded_Q: Sequence[int],
 ) -> Measurements:
-    """Numbers of a model's answers, whose thoughts read ``texts_QG``; no ``rewarded_Q``: ungraded."""
+    """The measurements of a model's answers with thought texts ``texts_QG``.
+
+    An empty ``rewarded_Q`` means that no predictions were graded.
+    """
     from forethought.compute.answers import thought_ids
 
     num_thoughts = len(answers_Q[0].thoughts_G)
@@ -92,7 +95,7 @@ def measurements_of(
 def split_figures(
     measured: Measurements, members: Sequence[int], k_list: Sequence[int], seed: int
 ) -> dict[str, Any]:
-    """The figures of the positions ``members``, as eval.json has them: plain numbers by name."""
+    """The metrics over the positions ``members``, in the format of eval.json: plain numbers by name."""
     chosen = list(members)
     means = {name: float(values[chosen].mean()) for name, values in measured.values_Q.items()}
     gain = BootstrapInterval.of(measured.values_Q["information_gain"][chosen], seed)
@@ -114,7 +117,7 @@ def split_figures(
 def differences(
     first: Measurements, other: Measurements, members: Sequence[int], seed: int
 ) -> dict[str, dict[str, float]]:
-    """``other`` less ``first`` at the same positions: means with bootstrap intervals of the pairs."""
+    """``other`` minus ``first`` at the same positions: means with paired bootstrap intervals."""
     chosen = list(members)
     return {
         name: asdict(BootstrapInterval.of(values[chosen] - first.values_Q[name][chosen], seed))
@@ -132,7 +135,7 @@ def _passing(
 
 
 def _thought_figures(measured: Measurements, members: Sequence[int]) -> dict[str, Any]:
-    """Length, truncation and kinds of reasoning, over all thoughts of the positions."""
+    """Length, truncation and reasoning patterns, over all thoughts of the positions."""
     lengths = sorted(length for q in members for length in measured.lengths_QG[q])
     stopped = [stopped for q in members for stopped in measured.stopped_QG[q]]
     patterns = [counts for q in members for counts in measured.patterns_QG[q]]

@@ -1,7 +1,7 @@
-"""pass@k: the chance that at least one of k thoughts is followed by the right next token.
+"""pass@k: the probability that at least one of k thoughts is followed by the correct next token.
 
-Design: the unbiased estimator 1 - C(G-c, k) / C(G, k) of arXiv 2107.03374 (eq. 1) from the c right ones of
-G; taking the first k instead would waste the others, and 1 - (1 - c/G)^k is biased. Its price is that k
+Design: the unbiased estimator 1 - C(G-c, k) / C(G, k) of arXiv 2107.03374 (eq. 1), with c of G thoughts
+correct; using only the first k would waste the others, and 1 - (1 - c/G)^k is biased. The price is that k
 cannot exceed G.
 """
 
@@ -14,7 +14,7 @@ from forethought.errors import InvalidInput
 
 
 def pass_at_k(num_right: int, num_thoughts: int, k: int) -> float:
-    """Of one position: ``num_right`` of ``num_thoughts`` (G) are right.
+    """pass@k of one position, with ``num_right`` of ``num_thoughts`` (G) correct.
 
     Raises:
         InvalidInput: k is not from 1 to G.
@@ -30,10 +30,10 @@ def usual_k(num_thoughts: int) -> tuple[int, ...]:
 
 
 def checked(k_list: Sequence[int], num_thoughts: int) -> tuple[int, ...]:
-    """The k asked for, ascending, or the usual ones.
+    """The requested values of k, ascending, or the usual ones.
 
     Raises:
-        InvalidInput: one is not from 1 to G.
+        InvalidInput: a k is not from 1 to G.
     """
     for k in k_list:
         check_k(k, num_thoughts)
@@ -41,7 +41,7 @@ def checked(k_list: Sequence[int], num_thoughts: int) -> tuple[int, ...]:
 
 
 def check_k(k: int, num_thoughts: int) -> None:
-    """Refuse a k that G thoughts cannot answer.
+    """Check that pass@k can be computed from G thoughts.
 
     Raises:
         InvalidInput: k is not from 1 to G.

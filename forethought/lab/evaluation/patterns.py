@@ -1,10 +1,10 @@
-"""Kinds of reasoning that a thought shows, by keywords (RPT, arXiv 2506.08007, section 4.5 and appendix).
+"""Reasoning patterns of a thought, by keywords (RPT, arXiv 2506.08007, section 4.5 and appendix).
 
-A thought counts for a kind if it holds one of its keywords; the keywords are the paper's. Beside that
-share, which grows with the length of thoughts, stands how often they occur per 1,000 tokens.
+A thought counts for a pattern if it contains one of its keywords; the keywords are the paper's. Since
+that share grows with the length of thoughts, the number of keywords per 1,000 tokens is reported as well.
 
-Design: keywords are matched as whole words and without case. The price: they are English, say little of
-models that do not reason in words, and "either" counts wherever it stands.
+Design: keywords are matched as whole words, ignoring case. The price: they are English, uninformative about
+models that do not reason in natural language, and "either" counts in any context.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _EXPRESSIONS = {
 
 @dataclass(frozen=True, slots=True)
 class PatternRates:
-    """The share of thoughts that show a kind of reasoning, and keywords per 1,000 tokens, by kind.
+    """The share of thoughts with a pattern, and keywords per 1,000 tokens, by pattern.
 
     Example:
         ``PatternRates({"hypothesis": 0.5}, {"hypothesis": 12.5})``
@@ -61,12 +61,12 @@ class PatternRates:
 
 
 def count_patterns(text: str) -> dict[str, int]:
-    """How many keywords of every kind stand in a thought."""
+    """The number of keywords in a thought, by pattern."""
     return {kind: len(found.findall(text)) for kind, found in _EXPRESSIONS.items()}
 
 
 def pattern_rates(counts_R: Sequence[dict[str, int]], num_tokens: int) -> PatternRates:
-    """The rates of R thoughts of ``num_tokens`` tokens together."""
+    """The rates over R thoughts with ``num_tokens`` tokens in total."""
     return PatternRates(
         {kind: sum(counts[kind] > 0 for counts in counts_R) / len(counts_R) for kind in KEYWORDS},
         {

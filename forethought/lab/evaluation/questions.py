@@ -1,8 +1,8 @@
-"""What every model of an evaluation is asked: positions, prompt, sampling.
+"""The queries of an evaluation, the same for every model: positions, prompt, sampling.
 
-Design: made once, with the first model's tokenizer, before any model is asked, so that no checkpoint has a
-part in choosing its own questions but the first, and that only where no proxy is named. The price is that
-the first model is loaded twice.
+Design: created once, with the first model's tokenizer, before any model is evaluated, so that no checkpoint
+influences the choice of positions, except the first one when no proxy is given. The price is that the first
+model is loaded twice.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What every model is asked, alike: ``queries`` are those of ``drawn.places``, in request.
+    """The queries shared by all models: ``queries`` are those of ``drawn.places``, in the same order.
 
-    ``vocabulary`` and ``num_parameters`` are the first model's, ``proxy`` says whose entropies chose.
+    ``vocabulary`` and ``num_parameters`` are the first model's; ``proxy`` names the source of the
+    entropies.
 
     Example:
-        ``make_questions(request, conditions(order.checkpoints, order.overrides), progress).queries[0]``
+        ``make_questions(request, conditions(request.checkpoints, request.overrides), progress).queries[0]``
     """
 
     documents: list[Document]
@@ -53,10 +54,10 @@ class Questions:
 
 
 def make_questions(request: EvalRequest, given: Conditions, progress: Progress) -> Questions:
-    """The questions of an order.
+    """The questions of an eval request.
 
     Raises:
-        InvalidInput: the first model, the corpus or the proxy cannot be used, or no position fits.
+        InvalidInput: the first model, the corpus or the proxy is unusable, or no position fits.
     """
     from forethought.compute.answers import Query
     from forethought.compute.model import find_markers
@@ -66,13 +67,13 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
     markers = find_markers(model.tokenizer, section.think_open, section.think_close)
     prompting = prompting_of(given.objective, model.tokenizer, markers)
     sampling = _sampling(given, model, markers)
-    room = _length_limit(given, model, markers, prompting, sampling)
+    limit = _length_limit(given, model, markers, prompting, sampling)
     window_tokens = _window_tokens(request, given, model)
-    documents, drawn, proxy = _drawn(request, given, model, window_tokens, room, progress)
+    documents, drawn, proxy = _drawn(request, given, model, window_tokens, limit, progress)
     queries = [
         Query(documents[place.document], position)
         for place in drawn.places
-        for position in at(documents[place.document], [place.index], room.target_tokens)
+        for position in at(documents[place.document], [place.index], limit.target_tokens)
     ]
     return Questions(
         documents=documents,
@@ -88,27 +89,27 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
 
 
 def load_model(path: Path, request: EvalRequest) -> LanguageModel:
-    """A model directory, on the order's device."""
+    """Load a model directory onto the request's device."""
     from forethought.compute.model import load_language_model
 
     return load_language_model(path, request.dtype, request.device)
 
 
 def check_vocabulary(model: LanguageModel, vocabulary: dict[str, int], label: str) -> None:
-    """Refuse a model that would read other words in the same tokens.
+    """Check that a model has the given vocabulary.
 
     Raises:
-        InvalidInput: its vocabulary is another one.
+        InvalidInput: its vocabulary differs.
     """
     if model.tokenizer.get_vocab() != vocabulary:
         raise InvalidInput(
             f"{label} has another vocabulary than the first checkpoint; expected the same one, because all "
-            "are asked about the same tokens: evaluate them apart"
+            "are evaluated on the same tokens: evaluate them separately"
         )
 
 
 def _sampling(given: Conditions, model: LanguageModel, markers: Markers) -> Sampling:
-    """As in training: thoughts end at the close token, predictions where the objective says."""
+    """As in training: thoughts end at the close token, predictions where the objective ends them."""
     from forethought.compute.prompting import end_ids
 
     section, objective = given.settings.sampling, given.objective
@@ -139,7 +140,7 @@ def _length_limit(
 
 
 def _window_tokens(request: EvalRequest, given: Conditions, model: LanguageModel) -> int:
-    """As asked for or as the run had it; where nobody said, no more than the model can read."""
+    """The requested window length, or the run's capped at the model's maximum."""
     wanted, longest = given.settings.corpus.window_tokens, model.max_length_tokens
     if request.overrides.window_tokens and wanted > longest:
         raise InvalidInput(
@@ -153,10 +154,10 @@ def _drawn(
     given: Conditions,
     model: LanguageModel,
     window_tokens: int,
-    room: LengthLimit,
+    limit: LengthLimit,
     progress: Progress,
 ) -> tuple[list[Document], DrawnPositions, str]:
-    """Documents, the places in them that are asked about, and whose entropies chose these."""
+    """The documents, the drawn positions in them, and the source of the entropies."""
     section = given.settings.corpus.model_copy(update={"window_tokens": window_tokens})
     with TemporaryDirectory(prefix="forethought-eval-") as folder:
         cache = Path(folder)
@@ -165,11 +166,11 @@ def _drawn(
         )
         marked = noise_marks(section, model.tokenizer, request.noise, request.seed, cache)
     entropies, proxy = _entropies(request, documents, model, progress)
-    places = candidate_positions(documents, entropies, marked, request.noise, room)
+    places = candidate_positions(documents, entropies, marked, request.noise, limit)
     if not places:
         raise InvalidInput(
-            f"no position of {len(documents)} windows can be asked about: prompt, thought, target leave "
-            f"{max(0, room.max_index)} of the model's {model.max_length_tokens} tokens for a context, and "
+            f"no position of {len(documents)} windows can be evaluated: prompt, thought, target leave "
+            f"{max(0, limit.max_index)} of the model's {model.max_length_tokens} tokens for a context, and "
             "no think marker is a target; expected one token at least: lower --max-thought-tokens, choose "
             "--prompt plain, or give text without thoughts"
         )
@@ -179,7 +180,7 @@ def _drawn(
 def _entropies(
     request: EvalRequest, documents: Sequence[Document], first: LanguageModel, progress: Progress
 ) -> tuple[Sequence[Sequence[float]], str]:
-    """One entropy a token, and whose they are."""
+    """One entropy per token, and the source of the entropies."""
     if request.proxy is None and all(document.entropies_N for document in documents):
         return [document.entropies_N for document in documents], "the corpus's own entropies"
     proxy = first
@@ -189,6 +190,8 @@ def _entropies(
     num_documents = len(documents)
     found = find_entropies(proxy, documents, lambda n: progress("entropies", n, num_documents))
     name = (
-        str(request.proxy) if request.proxy else f"{request.checkpoints[0].label} (the first given)"
+        str(request.proxy)
+        if request.proxy
+        else f"{request.checkpoints[0].label} (the first checkpoint)"
     )
     return found, name

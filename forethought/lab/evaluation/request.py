@@ -1,10 +1,10 @@
-"""What is the same for every checkpoint of an evaluation: objective, prompt, sampling, corpus.
+"""The conditions shared by all checkpoints of an evaluation: objective, prompt, sampling, corpus.
 
-Design: everything is taken from the configuration of the first run that is named, as the run resolved it,
-and an order's own wishes win. So evaluating a run needs no configuration, and the prompt is the one the
-model learned with. Training text is not held-out text: where a ``heldout`` file lies beside the run's
-corpus that is read, else the run's own, and the report says so. The price: a run's own configuration
-decides how models from elsewhere are asked.
+Design: everything comes from the resolved configuration of the first run that is given, and the request's
+overrides take precedence. So evaluating a run needs no configuration, and the prompt is the one the model
+was trained with. Training text is not held-out text: a ``heldout`` file next to the run's corpus is read
+if there is one, otherwise the run's own corpus, which the report states. The price: one run's
+configuration also determines how models from elsewhere are evaluated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HELDOUT = "heldout"
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What an evaluation asks for beside its checkpoints; None or empty: as the run has it.
+    """Settings that override the run's; None or empty keeps the run's value.
 
     Example:
         ``Overrides(corpus="heldout.jsonl", group_size=16, prompt="v0")``
@@ -48,7 +48,7 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Settings with the overrides in them, the objective that prompts and grades, and where they come from.
+    """Settings with overrides applied, the objective that prompts and grades, and their origin.
 
     Example:
         ``conditions(checkpoints, Overrides(group_size=16)).settings.sampling.group_size == 16``
@@ -64,25 +64,25 @@ def conditions(checkpoints: Sequence[Checkpoint], overrides: Overrides) -> Condi
     """The conditions for these checkpoints.
 
     Raises:
-        InvalidInput: no corpus is known, the run's configuration cannot be read, or a wish is refused.
+        InvalidInput: no corpus is known, the run's configuration cannot be read, or an override is invalid.
     """
     run = next((c.run for c in checkpoints if c.run and c.run.config.is_file()), None)
     path = run.config if run else None
-    settings = load_settings(path, _words(overrides), environment={})
+    settings = load_settings(path, _override_strings(overrides), environment={})
     corpus, note = _corpus(settings.corpus, overrides)
-    origin = str(path) if path else "the defaults: no checkpoint lies in a run directory"
+    origin = str(path) if path else "the defaults: no checkpoint is in a run directory"
     section = settings.objective
-    learned_with = objectives.load(section.name, section.parameters, section.folder)
+    trained_with = objectives.load(section.name, section.parameters, section.folder)
     return Conditions(
         settings.model_copy(update={"corpus": corpus}),
-        _objective(learned_with, overrides),
+        _objective(trained_with, overrides),
         origin,
         note,
     )
 
 
-def _words(overrides: Overrides) -> list[str]:
-    """The wishes as the overrides that they are."""
+def _override_strings(overrides: Overrides) -> list[str]:
+    """The overrides as ``section.key=value`` strings."""
     given: dict[str, Any] = {
         "corpus.window_tokens": overrides.window_tokens,
         "sampling.group_size": overrides.group_size,
@@ -94,53 +94,53 @@ def _words(overrides: Overrides) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value not in (None, "")]
 
 
-def _objective(learned_with: Objective, overrides: Overrides) -> Objective:
-    """RPT where its prompt is named, else the run's objective, or RLP where that does not think."""
+def _objective(trained_with: Objective, overrides: Overrides) -> Objective:
+    """RPT if one of its prompts is given; else the run's objective, or RLP if that has no thoughts."""
     if overrides.prompt:
         return objectives.load("rpt", {"prompt": overrides.prompt})
-    return learned_with if learned_with.thinks else objectives.load("rlp")
+    return trained_with if trained_with.thinks else objectives.load("rlp")
 
 
 def _corpus(section: CorpusSection, overrides: Overrides) -> tuple[CorpusSection, str]:
-    """What is read, and in words how held-out it is."""
+    """The corpus to read, and a note on whether it is held out."""
     fields = {"text_field": overrides.text_field, "marks_field": overrides.marks_field}
     given = {name: value for name, value in fields.items() if value}
     if overrides.corpus:
         source = SourceSection(path=overrides.corpus).model_copy(update=given)
-        return _of(
+        return _with_sources(
             (source,), section
-        ), "as given; whether the models learned from it is not checked"
+        ), "as given; not checked against the models' training text"
     sources = section.resolved_sources()
     if not sources:
         raise InvalidInput(
-            "no corpus: no checkpoint lies in a run directory; expected --corpus FILE_OR_FOLDER"
+            "no corpus: no checkpoint is in a run directory; expected --corpus FILE_OR_FOLDER"
         )
-    beside = [_beside(Path(source.path).expanduser()) for source in sources]
+    heldout_paths = [_heldout_of(Path(source.path).expanduser()) for source in sources]
     read = tuple(
         source.model_copy(update={**given, "path": str(heldout or source.path)})
-        for source, heldout in zip(sources, beside, strict=True)
+        for source, heldout in zip(sources, heldout_paths, strict=True)
     )
-    if all(beside):
-        return _of(read, section), f"the {HELDOUT} text beside the run's corpus"
-    return _of(read, section), "THE RUN'S OWN TRAINING TEXT, not held out; give --corpus"
+    if all(heldout_paths):
+        return _with_sources(read, section), f"the {HELDOUT} text next to the run's corpus"
+    return _with_sources(read, section), "THE RUN'S OWN TRAINING TEXT, not held out; pass --corpus"
 
 
-def _of(sources: tuple[SourceSection, ...], section: CorpusSection) -> CorpusSection:
+def _with_sources(sources: tuple[SourceSection, ...], section: CorpusSection) -> CorpusSection:
     return section.model_copy(update={"path": "", "sources": sources})
 
 
-def _beside(path: Path) -> Path | None:
+def _heldout_of(path: Path) -> Path | None:
     heldout = path.with_name(HELDOUT + path.suffix)
     return heldout if heldout != path and heldout.exists() else None
 
 
 Progress = Callable[[str, int, int], None]
-"""Told of a stage, how much of it is done, and of how much."""
+"""Called with a stage, its finished items and its total."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalRequest:
-    """What to evaluate, and how. ``is_series``: the checkpoints are those of one run, and laws are fitted.
+    """An eval request. ``is_series``: the checkpoints are those of one run, and laws are fitted.
 
     Example:
         ``EvalRequest(tuple(series(Path("runs/rpt"))), Overrides(), is_series=True)``

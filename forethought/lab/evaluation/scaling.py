@@ -1,12 +1,13 @@
 """Accuracy as a power law of training compute:  P(C) = A / C^alpha + P*  (RPT, arXiv 2506.08007, sec. 4.2).
 
-P is next-token accuracy, as in the paper: it rises, so A is negative and P* is what it tends to. Nothing is
-assumed of A's sign, so an error can be fitted as well.
+P is next-token accuracy, as in the paper: it rises, so A is negative and P* is the asymptote. The sign of
+A is not constrained, so an error rate can be fitted as well.
 
-Design: for a fixed exponent the other two are least squares with P* kept in [0, 1], in closed form, so one
-number is searched for: on a grid, and then by ``scipy.optimize.minimize_scalar``. No starting point can go
-wrong. The price of a law with three parameters remains: points that do not bend say nothing of P*, which
-then stands at an end of what is allowed, and :attr:`Law.caveat` says so.
+Design: for a fixed exponent the other two parameters are a closed-form least-squares solution with P*
+constrained to [0, 1], so only the exponent is searched: on a grid, then by
+``scipy.optimize.minimize_scalar``. No starting point is needed. The price of a law with three parameters
+remains: points without curvature do not determine P*, which then lies at its bound, and
+:attr:`Law.caveat` reports it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MIN_POINTS = 4
 _NUM_REFITS = 200
 _MIN_EXPONENT, _MAX_EXPONENT = 0.01, 10.0
 _NUM_GRID = 64
-_NEAR = 1.02  # a factor from the end of the range: the search stops beside it
+_NEAR = 1.02  # factor from the end of the range, which the search only approaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,12 @@ class Law:
     caveat: str
 
     def at(self, compute: Any) -> Any:
-        """The accuracy at a compute above 0, or at an array of them."""
+        """The accuracy at a compute above 0, a number or an array."""
         return self.amplitude / np.asarray(compute, dtype=np.float64) ** self.exponent + self.limit
 
 
 def why_no_fit(compute_S: Sequence[float], accuracy_S: Sequence[float]) -> str:
-    """What keeps these points from being fitted, empty where nothing does."""
+    """The reason why these points cannot be fitted; empty if they can."""
     num_different = len({compute for compute in compute_S if compute > 0})
     if num_different < MIN_POINTS:
         return (
@@ -88,9 +89,9 @@ def fit_law(compute_S: Sequence[float], accuracy_S: Sequence[float]) -> Law:
 def limit_interval(
     compute_S: Sequence[float], accuracy_SQ: Any, seed: int
 ) -> tuple[float, float] | None:
-    """The bootstrap interval of P* over positions, which are drawn again for all checkpoints together.
+    """The bootstrap interval of P* over positions, resampled jointly for all checkpoints.
 
-    None where no draw can be fitted.
+    None if no resample can be fitted.
     """
     means_RS = resampled_means(np.asarray(accuracy_SQ, float), seed, _NUM_REFITS).T
     drawn = [[float(mean) for mean in means_S] for means_S in means_RS]
@@ -121,7 +122,7 @@ def _least_squares(compute_S: Any, accuracy_S: Any, exponents_E: Any) -> tuple[A
     centred = x - x.mean(axis=1, keepdims=True)
     slopes = (centred * y).sum(axis=1) / (centred**2).sum(axis=1)
     limits = np.clip(y.mean() - slopes * x.mean(axis=1), 0.0, 1.0)
-    # Where the limit was clipped another slope is best; elsewhere this is the same one.
+    # Where the limit was clipped the best slope changes; elsewhere this reproduces it.
     slopes = (x * (y - limits[:, None])).sum(axis=1) / (x**2).sum(axis=1)
     errors = ((slopes[:, None] * x + limits[:, None] - y) ** 2).sum(axis=1)
     return slopes, limits, errors
@@ -129,9 +130,7 @@ def _least_squares(compute_S: Any, accuracy_S: Any, exponents_E: Any) -> tuple[A
 
 def _caveat(exponent: float, limit: float) -> str:
     if exponent < _MIN_EXPONENT * _NEAR or exponent > _MAX_EXPONENT / _NEAR:
-        return (
-            f"the exponent stands at the end of {_MIN_EXPONENT} to {_MAX_EXPONENT}: P* is not known"
-        )
+        return f"the exponent is at the bound of {_MIN_EXPONENT} to {_MAX_EXPONENT}: P* is not determined"
     if limit in (0.0, 1.0):
-        return "P* stands at the end of 0 to 1: the points do not show where accuracy goes"
+        return "P* is at the bound of 0 to 1: the points do not determine the asymptote"
     return ""

@@ -1,20 +1,20 @@
-"""Which positions are asked about: easy, medium, hard, marked, noise and all.
+"""The splits of evaluated positions: easy, medium, hard, marked, noise and all.
 
     all      every position
-    easy     entropy of the proxy >= 0.5 nats     RPT (arXiv 2506.08007, section 4.1): hard is a part of
-    medium   entropy >= 1.0                       medium is a part of easy
+    easy     entropy of the proxy >= 0.5 nats     RPT (arXiv 2506.08007, section 4.1): hard is a subset of
+    medium   entropy >= 1.0                       medium, medium a subset of easy
     hard     entropy >= 1.5
-    marked   where the corpus says that predicting is worth it
-    noise    where no thought can help
+    marked   marked in the corpus as worth predicting
+    noise    positions where no thought can help
 
-Noise cannot be known from entropy alone: a hard answer and a random word are equally uncertain. So a
-position is noise where the corpus says so (a field of its own), or, in a corpus with marks, where it is
-uncertain and not marked; in any other corpus nothing is called noise.
+Noise cannot be identified by entropy alone: a hard answer and a random word are equally uncertain. So a
+position is noise if the corpus marks it so (in a separate field), or, in a corpus with marks, if it is
+uncertain and unmarked; in any other corpus no position is noise.
 
-Design: every position has a rank that is a hash of the seed, its document and its index, and a split takes
-the positions of lowest rank in it. Each is a uniform sample of its split, the same for all models, and the
-splits share as many positions as they can, so that each is asked about once. The price: splits are not
-independent samples of one another.
+Design: every position has a rank, a hash of the seed, its document and its index, and a split takes its
+positions of lowest rank. So each is a uniform sample of its split, the same for all models, and splits
+share as many positions as possible, each evaluated once. The price: the splits are not independent
+samples.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ NAMES = ("all", *THRESHOLDS, "marked", "noise")
 
 @dataclass(frozen=True, slots=True)
 class CandidatePosition:
-    """A position of a document (by number), the proxy's entropy there in nats, and what is known of it.
+    """A position of a document (by index), the proxy's entropy there in nats, and its labels.
 
     Example:
-        ``CandidatePosition(document=3, document_id="heldout.jsonl#3:0", index=11, entropy=1.9, is_marked=True)``
+        ``CandidatePosition(document=3, document_id="heldout.jsonl#3:0", index=11, entropy=1.9,
+        is_marked=True)``
     """
 
     document: int
@@ -45,7 +46,7 @@ class CandidatePosition:
 
 @dataclass(frozen=True, slots=True)
 class DrawnPositions:
-    """The places that are asked about, and for each split which of them, by number, and of how many.
+    """The evaluated positions, and for each split the indices of its members and its number of candidates.
 
     Example:
         ``draw_positions(places, ("all", "hard"), num_positions=512, seed=0).members["hard"]``
@@ -59,7 +60,7 @@ class DrawnPositions:
 def draw_positions(
     places: Sequence[CandidatePosition], names: Iterable[str], num_positions: int, seed: int
 ) -> DrawnPositions:
-    """At most ``num_positions`` of every split; splits without any position are left out."""
+    """Draw at most ``num_positions`` of every split; empty splits are omitted."""
     ranked = sorted(places, key=lambda place: _rank(place, seed))
     inside = {name: [place for place in ranked if _BELONGS[name](place)] for name in names}
     chosen = {name: found[:num_positions] for name, found in inside.items() if found}
@@ -74,7 +75,7 @@ def draw_positions(
 
 
 def is_uncertain_and_unmarked(place: CandidatePosition, min_entropy: float) -> bool:
-    """What noise is in a corpus with marks and no field for it."""
+    """The definition of noise in a corpus with marks and without a noise field."""
     return not place.is_marked and place.entropy >= min_entropy
 
 

@@ -1,7 +1,8 @@
-"""The course of an evaluation: conditions, questions, and every checkpoint's answers to the same questions.
+"""Running an evaluation: conditions, questions, and every checkpoint's answers to the same questions.
 
-Design: models are loaded one after the other and only their numbers kept, so that a long series needs the
-memory of one. The price is that nothing can be asked of an earlier model once a later one has answered.
+Design: models are loaded one at a time and only their measurements kept, so that a long series needs the
+memory of one model. The price is that an earlier model cannot be queried again once a later one is
+loaded.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ if TYPE_CHECKING:
 
 
 def evaluate_checkpoints(request: EvalRequest, progress: Progress) -> Report:
-    """Carry an order out.
+    """Run an eval request.
 
     Raises:
-        InvalidInput: a model, corpus or proxy that cannot be used, models of different vocabularies, no
-            position at all, or a k beyond the group size.
+        InvalidInput: an unusable model, corpus or proxy, models with different vocabularies, no position
+            to evaluate, or a k beyond the group size.
     """
     given = conditions(request.checkpoints, request.overrides)
     k_list = checked(request.k_list, given.settings.sampling.group_size)
     questions = make_questions(request, given, progress)
-    examined = [
-        _examine(checkpoint, request, given, questions, progress)
+    results = [
+        _evaluate(checkpoint, request, given, questions, progress)
         for checkpoint in request.checkpoints
     ]
-    return summarise(request, given, questions, examined, k_list)
+    return summarise(request, given, questions, results, k_list)
 
 
-def _examine(
+def _evaluate(
     checkpoint: Checkpoint,
     request: EvalRequest,
     given: Conditions,
@@ -79,7 +80,7 @@ def _examine(
 def _rewarded(
     tokenizer: Any, objective: Objective, questions: Questions, answers: Sequence[Answer]
 ) -> list[int]:
-    """After how many thoughts of each position the prediction is right; empty without predictions."""
+    """Number of thoughts per position with a correct prediction; empty without predictions."""
     if not objective.prediction_tokens:
         return []
     grader = Grader(tokenizer, objective)
@@ -90,7 +91,7 @@ def _rewarded(
 
 
 def _texts(tokenizer: Any, answers: Sequence[Answer]) -> list[list[str]]:
-    """Every thought in words; the same one is decoded once."""
+    """Every thought as text; equal thoughts are decoded once."""
     from forethought.compute.answers import thought_ids
 
     ids_QG = [[thought_ids(thought) for thought in answer.thoughts_G] for answer in answers]
@@ -99,11 +100,11 @@ def _texts(tokenizer: Any, answers: Sequence[Answer]) -> list[list[str]]:
 
 
 class Grader:
-    """Whether what is sampled after a thought is right, by bytes: RPT's reward (arXiv 2506.08007, eq. 2).
+    """Grades predictions sampled after a thought, by bytes: RPT's reward (arXiv 2506.08007, eq. 2).
 
-    Whatever variant of the reward a run learned with, runs are compared by this one rule, on tokens as sampled
-    and as stored; a thought that did not close has no prediction and is wrong. The price: a run that learned
-    a denser reward is not shown its own.
+    Runs are compared by this one rule, whatever variant of the reward they were trained with, on tokens
+    as sampled and as stored; a thought that did not close has no prediction and is wrong. The price: a
+    run trained with a denser reward is not measured by its own.
 
     Example:
         ``Grader(tokenizer, rpt).num_right(answer, document, index=10)``
@@ -113,7 +114,7 @@ class Grader:
         self._decoder, self._objective = decoder_of(tokenizer), objective
 
     def num_right(self, answer: Answer, document: Document, index: int) -> int:
-        """How many of the thoughts at a position are followed by a right prediction."""
+        """Number of thoughts at a position that are followed by a correct prediction."""
         stored = document.token_bytes_N[index:]
         truth = self._decoder.ground_truth(document.token_ids_N[index:], stored)
         return sum(self._is_right(thought, truth) for thought in answer.thoughts_G)
@@ -121,9 +122,9 @@ class Grader:
     def _is_right(self, thought: Sample, truth: GroundTruth) -> bool:
         if not thought.stopped or not thought.num_prediction_tokens:
             return False
-        spell = (
+        decode = (
             self._decoder.decode_answer if self._objective.prediction_ends else self._decoder.decode
         )
-        said = spell(thought.token_ids_L[-thought.num_prediction_tokens :])
-        prediction = self._objective.prediction(said)
+        answer_bytes = decode(thought.token_ids_L[-thought.num_prediction_tokens :])
+        prediction = self._objective.prediction(answer_bytes)
         return prediction is not None and is_byte_prefix(prediction.text, truth.text, truth.ends)

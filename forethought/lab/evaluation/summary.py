@@ -1,8 +1,8 @@
-"""The report of an evaluation: a plain dictionary, as eval.json has it.
+"""The report of an evaluation: a plain dictionary, the contents of eval.json.
 
-Design: everything that table and figure show is in it, with what the numbers mean and what they were made
-with, so that a file says by itself what was measured. The price is a file of some thousand lines for a
-long series.
+Design: it contains everything that table and figure show, with the definitions of the metrics and the
+conditions, so that the file is self-explanatory. The price is a file of some thousand lines for a long
+series.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CheckpointResult:
-    """A checkpoint with what was measured; ``compute`` in the request's unit, None outside of runs.
+    """The measurements of a checkpoint; ``compute`` in the request's unit, None outside of runs.
 
     Example:
         ``CheckpointResult(checkpoint, measured, compute=3.2e12, plain_nll=1.1)``
@@ -44,29 +44,29 @@ def summarise(
     request: EvalRequest,
     given: Conditions,
     questions: Questions,
-    examined: Sequence[CheckpointResult],
+    results: Sequence[CheckpointResult],
     k_list: Sequence[int],
 ) -> Report:
-    """The report of what was examined, in the order's order."""
+    """The report over the checkpoint results, in the request's order."""
     drawn = questions.drawn
     return {
         **_circumstances(request, given, questions),
         "definitions": DEFINITIONS,
         "splits": _split_entries(request, drawn),
-        "checkpoints": [_entry(e, drawn, k_list, request.seed) for e in examined],
+        "checkpoints": [_entry(e, drawn, k_list, request.seed) for e in results],
         "differences": {
             e.checkpoint.label: {
-                name: differences(examined[0].measured, e.measured, members, request.seed)
+                name: differences(results[0].measured, e.measured, members, request.seed)
                 for name, members in drawn.members.items()
             }
-            for e in examined[1:]
+            for e in results[1:]
         },
-        "laws": _laws(examined, drawn, request.seed) if request.is_series else {},
+        "laws": _laws(results, drawn, request.seed) if request.is_series else {},
     }
 
 
 def _circumstances(request: EvalRequest, given: Conditions, questions: Questions) -> dict[str, Any]:
-    """What it was made with: enough to make it again."""
+    """The conditions of the evaluation: enough to reproduce it."""
     corpus, objective = given.settings.corpus, given.objective
     parameters = objective.config.model_dump(mode="json")
     return {
@@ -100,35 +100,35 @@ def _split_entries(request: EvalRequest, drawn: DrawnPositions) -> dict[str, dic
 
 
 def _entry(
-    examined: CheckpointResult, drawn: DrawnPositions, k_list: Sequence[int], seed: int
+    result: CheckpointResult, drawn: DrawnPositions, k_list: Sequence[int], seed: int
 ) -> dict[str, Any]:
-    nll = examined.plain_nll if isfinite(examined.plain_nll) else None
+    nll = result.plain_nll if isfinite(result.plain_nll) else None
     return {
-        "label": examined.checkpoint.label,
-        "model": str(examined.checkpoint.model),
-        "step": examined.checkpoint.step,
-        "compute": examined.compute,
+        "label": result.checkpoint.label,
+        "model": str(result.checkpoint.model),
+        "step": result.checkpoint.step,
+        "compute": result.compute,
         "plain_text_nll": nll,
         "perplexity": None if nll is None else exp(nll),
         "splits": {
-            name: split_figures(examined.measured, members, k_list, seed)
+            name: split_figures(result.measured, members, k_list, seed)
             for name, members in drawn.members.items()
         },
     }
 
 
 def _laws(
-    examined: Sequence[CheckpointResult], drawn: DrawnPositions, seed: int
+    results: Sequence[CheckpointResult], drawn: DrawnPositions, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """For every split and both accuracies the fitted law, or why there is none."""
-    compute = [e.compute or 0.0 for e in examined]
+    """The fitted law for every split and both accuracies, or the reason why there is none."""
+    compute = [e.compute or 0.0 for e in results]
     return {
         name: {
             metric: _law(
-                compute, [e.measured.values_Q[metric][list(members)] for e in examined], seed
+                compute, [e.measured.values_Q[metric][list(members)] for e in results], seed
             )
             for metric in ("think_accuracy", "reward_share")
-            if metric in examined[0].measured.values_Q
+            if metric in results[0].measured.values_Q
         }
         for name, members in drawn.members.items()
     }
@@ -146,31 +146,32 @@ def _law(compute: list[float], accuracy_SQ: list[Any], seed: int) -> dict[str, A
 DEFINITIONS = {
     "think_nll": "nats: -E_c log p(target | context, c), the mean over the G thoughts",
     "marginal_nll": "nats: -log mean_c p(target | context, c); at most think_nll (Jensen)",
-    "no_think_nll": "nats: -log p(target | context), the think-open token's mass removed",
+    "no_think_nll": "nats: -log p(target | context), with the think-open token's mass removed",
     "information_gain": "no_think_nll - think_nll; _low and _high: 95 % bootstrap interval over positions",
     "think_accuracy": "share of thoughts after which the target is the likeliest token (greedy); thoughts "
     "are sampled at sampling.temperature",
     "no_think_accuracy": "share of positions where the target is the likeliest token without a thought",
-    "reward_share": "share of thoughts followed by a right prediction, sampled at sampling.temperature: "
-    "its bytes are the text's next ones and end where a token ends (RPT, eq. 2)",
-    "pass_at": "k: chance that after one of k thoughts the target is the likeliest token; unbiased",
-    "reward_pass_at": "k: chance that one of k predictions is right; unbiased",
-    "thought_tokens_mean": "tokens of a thought, a sampled close token included; _p95: 95th percentile",
-    "truncated_share": "share of thoughts that hit their budget and were closed by force",
-    "patterns": "per_thought: share of thoughts with a keyword of the kind; per_1000_tokens: keywords in "
-    "1,000 tokens of thought (RPT's six kinds)",
-    "perplexity": "exp of the mean no-think NLL of every token of a window but its first, over all windows",
-    "differences": "a checkpoint less the first, at the same positions with the same random numbers; low "
+    "reward_share": "share of thoughts followed by a correct prediction, sampled at sampling.temperature: "
+    "its bytes are the next bytes of the text and end on a token boundary (RPT, eq. 2)",
+    "pass_at": "k: probability that after at least one of k thoughts the target is the likeliest token; "
+    "unbiased",
+    "reward_pass_at": "k: probability that at least one of k predictions is correct; unbiased",
+    "thought_tokens_mean": "tokens per thought, including a sampled close token; _p95: 95th percentile",
+    "truncated_share": "share of thoughts that hit the budget and were force-closed",
+    "patterns": "per_thought: share of thoughts with a keyword of the pattern; per_1000_tokens: keywords "
+    "per 1,000 thought tokens (RPT's six patterns)",
+    "perplexity": "exp of the mean no-think NLL over the tokens of all windows, excluding each first token",
+    "differences": "a checkpoint minus the first, at the same positions with the same random numbers; low "
     "and high: 95 % bootstrap interval over positions",
-    "compute": "flops: parameters x (6 x tokens learned + 2 x tokens sampled + 2 x tokens scored), by "
-    "metrics.jsonl; tokens learned; or steps",
+    "compute": "flops: parameters x (6 x trained tokens + 2 x sampled tokens + 2 x scored tokens), from "
+    "metrics.jsonl; trained tokens; or steps",
     "laws": "P(C) = amplitude / C ** exponent + limit, P an accuracy (RPT); limit_low and limit_high: 95 % "
     "bootstrap interval over positions",
 }
 
 
 def split_definitions(noise: Noise) -> dict[str, str]:
-    """What every split is."""
+    """The definition of every split."""
     by_entropy = {
         name: f"entropy of the proxy >= {least} nats over its {TOP_K} likeliest tokens"
         for name, least in THRESHOLDS.items()
@@ -185,6 +186,6 @@ def split_definitions(noise: Noise) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what computed the figures."""
+    """Versions of the software that computed the metrics."""
     libraries = {name: version(name) for name in ("numpy", "torch", "transformers")}
     return {"forethought": __version__, "python": platform.python_version(), **libraries}

@@ -1,7 +1,7 @@
 """The tables of a report, for the terminal.
 
-Design: few checkpoints are shown whole, one block each; of a long series the first table is how accuracy
-moves and the second the last checkpoint whole. Everything else is in eval.json.
+Design: few checkpoints are shown in full, one block each; for a long series the first table shows
+accuracy over the checkpoints and the second the last checkpoint in full. Everything else is in eval.json.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _COLUMNS = (
 )
 _CAPTION = (
     "acc: the target is the likeliest token (greedy), after a sampled thought and without (plain); reward: "
-    "sampled predictions that are right; NLL and gain in nats, and the gain's 95 % interval over "
-    "positions; mean tokens of a thought, and share cut off by the budget"
+    "share of correct sampled predictions; NLL and gain in nats, with the gain's 95 % interval over "
+    "positions; mean thought length in tokens, and share truncated at the budget"
 )
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """The tables of a report, in the order in which they are read; they fit 80 columns."""
+    """The tables of a report, in reading order; they fit 80 columns."""
     checkpoints = report["checkpoints"]
     if len(checkpoints) <= _MAX_WHOLE:
         whole = [_whole(checkpoint) for checkpoint in checkpoints]
@@ -40,13 +40,13 @@ def tables(report: dict[str, Any]) -> list[Table]:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """What was asked, and the laws of a series, to read above and below the tables."""
+    """The conditions of the evaluation, to print above the tables."""
     corpus, sampling = report["corpus"], report["sampling"]
     return [
         f"corpus      {', '.join(corpus['paths'])}: {corpus['num_documents']} windows of at most "
         f"{corpus['window_tokens']} tokens; {corpus['note']}",
         f"proxy       {report['proxy']}",
-        f"thoughts    {sampling['group_size']} a position, at most {sampling['max_thought_tokens']} "
+        f"thoughts    {sampling['group_size']} per position, at most {sampling['max_thought_tokens']} "
         f"tokens, temperature {sampling['temperature']:g}, prompt of {report['objective']['name']}, seed "
         f"{report['seed']}; settings from {report['conditions_from']}",
         *(
@@ -58,7 +58,7 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def law_lines(report: dict[str, Any]) -> list[str]:
-    """The fitted law of every split, or why there is none; nothing where no series was asked for."""
+    """The fitted law of every split, or why there is none; empty unless the report is of a series."""
     metric = report["accuracy"]
     return [_law_line(name, laws[metric], metric) for name, laws in report["laws"].items()]
 
@@ -75,7 +75,7 @@ def _law_line(name: str, law: dict[str, Any], metric: str) -> str:
 
 
 def _whole(checkpoint: dict[str, Any]) -> Table:
-    """Everything of one checkpoint, one row a split."""
+    """One checkpoint in full, one row per split."""
     first, perplexity = checkpoint["splits"]["all"], checkpoint["perplexity"]
     known = "" if perplexity is None else f"   perplexity of plain text {perplexity:.3f}"
     shown = [(key, title) for key, title in _COLUMNS if key in first]
@@ -98,7 +98,7 @@ def _whole(checkpoint: dict[str, Any]) -> Table:
 
 
 def _movement(report: dict[str, Any]) -> Table:
-    """One row a checkpoint: the accuracy of every split, gain at all and noise, perplexity."""
+    """One row per checkpoint: the accuracy of every split, gain at all and noise, perplexity."""
     metric, splits = report["accuracy"], list(report["splits"])
     gains = [name for name in ("all", "noise") if name in splits]
     drawn = _table(

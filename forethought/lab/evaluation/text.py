@@ -1,9 +1,9 @@
-"""The text that models are evaluated on: documents, the proxy's entropies in them, and their places.
+"""The text that models are evaluated on: documents, the proxy's entropies, and candidate positions.
 
-Design: documents are the first of the corpus's own seeded order, each once, so that more of them only adds.
-Entropies are the corpus's own where it was curated and no proxy is asked for. A place whose target is a
-think marker is left out, as in training, and so is one whose context leaves no room for a thought: the
-price is that the far end of windows as long as the model's context is never asked about.
+Design: documents are the first of the corpus's seeded order, each once, so that a larger number only adds
+documents. Entropies are the corpus's annotations if it was curated and no proxy is given. Positions whose
+target is a think marker are excluded, as in training, and so are those whose context leaves no room for
+a thought: the price is that the end of windows as long as the model's context is never evaluated.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from forethought.lab.evaluation.splits import CandidatePosition, is_uncertain_an
 from forethought.objectives.parts.positions import valid
 from forethought.types import Document
 
-TOP_K = 16  # candidates that an entropy is over, as RPT has it
+TOP_K = 16  # number of tokens that an entropy covers, as in RPT
 _BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What is called noise: the marks of a field of the corpus, or what is uncertain and not marked.
+    """The definition of noise: the marks of a corpus field, or uncertain unmarked positions.
 
     Example:
         ``Noise(field="noise").definition == "positions marked in the field 'noise'"``
@@ -37,7 +37,7 @@ class Noise:
 
     @property
     def definition(self) -> str:
-        """In words."""
+        """A readable definition."""
         if self.field:
             return f"positions marked in the field {self.field!r}"
         return (
@@ -49,12 +49,14 @@ class Noise:
 def read_documents(
     section: CorpusSection, tokenizer: Any, num_documents: int, seed: int, cache: Path
 ) -> list[Document]:
-    """At most ``num_documents`` windows of the corpus, two tokens long at least, each once."""
+    """At most ``num_documents`` distinct windows of the corpus, of at least two tokens."""
     corpus = open_corpus(section, tokenizer, seed, cache)
     drawn = corpus.take(min(num_documents, corpus.num_windows))
     different = {(d.source, d.document_id): d for d in drawn if len(d.token_ids_N) > 1}
     if not different:
-        raise InvalidInput("every window of the corpus has one token; expected two at least")
+        raise InvalidInput(
+            "every window of the corpus has one token; expected at least two: use longer documents"
+        )
     return list(different.values())
 
 
@@ -77,23 +79,23 @@ def noise_marks(
 def find_entropies(
     language_model: Any, documents: Sequence[Document], report: Callable[[int], None]
 ) -> list[tuple[float, ...]]:
-    """The proxy's entropies in nats, one a token, over the 16 likeliest, not renormalised."""
+    """The proxy's entropies in nats, one per token, over the 16 likeliest tokens, not renormalised."""
     from forethought.compute.entropy import EntropyQuery, entropies
 
     found: list[tuple[float, ...]] = []
     for start in range(0, len(documents), 256):
         part = documents[start : start + 256]
         queries = [EntropyQuery(document.token_ids_N, TOP_K, False) for document in part]
-        asked = entropies(language_model.model, queries, _BATCH_TOKENS)
-        found += [(0.0, *(max(0.0, value) for value in values)) for values in asked]
+        batch = entropies(language_model.model, queries, _BATCH_TOKENS)
+        found += [(0.0, *(max(0.0, value) for value in values)) for values in batch]
         report(len(found))
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class LengthLimit:
-    """Where a thought fits: the last index that may be asked about, the target's tokens, and what is no
-    target.
+    """The length limit of a position: the last index with limit for a thought, the number of target tokens,
+    and the ids that are never targets.
 
     Example:
         ``LengthLimit(max_index=2038, target_tokens=1, markers=frozenset({39, 40}))``
@@ -109,24 +111,26 @@ def candidate_positions(
     entropies: Sequence[Sequence[float]],
     marked_noise: dict[tuple[str, str], frozenset[int]],
     noise: Noise,
-    room: LengthLimit,
+    limit: LengthLimit,
 ) -> list[CandidatePosition]:
-    """Every place of the documents that can be asked about, with what splits need to know of it."""
+    """Every position of the documents that can be evaluated, with the labels that splits need."""
     has_marks = any(document.marks for document in documents)
     found = []
     for number, (document, entropies_N) in enumerate(zip(documents, entropies, strict=True)):
         name, marks = f"{document.source}/{document.document_id}", frozenset(document.marks)
         given = marked_noise.get((document.source, document.document_id), frozenset())
-        for index in valid(document, room.target_tokens):
-            target = document.token_ids_N[index : index + room.target_tokens]
-            if index > room.max_index or room.markers & set(target):
+        for index in valid(document, limit.target_tokens):
+            target = document.token_ids_N[index : index + limit.target_tokens]
+            if index > limit.max_index or limit.markers & set(target):
                 continue
-            place = CandidatePosition(
+            position = CandidatePosition(
                 number, name, index, entropies_N[index], index in marks, index in given
             )
             if not noise.field and has_marks:
-                place = replace(place, is_noise=is_uncertain_and_unmarked(place, noise.min_entropy))
-            found.append(place)
+                position = replace(
+                    position, is_noise=is_uncertain_and_unmarked(position, noise.min_entropy)
+                )
+            found.append(position)
     return found
 
 
@@ -135,7 +139,7 @@ def plain_text_nll(
 ) -> float:
     """Mean no-think NLL in nats of every token but a window's first, think-open mass removed.
 
-    Windows with a thought in them are left out; nan where there is no other.
+    Windows with a thought in them are excluded; nan if there are no others.
     """
     from forethought.compute.logprob import Continuation, score_continuations
 

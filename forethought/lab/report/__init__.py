@@ -1,11 +1,11 @@
-"""A page about one or several runs: one self-contained HTML file made from their run directories.
+"""A page about one or several runs: one self-contained HTML file generated from their run directories.
 
     RunDirectory -> RunRecord (record.py) -> curves, tables, samples -> page.html.j2 -> FILE
 
-Design: everything comes from what a run leaves on disk, so that a page can be made of a run that is alive,
-finished, crashed or empty, on any machine that has the directory. Whatever is missing is said and nothing
-fails for it. The page asks nothing of the network and runs no script; the price is that it does not follow
-a run: make it again.
+Design: everything is read from the run directory, so that a page can be generated for a running,
+finished, crashed or empty run, on any machine that has the directory. Missing data is reported and never
+an error. The page needs no network and runs no script; the price is that it does not follow a run:
+regenerate it.
 """
 
 from forethought.lab.report.page import write_page

@@ -1,8 +1,9 @@
-"""Which numbers are drawn over the steps, and the points of each.
+"""The metrics drawn over the steps, and the points of each curve.
 
-Design: a curve is named by its keys in ``metrics.jsonl`` and says in one sentence how to read it; what is
-derived from several keys is derived here, per line, so that drawing knows no metric. Long runs are drawn
-as means of equal shares, because a page is looked at and not computed with.
+Design: a curve is defined by its keys in ``metrics.jsonl`` and a one-sentence note on how to read it;
+metrics derived from several keys are computed here, per line, so that drawing needs no knowledge of
+metrics. Long runs are drawn as means of equal shares of the steps. The price is that single steps of a
+long run are not visible.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from forethought.lab.report.record import Row, RunRecord
 MAX_POINTS = 400
 
 Points = tuple[list[float], list[float]]
-"""Steps and values."""
+"""Steps, and the values at them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One figure: the solid key, at most one dashed beside it, and how to read them.
+    """One figure: a solid key, an optional dashed key, and a note on how to read them.
 
-    ``limit`` is where the learner raises an alarm. ``share`` is drawn in percent.
+    ``limit`` is the learner's alarm limit. ``share`` is drawn in percent.
 
     Example:
         ``Curve("Truncated thoughts", "of thoughts that hit their budget", "truncated_share", limit=0.15)``
@@ -41,7 +42,7 @@ class Curve:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys that are drawn."""
+        """The drawn keys."""
         return (self.key, self.dashed_key) if self.dashed_key else (self.key,)
 
 
@@ -49,7 +50,7 @@ CURVES = (
     Curve("Reward", "mean over a step's thoughts, in the objective's unit", "reward_mean"),
     Curve(
         "Information gain",
-        "nats that a thought adds about the next token, over the baseline; above 0 thinking helps",
+        "nats that a thought gains on the next token over the baseline; above 0 thinking helps",
         "information_gain",
     ),
     Curve(
@@ -60,7 +61,9 @@ CURVES = (
     ),
     Curve("Next-token loss", "nats per token", "nll"),
     Curve(
-        "Next-token loss beside the thoughts", "nats per token of plain documents", "next_token_nll"
+        "Next-token loss in addition to the thoughts",
+        "nats per token of plain documents",
+        "next_token_nll",
     ),
     Curve(
         "Thought length",
@@ -78,12 +81,12 @@ CURVES = (
     Curve("Entropy", "of sampled thought tokens, nats per token", "sampled_entropy"),
     Curve(
         "Flat groups",
-        "share of groups whose thoughts all earned the same: nothing is learned from them",
+        "share of groups with zero reward variance: they contribute no gradient",
         "zero_variance_share",
         limit=0.9,
         share=True,
     ),
-    Curve("Reward spread", "standard deviation inside a group, mean", "reward_group_std"),
+    Curve("Reward spread", "mean standard deviation within a group", "reward_group_std"),
     Curve(
         "Clipped tokens",
         "share of thought tokens whose ratio left the clip range",
@@ -100,31 +103,31 @@ CURVES = (
     ),
     Curve(
         "Effective sample",
-        "share of the tokens that importance weights leave",
+        "effective sample size under importance weights, as a share of tokens",
         "effective_sample_share",
         limit=0.5,
         share=True,
     ),
     Curve(
         "No-think drift",
-        "nats that plain prediction lost against the baseline",
+        "nats that no-think prediction lost against the baseline",
         "no_think_drift",
         limit=0.1,
     ),
-    Curve("Staleness", "versions between sampling a token and learning from it", "lag_mean"),
+    Curve("Staleness", "versions between sampling a token and training on it", "lag_mean"),
     Curve("Gradient norm", "before clipping", "grad_norm", log=True),
-    Curve("Speed", "tokens learned per second, waiting included", "tokens_per_s"),
+    Curve("Speed", "trained tokens per second, waiting included", "tokens_per_s"),
     Curve("Step time", "seconds from one step to the next", "seconds_per_step"),
 )
 
 
 def is_known(curve: Curve, runs: Sequence[RunRecord]) -> bool:
-    """Whether any of the runs has a number for it."""
+    """Whether any of the runs has a value for the curve."""
     return any(points(run.rows, key)[0] for run in runs for key in curve.keys)
 
 
 def points(rows: Sequence[Row], key: str) -> Points:
-    """The finite values of a key by step, a derived key included."""
+    """The finite values of a key by step; works for derived keys too."""
     if key in _DERIVED:
         return _between(rows, _DERIVED[key])
     found = [(number(row.get("step")), number(row.get(key))) for row in rows]
@@ -133,7 +136,7 @@ def points(rows: Sequence[Row], key: str) -> Points:
 
 
 def thinned(series: Points, most: int = MAX_POINTS) -> Points:
-    """No more than ``most`` points: means of equal shares of a longer series."""
+    """At most ``most`` points: a longer series is reduced to means of equal shares."""
     steps, values = series
     size = -(-len(steps) // most)
     if size <= 1:
@@ -143,7 +146,7 @@ def thinned(series: Points, most: int = MAX_POINTS) -> Points:
 
 
 def ends(values: Sequence[float]) -> tuple[float, float] | None:
-    """Mean of the first and of the last tenth: one step says little."""
+    """Means of the first and the last tenth, because a single step is noisy; None if empty."""
     if not values:
         return None
     share = max(1, len(values) // 10)
@@ -151,9 +154,9 @@ def ends(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def mean_phases(rows: Sequence[Row]) -> dict[str, float]:
-    """Where a step's seconds go on average: waiting for thoughts, learning, the rest. Empty: unknown."""
+    """Mean seconds of a step by phase: waiting for thoughts, learning, the rest. Empty if unknown."""
     whole = points(rows, "seconds_per_step")
-    timed = set(whole[0])  # the first step of a learner has nothing to be timed from
+    timed = set(whole[0])  # the first step of a learner has no predecessor to time it from
     of_these = [row for row in rows if row.get("step") in timed]
     learning, waiting = points(of_these, "step_s")[1], points(of_these, "wait_s")[1]
     if not whole[1] or not learning:
@@ -164,7 +167,7 @@ def mean_phases(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _between(rows: Sequence[Row], of: Callable[[Row, Row, float], float | None]) -> Points:
-    """A value of each pair of neighbouring lines of one learner: a resumed run stood still in between."""
+    """A value per pair of consecutive lines of one epoch; the gap before a resume is not timed."""
     steps: list[float] = []
     values: list[float] = []
     for before, now in pairwise(rows):

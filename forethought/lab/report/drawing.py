@@ -1,8 +1,8 @@
-"""Curves as inline SVG whose colours and letters are the page's.
+"""Curves as inline SVG with the page's colours and fonts.
 
-Design: matplotlib lays the figure out and the stylesheet paints it: what is drawn in a placeholder colour
-becomes a CSS variable, and text stays text. So one SVG is right on a light and on a dark screen, and a word
-in it can be searched. The price is a pass over the SVG that knows how matplotlib writes it.
+Design: matplotlib lays out the figure and the stylesheet colours it: placeholder colours become CSS
+variables, and text stays text. So one SVG suits light and dark mode, and its text is searchable. The
+price is a post-processing pass that depends on matplotlib's SVG output.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from forethought.lab.report.curves import Curve, Points, points, thinned
 from forethought.lab.report.record import RunRecord
 
 MAX_RUNS = 8
-"""More colours than that cannot be told apart."""
+"""More colours than these are not distinguishable."""
 
 _INK, _GRID, _ALARM = "#01ff01", "#01ff02", "#01ff03"
 _PAINT = {_INK: "var(--muted)", _GRID: "var(--grid)", _ALARM: "var(--alarm)"} | {
     f"#01fe0{i}": f"var(--run-{i})" for i in range(MAX_RUNS)
 }
-_SMOOTHED_FROM = 40  # points; fewer are drawn as they are
+_SMOOTHED_FROM = 40  # points; shorter series are not smoothed
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -78,7 +78,7 @@ def _line(axes: Any, series: Points, colour: str, dashed: bool) -> None:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Centred means over a twentieth of the points: what the eye would draw."""
+    """Centred moving average over a twentieth of the points."""
     reach = max(1, len(values) // 40)
     return [fmean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
 
@@ -99,7 +99,7 @@ def _finish(axes: Any, curve: Curve) -> None:
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
-        if high - low < 1e-3 * max(abs(high), 1e-9):  # a constant, but for rounding
+        if high - low < 1e-3 * max(abs(high), 1e-9):  # constant up to rounding
             middle = (high + low) / 2
             axes.set_ylim(middle - max(0.5, abs(middle) / 2), middle + max(0.5, abs(middle) / 2))
     low, high = axes.get_ylim()
@@ -110,7 +110,7 @@ def _finish(axes: Any, curve: Curve) -> None:
 
 
 def _inline(svg: str, title: str) -> str:
-    """The element alone, painted by CSS variables, with ids that no other figure on the page has."""
+    """Only the ``<svg>`` element, coloured by CSS variables, with ids unique on the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'^<svg[^>]*viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" '
                  rf'aria-label="{title}">', svg)  # fmt: skip

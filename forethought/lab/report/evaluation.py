@@ -1,8 +1,9 @@
-"""The tables of ``eval.json``, wherever they stand in it.
+"""The tables of ``eval.json``, at any depth.
 
-Design: a table is a mapping (or list) of splits whose values are numbers, found by the name ``splits`` at
-any depth; a number may come with its interval (``x_low`` and ``x_high``, or a mapping of the three). So the
-page follows an evaluation that learns new figures without knowing them. The price is names as in the file.
+Design: a table is a mapping (or list) of splits with numeric values, found by the key ``splits`` at any
+depth; a number may have an interval (``x_low`` and ``x_high``, or a mapping of the three). So new metrics
+of an evaluation appear on the page without a change here. The price is that they appear under their names
+in the file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _NAMES = ("name", "split", "label", "checkpoint", "path", "step")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTable:
-    """Figures by splits, as text: there are more figures than splits, and a phone is narrow.
+    """Metrics by split, as text; one row per metric, because there are more metrics than splits.
 
     Example:
         ``EvaluationTable("step-000060", ("easy", "hard"), (("think_accuracy", ("0.91", "0.72")),))``
@@ -33,7 +34,7 @@ class EvaluationTable:
 
 
 def evaluation_tables(evaluation: Mapping[str, Any]) -> list[EvaluationTable]:
-    """Every table of splits, in the order of the file; those without a number are left out."""
+    """Every table of splits, in file order; tables without numbers are omitted."""
     found = [_table(title, splits) for title, splits in _splits(evaluation, "")]
     return [table for table in found if table.rows]
 
@@ -65,10 +66,10 @@ def _name(item: Any) -> str:
 
 def _table(title: str, splits: Mapping[str, Any]) -> EvaluationTable:
     cells = {name: _cells(split) for name, split in splits.items() if isinstance(split, Mapping)}
-    figures = dict.fromkeys(key for of_split in cells.values() for key in of_split)
+    metrics = dict.fromkeys(key for of_split in cells.values() for key in of_split)
     rows = tuple(
-        (figure, tuple(of_split.get(figure, NONE) for of_split in cells.values()))
-        for figure in figures
+        (metric, tuple(of_split.get(metric, NONE) for of_split in cells.values()))
+        for metric in metrics
     )
     return EvaluationTable(title, tuple(cells), rows)
 
@@ -78,7 +79,7 @@ def _cells(split: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in split.items():
         name = prefix + str(key)
         if any(name == f"{of}_{end}" for of in cells for end in ("low", "high")):
-            continue  # the ends of an interval, shown with what they enclose
+            continue  # interval bounds are shown with their value
         low, high = split.get(f"{key}_low"), split.get(f"{key}_high")
         if low is not None and high is not None:
             value = {"value": value, "low": low, "high": high}
@@ -90,7 +91,7 @@ def _cells(split: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _cell(value: Any) -> str | None:
-    """A number, or a number with its interval; None: something else."""
+    """A number, or a number with its interval; None for anything else."""
     if not isinstance(value, Mapping):
         known = number(value)
         return (

@@ -1,8 +1,8 @@
-"""What a run is and what became of its work, as rows of words.
+"""The identity and task counts of runs, as rows of text.
 
-Design: a row is a name and one text per run, so that the page needs to know nothing of what is shown, and
-what a run does not say is a dash. Counts are those of the summary; of a run without one, those of the
-journal's audit, which is the same count made over what is there.
+Design: a row is a name and one text per run, so that the page is independent of the contents; unknown
+values are a dash. Counts come from the summary, or for a run without one from the journal's audit, which
+counts the same over the batches recorded so far. The price is that values reach the page as text only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FactRow:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRow:
-    """A replica, what it served last and how many tasks of the journal it worked on.
+    """A replica, the version it served last and its number of tasks in the journal.
 
     Example:
         ``ReplicaRow("rollout-a1", "rollout", "policy 60", "1,920")``
@@ -48,7 +48,7 @@ class ReplicaRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """A checkpoint, what it takes on disk, and where it is.
+    """A checkpoint, its size on disk and its path.
 
     Example:
         ``CheckpointRow("step 60", "1.4 MiB", "/runs/rlp/checkpoints/step-000060")``
@@ -60,27 +60,27 @@ class CheckpointRow:
 
 
 def identity_rows(runs: Sequence[RunRecord]) -> list[FactRow]:
-    """What each run is and what it came to; rows that no run knows are left out."""
+    """The identity and result of each run; rows unknown to all runs are omitted."""
     rows = [FactRow(name, tuple(of(run) for run in runs)) for name, of in _IDENTITY]
     return [row for row in rows if any(value != NONE for value in row.values)]
 
 
 def work_rows(runs: Sequence[RunRecord]) -> list[FactRow]:
-    """Where the tasks of each run went."""
+    """The task counts of each run."""
     rows = [FactRow(name, tuple(_count(run, key) for run in runs)) for name, key in _COUNTS]
     return [row for row in rows if any(value != NONE for value in row.values)]
 
 
 def replica_rows(run: RunRecord) -> list[ReplicaRow]:
-    """Every replica that the summary or the journal names."""
-    told = run.summary.get("replicas")
-    registered: dict[str, Any] = told if isinstance(told, dict) else {}
+    """Every replica named by the summary or the journal."""
+    replicas = run.summary.get("replicas")
+    registered: dict[str, Any] = replicas if isinstance(replicas, dict) else {}
     names = sorted({*registered, *run.review.replicas})
     return [_replica(name, registered.get(name), run.review.replicas.get(name)) for name in names]
 
 
 def checkpoint_rows(run: RunRecord) -> list[CheckpointRow]:
-    """Whole checkpoints, oldest first."""
+    """Complete checkpoints, oldest first."""
     return [
         CheckpointRow(f"step {int(path.name.removeprefix('step-'))}", _size(path), str(path))
         for path in run.directory.complete_checkpoints()
@@ -94,11 +94,15 @@ def _status(run: RunRecord) -> str:
 def _objective(run: RunRecord) -> str:
     name = str(run.setting("objective", "name", NONE))
     parameters = run.setting("objective", "parameters", {})
-    words = [f"{key} = {_said(value)}" for key, value in parameters.items()] if parameters else []
+    words = (
+        [f"{key} = {_shown_value(value)}" for key, value in parameters.items()]
+        if parameters
+        else []
+    )
     return f"{name} ({', '.join(words)})" if words else name
 
 
-def _said(value: Any) -> str:
+def _shown_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -109,7 +113,7 @@ def _learning(run: RunRecord) -> str:
 
 
 def _model(run: RunRecord) -> str:
-    path = str(run.setting("model", "path", "") or "a small base of its own")
+    path = str(run.setting("model", "path", "") or "a small base trained by up")
     return f"{path} ({run.setting('model', 'dtype', '?')})" if run.config else NONE
 
 
@@ -183,7 +187,7 @@ _IDENTITY: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
     ("Steps", _steps),
     ("Policy version", _versions),
     ("Took", _took),
-    ("Tokens learned", _tokens),
+    ("Trained tokens", _tokens),
     ("Speed", _speed),
     ("Reward", _trend("reward_mean")),
     ("Information gain", _trend("information_gain")),
@@ -214,15 +218,15 @@ def _count(run: RunRecord, key: str) -> str:
 
 
 def _replica(name: str, registered: Any, worked: dict[str, Any] | None) -> ReplicaRow:
-    told = registered if isinstance(registered, dict) else {}
+    entry = registered if isinstance(registered, dict) else {}
     worked = worked or {}
-    serving = told.get("serving")
+    serving = entry.get("serving")
     if isinstance(serving, dict):
         shown = ", ".join(f"{model} {_version(pair)}" for model, pair in sorted(serving.items()))
     else:
         version = worked.get("version")
-        shown = NONE if version is None else f"policy {version} in its last work"
-    kind = str(told.get("kind") or worked.get("kind") or NONE)
+        shown = NONE if version is None else f"policy {version} in its last task"
+    kind = str(entry.get("kind") or worked.get("kind") or NONE)
     tasks = worked.get("tasks")
     return ReplicaRow(name, kind, shown, NONE if tasks is None else f"{tasks:,}")
 

@@ -1,4 +1,4 @@
-"""Numbers as a report shows them, and as JSON may hold them."""
+"""Formatting numbers for reports, and reading them from JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """A readable duration.
 
     Example:
         ``duration(3700)`` is ``"1h 1m"``
@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A number of about three digits.
+    """A number with about three significant digits.
 
     Example:
         ``signed(0.12345)`` is ``"0.123"``
@@ -34,7 +34,7 @@ def signed(value: float) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A finite number that JSON held, else None: metrics are data of any kind."""
+    """A JSON value as a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < float("inf") else None

@@ -1,8 +1,8 @@
-"""The page: what was gathered of the runs, set into one HTML template.
+"""The page: the records of the runs, rendered with one HTML template.
 
-Design: templating is jinja2's, with escaping switched on for everything; the figures alone are passed as
-markup, and they hold nothing that came from a run but numbers. Undefined names are errors, so that a
-mistake in the template is no silent gap.
+Design: jinja2 renders with autoescaping enabled; only the figures are passed as markup, and they contain
+nothing from a run except numbers. Undefined names are errors, so that a mistake in the template is not a
+silent gap. The price is a dependency on jinja2, which only the ``local`` extra installs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from forethought.lab.report.settings import setting_rows
 
 @dataclass(frozen=True, slots=True)
 class ShownCurve:
-    """A figure and its legend: by index of the run, how the mean of the first tenth became the last's.
+    """A figure and its legend: by run index, the means of the first and the last tenth of the steps.
 
     Example:
         ``ShownCurve(curve, Markup("<svg …>"), ((0, "0.28 → 0.91"),))``
@@ -47,7 +47,7 @@ class ShownCurve:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a mean step.
+    """A phase of the mean step.
 
     Example:
         ``Phase("learning", "0.21 s", percent=41.0)``
@@ -60,7 +60,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class ShownRun:
-    """What the page says of one run alone; ``index`` is that of its colour.
+    """The part of the page about a single run; ``index`` selects its colour.
 
     Example:
         ``ShownRun.of(0, record).phases``
@@ -77,7 +77,7 @@ class ShownRun:
 
     @classmethod
     def of(cls, index: int, record: RunRecord) -> ShownRun:
-        """Everything that is shown of a run beside its column in the common tables."""
+        """Everything shown for a run, apart from its column in the shared tables."""
         return cls(
             index,
             record,
@@ -91,22 +91,22 @@ class ShownRun:
 
 
 def write_page(runs: Sequence[RunRecord], out: Path) -> None:
-    """Write the page about some runs, one beside the other.
+    """Write the page with the runs side by side.
 
     Raises:
-        InvalidInput: more runs than colours, or a file that cannot be written.
+        InvalidInput: there are more runs than colours, or the file cannot be written.
     """
     if len(runs) > MAX_RUNS:
         raise InvalidInput(
-            f"got {len(runs)} runs; expected at most {MAX_RUNS}, as more colours cannot be told apart: "
-            "make a page for some of them"
+            f"got {len(runs)} runs; expected at most {MAX_RUNS}, because more colours are not "
+            "distinguishable: report on fewer runs"
         )
     html = _render(runs)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(html, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InvalidInput(f"cannot write {out}: {error.strerror}; give another --out") from error
+        raise InvalidInput(f"cannot write {out}: {error.strerror}; choose another --out") from error
 
 
 def _render(runs: Sequence[RunRecord]) -> str:
@@ -158,7 +158,7 @@ _MOST_REASONS = 10
 
 
 def _failures(run: RunRecord) -> list[tuple[str, int]]:
-    """The commonest reasons, and how many there were for any other."""
+    """The most common reasons, and the count of all others."""
     ordered = sorted(run.review.failures.items(), key=lambda item: -item[1])
     rest = sum(count for _, count in ordered[_MOST_REASONS:])
     return ordered[:_MOST_REASONS] + ([("other reasons", rest)] if rest else [])

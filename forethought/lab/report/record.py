@@ -1,8 +1,8 @@
-"""What a run directory says about its run, as far as it says anything.
+"""The contents of a run directory, as far as they can be read.
 
-Design: reading never fails. A file that is absent or damaged becomes a sentence among ``missing``, which
-the page shows beside what there is; only a path that is no directory is refused, because that is a typing
-error. The price is that every field may be empty and everything that shows one has to cope.
+Design: reading never fails. A missing or damaged file becomes a sentence in ``missing``, which the page
+shows in addition to the available data; only a path that is not a directory is refused, because it is a
+typo. The price is that every field may be empty, and everything that shows one must handle that.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run as it lies on disk. ``label`` is unique on its page; ``rows`` are lines of metrics.
+    """One run as stored on disk. ``label`` is unique on its page; ``rows`` are lines of metrics.
 
-    ``evaluation`` is ``eval.json``, where there is one. ``missing`` are sentences.
+    ``evaluation`` is ``eval.json``, if there is one. ``missing`` are sentences.
 
     Example:
         ``read_runs([Path("runs/demo/rlp")])[0].rows[-1]["reward_mean"]``
@@ -44,26 +44,26 @@ class RunRecord:
     missing: tuple[str, ...] = ()
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
-        """A resolved setting, or ``default`` where the configuration is missing or of another kind."""
+        """A resolved setting, or ``default`` if the configuration or the section is missing."""
         of_section = self.config.get(section)
         return of_section.get(key, default) if isinstance(of_section, dict) else default
 
     @property
     def last_step(self) -> int:
-        """The last step that was written down; 0 before the first."""
+        """The last recorded step; 0 before the first."""
         return int(number(self.rows[-1].get("step")) or 0) if self.rows else 0
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """The runs of some directories, in order, each under a label of its own.
+    """The runs of the given directories, in order, with unique labels.
 
     Raises:
-        InvalidInput: a path is no directory, or is given twice.
+        InvalidInput: a path is not a directory, or is given twice.
     """
     for path in paths:
         if not path.is_dir():
             raise InvalidInput(
-                f"{path} is no directory; expected a run directory (run.directory of the run)"
+                f"{path} is not a directory; expected a run directory (run.directory of the run)"
             )
     if len({path.resolve() for path in paths}) < len(paths):
         raise InvalidInput("the same run directory is given twice; expected each once")
@@ -71,7 +71,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest tails of the paths that tell them apart."""
+    """The shortest path suffixes that are unique."""
     parts = [path.resolve().parts for path in paths]
     for size in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(part[-size:]) for part in parts]
@@ -86,9 +86,11 @@ def _read(path: Path, label: str) -> RunRecord:
     rows = missing.rows(directory)
     is_owned = _is_owned(directory)
     if is_owned and not directory.summary.exists():
-        summary: dict[str, Any] = {}  # nobody misses what is yet to come
+        summary: dict[str, Any] = {}  # not missing: the run has not ended yet
     else:
-        summary = missing.of(directory.summary, _json, "the summary a learner writes when it ends")
+        summary = missing.of(
+            directory.summary, _json, "the summary that a learner writes when it ends"
+        )
     evaluation = _optional(directory.root / "eval.json", missing)
     reviewed = review(directory)
     missing.sentences += reviewed.problems
@@ -109,13 +111,13 @@ def _read(path: Path, label: str) -> RunRecord:
 
 
 class _Missing:
-    """Reads files and gathers what could not be read."""
+    """Reads files and collects sentences about those that could not be read."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
 
     def of(self, path: Path, parse: Callable[[str], Any], what: str) -> dict[str, Any]:
-        """A table of a file; empty, and told, where there is none."""
+        """The table in a file; if there is none, empty, with a sentence about it."""
         if not path.exists():
             self.sentences.append(f"{path.name} is not there: {what}.")
             return {}
@@ -126,20 +128,20 @@ class _Missing:
             return {}
         if isinstance(read, dict):
             return read
-        self.sentences.append(f"{path.name} holds no table: {what}.")
+        self.sentences.append(f"{path.name} contains no table: {what}.")
         return {}
 
     def rows(self, directory: RunDirectory) -> list[Row]:
-        """The lines of metrics that are one object each."""
+        """The valid lines of metrics."""
         try:
             read: list[Any] = directory.read_metrics()
         except (OSError, ValueError):
-            return []  # the review says so too, in the same words
+            return []  # the review reports this error
         rows = [
             row for row in read if isinstance(row, dict) and number(row.get("step")) is not None
         ]
         if not rows:
-            self.sentences.append("metrics.jsonl holds no step: none was finished.")
+            self.sentences.append("metrics.jsonl contains no step: none has finished.")
         return rows
 
 
@@ -156,9 +158,10 @@ def _json(text: str) -> Any:
 
 
 def _status(config: dict[str, Any], rows: list[Row], summary: dict[str, Any]) -> str:
-    """Of a run that nobody owns: ``done``, ``stopped``, ``ended without a summary``, or ``empty``.
+    """The status of a run without a live learner: ``done``, ``stopped``, ``ended without a summary`` or
+    ``empty``.
 
-    A summary that is older than the last step is of an earlier learner.
+    A summary older than the last step is from an earlier learner.
     """
     last = number(rows[-1].get("step")) if rows else None
     steps = number(summary.get("steps"))
@@ -170,7 +173,7 @@ def _status(config: dict[str, Any], rows: list[Row], summary: dict[str, Any]) ->
 
 
 def _is_owned(directory: RunDirectory) -> bool:
-    """Whether a living learner holds the run's lock, which is asked for, shared, and let go at once."""
+    """Whether a live learner holds the run's lock; probed with a shared lock, released at once."""
     try:
         with (directory.root / "lock").open() as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

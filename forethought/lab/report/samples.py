@@ -1,8 +1,9 @@
-"""Sample thoughts as text: a context, what the model thought, and what followed in the corpus.
+"""Sample thoughts as text: a context, the model's thoughts, and the ground-truth continuation.
 
-Design: the journal holds token ids, and the vocabulary lies beside the newest checkpoint (or where the
-model came from), so text is made here with the tokenizer alone and no model. Where there is none, ids are
-shown. Samples are the first of their batch: chosen by nobody.
+Design: the journal contains token ids, and the vocabulary is in the newest checkpoint (or the initial
+model), so text is decoded here with only the tokenizer and no model. Without a tokenizer, ids are shown.
+Samples are the first of their batch, so they are not hand-picked. The price is that they may not be
+representative.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from forethought.lab.report.numbers import number, signed
 from forethought.lab.report.record import RunRecord
 
 CONTEXT_TOKENS = 80
-"""So many of a context's last tokens are shown."""
+"""Number of trailing context tokens that are shown."""
 
 Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True, slots=True)
 class ShownThought:
-    """A thought, and what it was worth. ``best`` of its group.
+    """A thought and its reward. ``best``: the highest reward of its group.
 
     Example:
         ``ShownThought("2 + 2", "", "0.412", "-0.03", "", best=True)``
@@ -85,7 +86,7 @@ def _thought(given: dict[str, Any], decode: Decode, best: bool) -> ShownThought:
         prediction=decode(given["prediction_ids"]),
         reward=_number(given["reward"]),
         logprob=_number(given["policy_logprob"]),
-        note="" if given["closed"] else "cut off by its budget",
+        note="" if given["closed"] else "truncated at the budget",
         best=best,
     )
 
@@ -96,7 +97,7 @@ def _number(value: Any) -> str:
 
 
 def _decoder(run: RunRecord) -> Decode:
-    """Of the newest checkpoint's vocabulary, or of the model the run began with."""
+    """A decoder from the newest checkpoint's tokenizer, or from the initial model's."""
     latest = run.directory.latest_checkpoint()
     places = [latest / "model"] if latest else []
     places += [Path(str(path))] if (path := run.setting("model", "path")) else []
@@ -111,7 +112,7 @@ def _of_file(path: Path) -> Decode:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception:  # the library raises bare ones for a file it cannot read
+    except Exception:  # tokenizers raises bare Exceptions for unreadable files
         return _ids
 
     def decode(token_ids: Sequence[int]) -> str:

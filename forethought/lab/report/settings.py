@@ -1,8 +1,8 @@
-"""Which settings are worth showing: those that are not the defaults, and those in which runs differ.
+"""The settings shown on the page: those that are not the defaults, and those in which runs differ.
 
-Design: settings are compared as resolved values under their dotted names, so a run that was configured by a
-file and one configured on the command line read alike. A key that this version does not know is shown like
-any other: the page is about what ran.
+Design: settings are compared as resolved values under their dotted names, so it does not matter whether a
+run was configured by a file or on the command line. Keys that this version does not know are shown like
+any other, because the page describes the run. The price is that defaults are those of this version.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from forethought.lab.report.record import RunRecord
 
-# Where a run is and how it is reached says nothing about what it does; ports and tokens neither.
+# Paths and addresses do not affect a run's behaviour, nor do ports and tokens.
 _PLACES = ("run.name", "run.directory", "redis.url", "redis.password_file")
 NOT_SET = "not set"
 
@@ -34,9 +34,9 @@ class SettingRow:
 
 
 def setting_rows(runs: Sequence[RunRecord]) -> list[SettingRow]:
-    """Every setting that is not its default in some run; those in which runs differ come first.
+    """Every setting that differs from its default in some run; those in which runs differ come first.
 
-    Runs without a configuration are shown as not set and make no difference.
+    Runs without a configuration are shown as not set and do not count as differing.
     """
     defaults = _flat(_defaults())
     of_runs = [_flat(run.config) for run in runs]
@@ -50,7 +50,7 @@ def _row(
     name: str, defaults: Mapping[str, str], of_runs: Sequence[Mapping[str, str]]
 ) -> SettingRow:
     default = defaults.get(name, NOT_SET)
-    # A configuration that leaves a key out was written by a version that had none or took the default.
+    # A configuration without a key was written by a version that lacked it or used the default.
     values = tuple(values.get(name, default if values else NOT_SET) for values in of_runs)
     known = {value for value, given in zip(values, of_runs, strict=True) if given}
     return SettingRow(name, default, values, differs=len(known) > 1)

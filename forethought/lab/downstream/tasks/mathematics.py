@@ -1,6 +1,6 @@
-r"""Grading of the mathematical tasks: the last ``\boxed{}`` against the truth, as mathematics.
+r"""Grading of the mathematical tasks: the last ``\boxed{}`` against the ground truth, by math-verify.
 
-Design: the very functions that reward RLVR, so that training and evaluation agree on what is right.
+Design: the same functions that compute RLVR's reward, so that training and evaluation agree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TIMEOUT_S = 5.0
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 where the last box of what the model said is the document's ``answer``, else 0."""
+    """1 if the last box of the response equals the document's ``answer``, else 0."""
     from forethought.objectives.parts.grading import TokenBytes, boxed
 
     found = boxed(TokenBytes((None,), (results[0].encode(),)))

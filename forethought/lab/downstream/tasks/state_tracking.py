@@ -1,7 +1,7 @@
-"""Documents of the state-tracking tasks: the demo's held-out questions, made on the spot.
+"""Documents of the state-tracking tasks: the demo's held-out questions, generated at load time.
 
-Design: they are a function of a seed, so no file and no network is needed, and none of them occurs in any
-training corpus of the demo. The price is that the tasks need this package installed.
+Design: they are a function of a seed, so that neither a file nor a network is needed, and none of them occurs
+in a training corpus of the demo. The price is that the tasks need this package installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SEED = 0
 
 
 def problems(num_questions: int = _NUM_QUESTIONS, **_: Any) -> dict[str, Any]:
-    """The splits of the harness: ``test`` alone, of ``question`` and ``answer``."""
+    """The harness's splits: only ``test``, with ``question`` and ``answer``."""
     from datasets import Dataset
 
     from forethought.lab.demo.corpus import EQUALS, documents

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def doc_to_text(doc: dict[str, Any]) -> str:
-    """The question, its options, and what is asked for."""
+    """The prompt: the question, its options, and the instruction."""
     options = "\n".join(
         f"{letter}) {option}"
         for letter, option in zip(ascii_uppercase, doc["options"], strict=False)

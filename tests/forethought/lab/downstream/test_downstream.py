@@ -222,7 +222,7 @@ def test_a_model_is_found_where_it_lies(tmp_path: Path) -> None:
     ("names", "message"),
     [
         (["nonsense"], "knows no task or group 'nonsense'"),
-        (["forethought_amc23"], "data of a task cannot be had"),
+        (["forethought_amc23"], "data of a task cannot be loaded"),
     ],
 )
 def test_what_the_harness_cannot_do_is_said(names: list[str], message: str) -> None:

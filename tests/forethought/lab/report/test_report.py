@@ -196,7 +196,7 @@ def test_an_empty_directory_says_what_is_missing(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     page = page_of([empty], tmp_path / "report.html")
-    for told in ("config.toml is not there", "holds no step", "There is no checkpoint", "empty"):
+    for told in ("config.toml is not there", "contains no step", "There is no checkpoint", "empty"):
         assert told in page.text
     assert "svg" not in page.tags
 
@@ -383,7 +383,7 @@ def test_the_page_of_one_run_goes_into_its_directory(tmp_path: Path, app: typer.
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"nowhere is no directory; expected a run directory"):
+    with pytest.raises(InvalidInput, match=r"nowhere is not a directory; expected a run directory"):
         read_runs([tmp_path / "nowhere"])
     with pytest.raises(InvalidInput, match="given twice"):
         read_runs([tmp_path, tmp_path / ".." / tmp_path.name])
