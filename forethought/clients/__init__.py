@@ -1,9 +1,9 @@
-"""Clients of the services, sync and async, over HTTP and gRPC alike.
+"""Clients of the services, sync and async, over HTTP and gRPC.
 
-    RewardClient("http://host:8080")     what is a thought worth?
-    RolloutClient("grpc://host:50051")   what would the policy think here?
+    RewardClient("http://host:8080")     scores thoughts (HTTP or gRPC)
+    RolloutClient("grpc://host:50051")   samples thoughts (gRPC only)
 
-Importing this loads neither httpx nor grpc: a client loads the one that its url names.
+Importing this loads neither httpx nor grpc: a client loads the one its URL requires.
 """
 
 from forethought.clients.retrying import Retries

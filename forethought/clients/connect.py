@@ -1,6 +1,6 @@
-"""Which transport a URL names.
+"""Select the transport for a URL.
 
-Design: apart from the transports and from what they carry, so that importing a client loads neither an HTTP
+Design: separate from the transports and from the messages, so that importing a client loads neither an HTTP
 library nor grpc, and only the one that a URL needs is loaded later.
 """
 
@@ -14,10 +14,10 @@ from forethought.errors import InvalidInput
 
 
 def transport_of(url: str, service: str, bearer: Bearer) -> Transport:
-    """The blocking transport that the url's scheme names; loads httpx or grpc, not both.
+    """The blocking transport for the URL's scheme; loads httpx or grpc, not both.
 
     Raises:
-        InvalidInput: the url has another scheme or no host, or the service is not served so.
+        InvalidInput: the URL has another scheme or no host, or the service does not support the scheme.
     """
     scheme, address = _parts(url)
     if scheme == "grpc":
@@ -48,7 +48,7 @@ def _parts(url: str) -> tuple[str, str]:
     if parts.scheme not in ("http", "https", "grpc") or not parts.netloc:
         raise InvalidInput(
             f"got the url {url!r}; expected http://host:port, https://host:port or "
-            "grpc://host:port; write it in full"
+            "grpc://host:port; give the full url"
         )
     return parts.scheme, parts.netloc
 
@@ -56,6 +56,6 @@ def _parts(url: str) -> tuple[str, str]:
 def _check_http(url: str, service: str) -> None:
     if service != "reward":
         raise InvalidInput(
-            f"got the url {url!r}; the {service} service speaks gRPC alone; expected "
-            "grpc://host:port, the address that the replica logs at start"
+            f"got the url {url!r}; the {service} service is served over gRPC only; expected "
+            "grpc://host:port, the address that the replica logs at startup"
         )

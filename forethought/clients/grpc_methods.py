@@ -1,7 +1,7 @@
-"""Each method's messages: plain bodies and replies, as they are over HTTP, to and from protobuf.
+"""The messages of each method: plain bodies and replies, as over HTTP, to and from protobuf.
 
-Design: one table, so that a transport knows no method and a client knows no protobuf. The price is
-that ids make a stop as Python lists on their way.
+Design: one table, so that transports are independent of methods and clients independent of protobuf. The
+price is that token ids pass through Python lists.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from forethought.wire.v1.rollout_service_pb2_grpc import RolloutsStub
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How one method is called: its service's stub, the request of a body, the answer of a reply.
+    """How to call one method: its service's stub, body to request message, reply message to plain reply.
 
     Example:
         ``METHODS["Generate"].encode(question)``
@@ -38,10 +38,10 @@ class Method:
     answer: Callable[[Any], Any]
 
     def encode(self, body: Any) -> Any:
-        """The message of a caller's body.
+        """Encode a caller's body as a request message.
 
         Raises:
-            InvalidInput: something in it is of a type or size that no message holds.
+            InvalidInput: a value has a type or size that the message cannot hold.
         """
         try:
             return self.request(body)
@@ -49,21 +49,21 @@ class Method:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InvalidInput(
-                f"the question cannot be written as a message: {error}; expected valid texts, lists "
-                "of token ids, and versions, counts and seeds from 0 to 2**64 - 1"
+                f"the request cannot be encoded: {error}; expected valid texts, lists of token ids, "
+                "and versions, counts and seeds from 0 to 2**64 - 1"
             ) from error
 
 
-def _generate_request(asked: GenerateRequest) -> rollout_service_pb2.GenerateRequest:
+def _generate_request(body: GenerateRequest) -> rollout_service_pb2.GenerateRequest:
     return rollout_service_pb2.GenerateRequest(
         wire_version=WIRE_VERSION,
-        prefix_ids=packable_ids(asked.prefix_ids, "prefix_ids"),
-        context_ids=packable_ids(asked.context_ids, "context_ids"),
-        prompting=prompting_to_proto(asked.prompting) if asked.prompting else None,
-        sampling=sampling_to_proto(asked.sampling),
-        seed=asked.seed,
-        epoch=asked.epoch,
-        min_version=asked.min_version,
+        prefix_ids=packable_ids(body.prefix_ids, "prefix_ids"),
+        context_ids=packable_ids(body.context_ids, "context_ids"),
+        prompting=prompting_to_proto(body.prompting) if body.prompting else None,
+        sampling=sampling_to_proto(body.sampling),
+        seed=body.seed,
+        epoch=body.epoch,
+        min_version=body.min_version,
     )
 
 

@@ -1,8 +1,8 @@
-"""Questions over gRPC.
+"""Calls over gRPC.
 
-Design: a channel of one's own (its reconnect back-off is not shared with the process) and gRPC's own
-retries off, because waiting and asking again stands in :mod:`forethought.clients.retrying` for every
-transport. The asyncio channel is made by the first question, since it belongs to the running loop.
+Design: a private channel (its reconnect backoff is not shared with the rest of the process), with gRPC's
+own retries off, because :mod:`forethought.clients.retrying` retries for every transport. The asyncio
+channel is created by the first call, since it belongs to the running loop.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
-_MAY_PASS = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+_RETRYABLE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 
 
 class GrpcTransport:
-    """Asks the replica at ``host:port``, blocking; usable from several threads."""
+    """Calls the replica at ``host:port``, blocking; thread-safe."""
 
     def __init__(self, address: str, bearer: Bearer) -> None:
         self._address, self._bearer = address, bearer
@@ -41,9 +41,9 @@ class GrpcTransport:
         self._calls = _Calls(self._channel)
 
     def ask(self, question: Call[Any], timeout_s: float) -> Any:
-        """One attempt."""
+        """Make one attempt."""
         method = METHODS[question.method]
-        with _failures_as_refusals(self._address, timeout_s):
+        with _raising_attempt_failed(self._address, timeout_s):
             call = self._calls.named(question.method)
             request, header = method.encode(question.body), self._bearer.header()
             return _decode(method, call(request, timeout=timeout_s, metadata=header), self._address)
@@ -54,7 +54,7 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """Asks the replica at ``host:port`` from one event loop."""
+    """Calls the replica at ``host:port`` from one event loop."""
 
     def __init__(self, address: str, bearer: Bearer) -> None:
         self._address, self._bearer = address, bearer
@@ -62,12 +62,12 @@ class AsyncGrpcTransport:
         self._calls: _Calls | None = None
 
     async def ask(self, question: Call[Any], timeout_s: float) -> Any:
-        """One attempt."""
+        """Make one attempt."""
         if self._calls is None:
             self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
             self._calls = _Calls(self._channel)
         method = METHODS[question.method]
-        with _failures_as_refusals(self._address, timeout_s):
+        with _raising_attempt_failed(self._address, timeout_s):
             call = self._calls.named(question.method)
             request, header = method.encode(question.body), self._bearer.header()
             reply = await call(request, timeout=timeout_s, metadata=header)
@@ -80,7 +80,7 @@ class AsyncGrpcTransport:
 
 
 class _Calls:
-    """The methods of one channel, each made once."""
+    """The callables of one channel's methods, each created once."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -98,26 +98,24 @@ def _decode(method: Method, reply: Any, address: str) -> Any:
 
 
 @contextmanager
-def _failures_as_refusals(address: str, timeout_s: float) -> Iterator[None]:
+def _raising_attempt_failed(address: str, timeout_s: float) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise _refusal(address, timeout_s, error) from error
+        raise _attempt_failed(address, timeout_s, error) from error
     except InvalidInput as error:
         raise AttemptFailed(error) from error
 
 
-def _refusal(address: str, timeout_s: float, error: Any) -> AttemptFailed:
+def _attempt_failed(address: str, timeout_s: float, error: Any) -> AttemptFailed:
     code, details = error.code().name, error.details() or ""
     if code == "DEADLINE_EXCEEDED":
         message = f"{address} gave no answer within {timeout_s:.3g} s; raise timeout_s"
         return AttemptFailed(Unreachable(message))
     if code == "UNIMPLEMENTED":
         message = f"{address} does not serve this ({details}); expected the address of a replica "
-        return AttemptFailed(
-            InvalidInput(message + "of the service that the client is named after")
-        )
-    told = error_of_call(error, details)
-    if isinstance(told, Unreachable):
-        told = Unreachable(f"cannot reach {address}: {details}; is the service running there?")
-    return AttemptFailed(told, code in _MAY_PASS, retry_after_s(read_trailers(error)))
+        return AttemptFailed(InvalidInput(message + "of the client's service"))
+    failure = error_of_call(error, details)
+    if isinstance(failure, Unreachable):
+        failure = Unreachable(f"cannot reach {address}: {details}; is the service running there?")
+    return AttemptFailed(failure, code in _RETRYABLE, retry_after_s(read_trailers(error)))

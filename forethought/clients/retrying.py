@@ -1,10 +1,9 @@
-"""Asking a service: one deadline for a question, however many attempts it takes.
+"""Calling a service: one deadline per call, however many attempts it takes.
 
-Design: what is asked (:class:`Call`), how it travels (a transport) and when it is asked again
-(:class:`RetryBudget`) know nothing of each other, so each is written once for HTTP and gRPC, and the sync
-and async loops differ in three words. Every question is idempotent: it reads, or samples from a seed.
-So an attempt that may pass later is repeated whatever became of the one before; the price is that a
-server may compute an answer that nobody reads.
+Design: the call (:class:`Call`), the transport and the retry policy (:class:`RetryBudget`) are independent,
+so each is written once for HTTP and gRPC, and the sync and async loops differ only in ``await``. Every call
+is idempotent: it reads, or samples from a seed. So a retryable failure is retried even if the server may
+have processed the previous attempt; the price is that a server may compute a result that no one reads.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from forethought.errors import ForethoughtError
 
 R = TypeVar("R")
 
-_JITTER = 0.25  # at most this share longer
+_JITTER = 0.25  # waits are up to this share longer
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[R]):
-    """One call: its name over gRPC, its path over HTTP, its plain body, and how the reply is read.
+    """One call: its gRPC method, its HTTP path, its plain body, and the reader of its reply.
 
     A body of None is a GET over HTTP.
 
@@ -42,12 +41,12 @@ class Call(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often a question is asked again, and how long to wait: twice as long each time.
+    """How often a call is attempted, and the exponential backoff in between.
 
-    A server's own Retry-After is honoured where it is longer.
+    A server's Retry-After is honoured if it is longer.
 
     Example:
-        ``Retries(max_attempts=1)`` never asks again
+        ``Retries(max_attempts=1)`` never retries
     """
 
     max_attempts: int = 6
@@ -55,12 +54,12 @@ class Retries:
     longest_wait_s: float = 5.0
 
     def wait_s(self, num_failed: int, retry_after_s: float) -> float:
-        """Seconds to wait after the attempt that made ``num_failed``, counted from 1."""
+        """Seconds to wait after the ``num_failed``-th failed attempt (counted from 1)."""
         return max(retry_after_s, backoff_s(num_failed, self.first_wait_s, self.longest_wait_s))
 
 
 class AttemptFailed(Exception):
-    """An attempt failed with ``error``; ``retryable`` says whether another one makes sense."""
+    """An attempt failed with ``error``; ``retryable``: whether another attempt may succeed."""
 
     def __init__(
         self, error: ForethoughtError, retryable: bool = False, retry_after_s: float = 0.0
@@ -70,7 +69,7 @@ class AttemptFailed(Exception):
 
 
 class RetryBudget:
-    """What is left of one question's deadline and attempts."""
+    """The remaining time and attempts of one call."""
 
     def __init__(self, timeout_s: float, retries: Retries) -> None:
         self._deadline_s = time.monotonic() + timeout_s
@@ -79,26 +78,26 @@ class RetryBudget:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the deadline, never below zero."""
+        """Seconds until the deadline, at least 0."""
         return max(0.0, self._deadline_s - time.monotonic())
 
-    def wait_after(self, refused: AttemptFailed) -> float:
+    def wait_after(self, failed: AttemptFailed) -> float:
         """Seconds to wait before the next attempt.
 
         Raises:
-            ForethoughtError: the refusal's error, where no further attempt makes sense or fits.
+            ForethoughtError: the attempt's error, if it is not retryable or the budget is exhausted.
         """
         self._num_failed += 1
-        wait_s = self._retries.wait_s(self._num_failed, refused.retry_after_s)
-        wait_s *= 1 + _JITTER * random.random()  # callers refused together do not return together
+        wait_s = self._retries.wait_s(self._num_failed, failed.retry_after_s)
+        wait_s *= 1 + _JITTER * random.random()  # so that clients do not all retry at once
         is_last = self._num_failed >= self._retries.max_attempts
-        if not refused.retryable or is_last or wait_s >= self.left_s:
-            raise refused.error from refused.__cause__
+        if not failed.retryable or is_last or wait_s >= self.left_s:
+            raise failed.error from failed.__cause__
         return wait_s
 
 
 class Transport(Protocol):
-    """One attempt, blocking. Both methods raise nothing but :class:`AttemptFailed`."""
+    """Makes one blocking attempt per ``ask``. Both methods raise only :class:`AttemptFailed`."""
 
     def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """The plain reply."""
@@ -108,7 +107,7 @@ class Transport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """One attempt, awaited; like :class:`Transport`."""
+    """:class:`Transport` for asyncio."""
 
     async def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """The plain reply."""
@@ -118,7 +117,7 @@ class AsyncTransport(Protocol):
 
 
 def call(transport: Transport, question: Call[R], timeout_s: float, retries: Retries) -> R:
-    """The answer, within ``timeout_s`` seconds, waits included.
+    """Make a call within ``timeout_s`` seconds, including all waits; returns the typed reply.
 
     Raises:
         ForethoughtError: of the class that the server raised, or ``Unreachable``.
@@ -127,8 +126,8 @@ def call(transport: Transport, question: Call[R], timeout_s: float, retries: Ret
     while True:
         try:
             reply = transport.ask(question, budget.left_s)
-        except AttemptFailed as refused:
-            time.sleep(budget.wait_after(refused))
+        except AttemptFailed as failed:
+            time.sleep(budget.wait_after(failed))
         else:
             return read(question, reply)
 
@@ -136,22 +135,22 @@ def call(transport: Transport, question: Call[R], timeout_s: float, retries: Ret
 async def call_async(
     transport: AsyncTransport, question: Call[R], timeout_s: float, retries: Retries
 ) -> R:
-    """:func:`ask`, awaited; cancelling it cancels the call."""
+    """:func:`call` for asyncio; cancelling it cancels the request."""
     budget = RetryBudget(timeout_s, retries)
     while True:
         try:
             reply = await transport.ask(question, budget.left_s)
-        except AttemptFailed as refused:
-            await asyncio.sleep(budget.wait_after(refused))
+        except AttemptFailed as failed:
+            await asyncio.sleep(budget.wait_after(failed))
         else:
             return read(question, reply)
 
 
 def read(question: Call[R], reply: Any) -> R:
-    """The typed answer of a plain reply.
+    """Parse a plain reply into the typed one.
 
     Raises:
-        ForethoughtError: the reply is of another form than this release knows.
+        ForethoughtError: this release does not know the reply's format.
     """
     try:
         return question.read(reply)
@@ -159,6 +158,6 @@ def read(question: Call[R], reply: Any) -> R:
         if isinstance(error, ForethoughtError):
             raise
         raise ForethoughtError(
-            f"the reply to {question.method} has an unknown form ({error!r}); expected that of this "
+            f"the reply to {question.method} has an unknown format ({error!r}); expected that of this "
             "release; run the same Forethought release on both sides"
         ) from error

@@ -1,9 +1,8 @@
-"""Asking a reward service: what is a thought worth, and how likely is what follows?
+"""Clients of the reward service: scores of thoughts, log-probs, matches and entropies.
 
-Design: the sync and the async client are two thin classes over the same questions and the same
-transports, rather than one that runs the other in a thread: a blocking client then works inside a
-running event loop and in any number of threads. The price is that every method's signature is written
-twice.
+Design: the sync and the async client are two thin classes over the same calls and the same transports,
+instead of one running the other in a thread: a blocking client then works inside a running event loop and
+in any number of threads. The price is that every method's signature is written twice.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from forethought.auth import Bearer
-from forethought.clients import reward_calls as questions
+from forethought.clients import reward_calls
 from forethought.clients.connect import async_transport_of, transport_of
 from forethought.clients.retrying import Call, R, Retries, call, call_async
 from forethought.clients.reward_calls import (
@@ -30,17 +29,17 @@ from forethought.clients.reward_calls import (
 
 
 class RewardClient:
-    """Asks one reward service, blocking; usable from several threads.
+    """Blocking client of one reward service; thread-safe.
 
-    Every method raises ``InvalidInput`` (the question), ``NotReady`` or ``Overloaded`` (until the
-    deadline), ``Unreachable`` (no answer within it), or another ``ForethoughtError``.
+    Every method raises ``InvalidInput`` (a bad request), ``NotReady`` or ``Overloaded`` (until the
+    deadline), ``Unreachable`` (no reply within it), or another ``ForethoughtError``.
 
     Args:
         url: ``http://host:port``, ``https://…`` or ``grpc://host:port``.
-        token: shown to the service; "" for none. Default: FORETHOUGHT_AUTH_TOKEN, …_TOKEN_FILE,
+        token: the bearer token; "" for none. Default: FORETHOUGHT_AUTH_TOKEN, …_TOKEN_FILE,
             …_CLIENT_TOKEN or …_CLIENT_TOKEN_FILE of the environment.
-        timeout_s: of a question, all its attempts and waits included.
-        retries: how often it is asked again.
+        timeout_s: deadline of a call, including all attempts and waits.
+        retries: how often a call is attempted.
 
     Example:
         ``RewardClient("http://127.0.0.1:8080").score([ScoreItem("3 + 4 = ", "7", ("a", "b"))])``
@@ -60,8 +59,8 @@ class RewardClient:
     def score(
         self, items: Sequence[ScoreItem], *, objective: str = "rlp", timeout_s: float | None = None
     ) -> tuple[ItemOutcome, ...]:
-        """Rewards and advantages of every item's thoughts; a bad item is its error, alone."""
-        return self._ask(questions.score(items, objective), timeout_s)
+        """Rewards and advantages of every item's thoughts; a bad item gets an error in its place."""
+        return self._call(reward_calls.score(items, objective), timeout_s)
 
     def logprobs(
         self,
@@ -72,13 +71,13 @@ class RewardClient:
         timeout_s: float | None = None,
     ) -> Logprobs:
         """Teacher-forced log-probs of every continuation: temperature 1, nothing removed."""
-        return self._ask(questions.logprobs(model, prefix, continuations), timeout_s)
+        return self._call(reward_calls.logprobs(model, prefix, continuations), timeout_s)
 
     def match(
         self, items: Sequence[MatchItem], *, kind: MatchKind, timeout_s: float | None = None
     ) -> tuple[MatchOutcome, ...]:
-        """Whether every prediction is right; a bad item is its error, alone."""
-        return self._ask(questions.match(items, kind), timeout_s)
+        """Whether each prediction is right; a bad item gets an error in its place."""
+        return self._call(reward_calls.match(items, kind), timeout_s)
 
     def entropy(
         self,
@@ -89,11 +88,11 @@ class RewardClient:
         timeout_s: float | None = None,
     ) -> Entropies:
         """Entropy of the policy's prediction of every token but the first, over ``top_k`` tokens."""
-        return self._ask(questions.entropy(tokens, top_k, renormalise), timeout_s)
+        return self._call(reward_calls.entropy(tokens, top_k, renormalise), timeout_s)
 
     def models(self, *, timeout_s: float | None = None) -> Models:
-        """Policy and baseline with their versions, and the objectives that may be asked for."""
-        return self._ask(questions.models(), timeout_s)
+        """Policy and baseline with their versions, and the available objectives."""
+        return self._call(reward_calls.models(), timeout_s)
 
     def close(self) -> None:
         """Release the connections."""
@@ -110,15 +109,15 @@ class RewardClient:
     ) -> None:
         self.close()
 
-    def _ask(self, question: Call[R], timeout_s: float | None) -> R:
-        given_s = self._timeout_s if timeout_s is None else timeout_s
-        return call(self._transport, question, given_s, self._retries)
+    def _call(self, request: Call[R], timeout_s: float | None) -> R:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return call(self._transport, request, timeout_s, self._retries)
 
 
 class AsyncRewardClient:
-    """:class:`RewardClient` for asyncio: one event loop, any number of questions at once.
+    """:class:`RewardClient` for asyncio: one event loop, any number of concurrent calls.
 
-    Cancelling a method takes its work out of the server's line.
+    Cancelling a call removes its work from the server's queue.
 
     Example:
         ``async with AsyncRewardClient("grpc://10.0.0.7:50051") as client: ...``
@@ -139,7 +138,7 @@ class AsyncRewardClient:
         self, items: Sequence[ScoreItem], *, objective: str = "rlp", timeout_s: float | None = None
     ) -> tuple[ItemOutcome, ...]:
         """Rewards and advantages of every item's thoughts; a bad item is its error, alone."""
-        return await self._ask(questions.score(items, objective), timeout_s)
+        return await self._call(reward_calls.score(items, objective), timeout_s)
 
     async def logprobs(
         self,
@@ -150,13 +149,13 @@ class AsyncRewardClient:
         timeout_s: float | None = None,
     ) -> Logprobs:
         """Teacher-forced log-probs of every continuation: temperature 1, nothing removed."""
-        return await self._ask(questions.logprobs(model, prefix, continuations), timeout_s)
+        return await self._call(reward_calls.logprobs(model, prefix, continuations), timeout_s)
 
     async def match(
         self, items: Sequence[MatchItem], *, kind: MatchKind, timeout_s: float | None = None
     ) -> tuple[MatchOutcome, ...]:
-        """Whether every prediction is right; a bad item is its error, alone."""
-        return await self._ask(questions.match(items, kind), timeout_s)
+        """Whether each prediction is right; a bad item gets an error in its place."""
+        return await self._call(reward_calls.match(items, kind), timeout_s)
 
     async def entropy(
         self,
@@ -167,11 +166,11 @@ class AsyncRewardClient:
         timeout_s: float | None = None,
     ) -> Entropies:
         """Entropy of the policy's prediction of every token but the first, over ``top_k`` tokens."""
-        return await self._ask(questions.entropy(tokens, top_k, renormalise), timeout_s)
+        return await self._call(reward_calls.entropy(tokens, top_k, renormalise), timeout_s)
 
     async def models(self, *, timeout_s: float | None = None) -> Models:
-        """Policy and baseline with their versions, and the objectives that may be asked for."""
-        return await self._ask(questions.models(), timeout_s)
+        """Policy and baseline with their versions, and the available objectives."""
+        return await self._call(reward_calls.models(), timeout_s)
 
     async def close(self) -> None:
         """Release the connections."""
@@ -188,6 +187,6 @@ class AsyncRewardClient:
     ) -> None:
         await self.close()
 
-    async def _ask(self, question: Call[R], timeout_s: float | None) -> R:
-        given_s = self._timeout_s if timeout_s is None else timeout_s
-        return await call_async(self._transport, question, given_s, self._retries)
+    async def _call(self, request: Call[R], timeout_s: float | None) -> R:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return await call_async(self._transport, request, timeout_s, self._retries)

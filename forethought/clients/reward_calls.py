@@ -1,8 +1,8 @@
-"""What can be asked of the reward service and what comes back, typed.
+"""The reward service's calls and their typed replies.
 
-Design: a question's builder and its reader stand side by side and know only plain values, so both
-transports and both kinds of client share them. An item that failed alone is its exception as a value,
-like everywhere in this project: its neighbours' answers must not be lost to it.
+Design: each call's builder and reader are defined together and use only plain values, so both transports
+and both kinds of client share them. A failed item is returned as an exception value, as everywhere in this
+project, so that the results of the other items are not lost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from forethought.clients.retrying import Call
 from forethought.errors import ForethoughtError, error_of_http
 
 Tokens: TypeAlias = str | Sequence[int]
-"""A text, encoded by the served policy's tokenizer, or token ids, taken as they are."""
+"""A text, encoded by the served policy's tokenizer, or token ids, used as given."""
 
 ModelName: TypeAlias = Literal["policy", "baseline"]
 MatchKind: TypeAlias = Literal["byte_prefix", "exact", "numeric"]
@@ -23,7 +23,7 @@ MatchKind: TypeAlias = Literal["byte_prefix", "exact", "numeric"]
 
 @dataclass(frozen=True, slots=True)
 class ScoreItem:
-    """A context, what follows it, and the thoughts to compare.
+    """A context, its target, and the thoughts to compare.
 
     Example:
         ``ScoreItem("3 + 4 = ", "7", ("three plus four is seven", (11, 12, 13)))``
@@ -36,7 +36,7 @@ class ScoreItem:
 
 @dataclass(frozen=True, slots=True)
 class ItemScores:
-    """One number per thought; log-likelihoods are in nats, summed over the target's tokens.
+    """One value per thought; log-likelihoods are in nats, summed over the target's tokens.
 
     Example:
         ``ItemScores((0.9, -0.2), (1.1, -1.1), (-0.1, -1.2), -1.0, 12, 12)``
@@ -65,7 +65,7 @@ class ContinuationLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """One answer per continuation, in order, and by which weights.
+    """Log-probs of each continuation, in order, and the weights that computed them.
 
     Example:
         ``Logprobs("policy", 1, 12, (ContinuationLogprobs((9,), (-0.2,), -0.2),))``
@@ -79,7 +79,7 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class MatchItem:
-    """A prediction to hold against the truth; ``token_bytes`` are the lengths of the truth's tokens.
+    """A prediction to compare with the truth; ``token_bytes`` are the byte lengths of the truth's tokens.
 
     Example:
         ``MatchItem("1,000", "1e3")``
@@ -92,7 +92,7 @@ class MatchItem:
 
 @dataclass(frozen=True, slots=True)
 class Entropies:
-    """``entropies[j]`` nats is of predicting ``token_ids_N[first_position + j]`` from all before it.
+    """``entropies[j]`` is that of predicting ``token_ids_N[first_position + j]`` from its prefix, in nats.
 
     Example:
         ``Entropies(1, 12, (5, 17, 9), 1, (1.7, 0.2))``
@@ -124,7 +124,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What is served; without a baseline the policy scores the no-think branch too.
+    """The models served; without a baseline the policy scores the no-think branch too.
 
     Example:
         ``Models(policy=info, baseline=None, objectives=("rlp",))``
@@ -160,7 +160,7 @@ def logprobs(model: ModelName, prefix: Tokens, continuations: Sequence[Tokens]) 
 
 
 def match(items: Sequence[MatchItem], kind: MatchKind) -> Call[tuple[MatchOutcome, ...]]:
-    """Whether every prediction is right."""
+    """Whether each prediction is right."""
     fields = [asdict(item) for item in items]
     body = {
         "kind": kind,
@@ -178,7 +178,7 @@ def entropy(tokens: Tokens, top_k: int, renormalise: bool) -> Call[Entropies]:
 
 
 def models() -> Call[Models]:
-    """What is served."""
+    """The models served and the available objectives."""
     return Call("Models", "/v1/models", None, _read_models)
 
 

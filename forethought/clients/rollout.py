@@ -1,9 +1,9 @@
-"""Asking a rollout replica for thoughts.
+"""Clients that sample thoughts from a rollout replica.
 
-Design: a question is a prefix (or a context with its prompting), how to sample, and a seed; the same
-question has the same answer from the same weights, so it may be asked again after a failure. A caller
-that needs weights of at least some version says so and waits, within its deadline, until they are
-served.
+Design: a request is a prefix (or a context with its prompting), the sampling parameters and a seed; the
+same request gives the same thoughts under the same weights, so it can be retried after a failure. A caller
+that needs at least some version sets ``min_version``, and the call waits, within its deadline, until the
+replica serves it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from forethought.types import Prompting, Sampling
 
 
 class RolloutClient:
-    """Asks one rollout replica, blocking; usable from several threads.
+    """Blocking client of one rollout replica; thread-safe.
 
     Args:
         url: ``grpc://host:port``.
-        token: shown to the service; "" for none. Default: FORETHOUGHT_AUTH_TOKEN, …_TOKEN_FILE,
+        token: the bearer token; "" for none. Default: FORETHOUGHT_AUTH_TOKEN, …_TOKEN_FILE,
             …_CLIENT_TOKEN or …_CLIENT_TOKEN_FILE of the environment.
-        timeout_s: of a question, all its attempts and waits included.
-        retries: how often it is asked again.
+        timeout_s: deadline of a call, including all attempts and waits.
+        retries: how often a call is attempted.
 
     Example:
         ``RolloutClient("grpc://10.0.0.7:50051").generate(Sampling(8, 9), prefix_ids=(1, 5, 39))``
@@ -59,13 +59,14 @@ class RolloutClient:
         """``sampling.group_size`` thoughts after one prefix.
 
         Raises:
-            InvalidInput: the model cannot take this; nothing was sampled.
-            NotReady: the replica's policy is older than asked for, until the deadline.
+            InvalidInput: the model cannot serve this request; nothing was sampled.
+            NotReady: the replica's policy was older than ``min_version`` until the deadline.
             Stale: the replica serves a newer epoch.
-            Unreachable: no answer within the deadline.
+            Unreachable: no reply within the deadline.
         """
-        question = _question(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
-        return call(self._transport, question, _given(timeout_s, self._timeout_s), self._retries)
+        request = _generate(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return call(self._transport, request, timeout_s, self._retries)
 
     def close(self) -> None:
         """Release the connection."""
@@ -84,7 +85,7 @@ class RolloutClient:
 
 
 class AsyncRolloutClient:
-    """:class:`RolloutClient` for asyncio: one event loop, any number of questions at once.
+    """:class:`RolloutClient` for asyncio: one event loop, any number of concurrent calls.
 
     Example:
         ``async with AsyncRolloutClient("grpc://10.0.0.7:50051") as client: ...``
@@ -114,9 +115,9 @@ class AsyncRolloutClient:
         timeout_s: float | None = None,
     ) -> Generated:
         """As :meth:`RolloutClient.generate`; cancelling it stops the work on the server."""
-        question = _question(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
-        timeout_s = _given(timeout_s, self._timeout_s)
-        return await call_async(self._transport, question, timeout_s, self._retries)
+        request = _generate(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return await call_async(self._transport, request, timeout_s, self._retries)
 
     async def close(self) -> None:
         """Release the connection."""
@@ -134,7 +135,7 @@ class AsyncRolloutClient:
         await self.close()
 
 
-def _question(
+def _generate(
     sampling: Sampling,
     prefix_ids: Sequence[int],
     context_ids: Sequence[int],
@@ -151,7 +152,3 @@ def _question(
 
 def _read(reply: Any) -> Generated:
     return Generated(**reply)
-
-
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value

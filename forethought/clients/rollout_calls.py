@@ -1,4 +1,4 @@
-"""What is asked of a rollout replica over gRPC, and what it answers."""
+"""The rollout service's request and its typed reply."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from forethought.types import Prompting, Sampling, Thought
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What is asked of ``Generate``; either ``prefix_ids`` or a context with its prompting.
+    """The request of ``Generate``: either ``prefix_ids`` or a context with its prompting.
 
     Example:
         ``GenerateRequest((1, 5, 39), (), None, Sampling(8, 9), seed=7, epoch=None, min_version=0)``
@@ -26,7 +26,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One group of thoughts, and who sampled it. The versions in their spans are of ``epoch``.
+    """One group of thoughts, and the replica that sampled it. Versions in their spans are of ``epoch``.
 
     Example:
         ``Generated((thought, other), epoch=1, replica="rollout-a1")``

@@ -1,4 +1,4 @@
-"""What touches tensors, shared by learner, scorer, torch engine and evaluation.
+"""Tensor code shared by learner, scorer, torch engine and evaluation.
 
-It may import torch, and nothing imports it at top level, so ``import forethought`` stays light.
+It may import torch and is never imported at top level, so ``import forethought`` stays light.
 """

@@ -1,15 +1,15 @@
-"""Measuring what thinking adds on held-out documents.
+"""Evaluate the information gain of thinking on held-out documents.
 
-    think NLL     -E_c log p(target | context, c)        each thought on its own
+    think NLL     -E_c log p(target | context, c)        each thought separately
     marginal NLL  -log E_c p(target | context, c)        the G thoughts as a mixture (Rao-Blackwell)
     no-think NLL  -log p(target | context)               think-open mass removed
     gain          no-think NLL - think NLL               information gain of this model over itself
 
-Design: the model is compared with itself and not with a baseline, so the figures of different arms mean
-the same thing. All three NLLs are always reported: reinforcement can raise accuracy while think NLL is
-worse than no-think, and what lies between think and marginal NLL is confidence and not competence. By
-Jensen's inequality think NLL is at least marginal NLL, at every position. What is measured of a position is
-kept (:class:`Answer`), so that means, intervals and comparisons are made of it elsewhere; the price is that
+Design: the model is compared with itself and not with a baseline, so results of different arms are
+comparable. All three NLLs are always reported: reinforcement can raise accuracy while think NLL is worse
+than no-think, and the gap between think and marginal NLL reflects confidence, not competence. By Jensen's
+inequality think NLL is at least marginal NLL, at every position. The raw measurements of each position are
+kept (:class:`Answer`), so that means, intervals and comparisons are computed elsewhere; the price is that
 every sampled thought stays in memory until then.
 """
 
@@ -47,13 +47,13 @@ class Evaluation:
     marginal_nll: float
 
     def to_dict(self) -> dict[str, float]:
-        """By name."""
+        """The fields by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A document and the position in it that is asked about.
+    """A document and one position in it to evaluate.
 
     Example:
         ``Query(document, Position(10, (42,)))``
@@ -75,7 +75,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said at one position: G thoughts, and how likely the truth was after each and without.
+    """A model's output at one position: G thoughts, and the target's scores after each and without one.
 
     Example:
         ``Answer(plain, thoughts_G, scored_G).think_nll``
@@ -104,12 +104,12 @@ class Answer:
 
     @property
     def information_gain(self) -> float:
-        """No-think NLL less think NLL."""
+        """No-think NLL minus think NLL, nats."""
         return self.no_think_nll - self.think_nll
 
     @property
     def num_right(self) -> int:
-        """After how many of the thoughts every target token was the likeliest."""
+        """The number of thoughts after which every target token was the likeliest."""
         return sum(all(scored.greedy_H) for scored in self.scored_G)
 
     @property
@@ -125,9 +125,9 @@ def evaluate(
     sampling: Sampling,
     seed: int = 0,
 ) -> Evaluation:
-    """Sample ``sampling.group_size`` thoughts at every query and score the truth after each.
+    """Sample ``sampling.group_size`` thoughts at every query and score the target after each.
 
-    An accuracy is the share of targets whose every token was the likeliest one.
+    Accuracy is the share of targets of which every token was the likeliest.
     """
     answers = answer_queries(language_model, queries, prompting, sampling, seed)
     thoughts = [thought for answer in answers for thought in answer.thoughts_G]
@@ -153,34 +153,35 @@ def answer_queries(
     seed: int = 0,
     report: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """What the model says at every query, in order; ``report(num_done)`` is called now and then.
+    """The model's answer to every query, in order; ``report(num_done)`` is called after each batch.
 
-    The random numbers of a thought follow from the seed, the query's place and the thought's, not from
-    the model: models that are asked the same with one seed are compared in pairs.
+    A thought's random numbers depend on the seed, the query's index and the thought's index, not on the
+    model: models evaluated on the same queries and seed form paired samples.
     """
     answers: list[Answer] = []
     for start in range(0, len(queries), _BATCH_POSITIONS):
         batch = range(start, min(start + _BATCH_POSITIONS, len(queries)))
         requests = [_request(queries[q], q, prompting, sampling, seed) for q in batch]
         thoughts_QG = sample(language_model.model, requests)
-        asked = [queries[q] for q in batch]
-        answers += _scored(language_model.model, asked, thoughts_QG, prompting)
+        answers += _scored(
+            language_model.model, [queries[q] for q in batch], thoughts_QG, prompting
+        )
         if report:
             report(len(answers))
     return answers
 
 
 def thought_ids(thought: Sample) -> tuple[int, ...]:
-    """The thought alone, a sampled close token included and a prediction after it left out."""
+    """The thought with its sampled close token, if any, without a prediction after it."""
     return thought.token_ids_L[: len(thought.token_ids_L) - thought.num_prediction_tokens]
 
 
 def _request(
-    query: Query, place: int, prompting: Prompting, sampling: Sampling, seed: int
+    query: Query, index: int, prompting: Prompting, sampling: Sampling, seed: int
 ) -> SampleRequest:
     return SampleRequest(
         prefix_ids=prompting.thinking_prefix(query.context_ids),
-        seeds_G=tuple(derive_seed(seed, place, g) for g in range(sampling.group_size)),
+        seeds_G=tuple(derive_seed(seed, index, g) for g in range(sampling.group_size)),
         max_tokens=sampling.max_thought_tokens,
         temperature=sampling.temperature,
         stop_ids=sampling.stop_ids,
@@ -192,7 +193,7 @@ def _request(
 def _scored(
     model: object, queries: Sequence[Query], thoughts_QG: list[list[Sample]], prompting: Prompting
 ) -> list[Answer]:
-    """Score every continuation once: a converged model has the same thought many times."""
+    """Score each distinct continuation once: a converged model repeats the same thought many times."""
     plain = [_no_think(query, prompting) for query in queries]
     branches_QG = [
         [_after_thought(query, prompting, thought) for thought in thoughts_G]

@@ -1,11 +1,11 @@
-"""How uncertain the model is about every next token: what positions are chosen by (RPT, B2).
+"""Entropy of the model's prediction of every next token, to select positions by (RPT, B2).
 
-Design: for token i of N the entropy is that of predicting it from the tokens before it, over the
-``top_k`` likeliest tokens (RPT: 16). RPT does not say whether those are renormalised, so the caller
-says: without, the sum is ``-sum p log p`` with p of the whole distribution, a lower bound of the
-entropy that forgets the tail; with, p sums to 1 over the k. The price of taking k logits before
-anything else is none: the log-normaliser is all that is needed of the rest. Sums are in float64, because
-thresholds and files compare what float32 would round in the sixth digit.
+Design: the entropy of token i of N is that of predicting it from the tokens before it, over the
+``top_k`` likeliest tokens (RPT: 16). RPT does not state whether those are renormalised, so the caller
+chooses: without, the sum is ``-sum p log p`` with p of the whole distribution, a lower bound of the
+entropy that ignores the tail; with, p sums to 1 over the k. Taking the k logits first costs nothing:
+only the log-normaliser of the rest is needed. Sums are in float64, because thresholds and files compare
+digits that float32 sums would round away.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK_TOKENS = 128  # of a row whose logits are held in float64 at once
 
 @dataclass(frozen=True, slots=True)
 class EntropyQuery:
-    """Tokens to predict one after the other (two at least), and over how many candidates.
+    """Tokens to predict one after the other (at least two), and the number of candidates.
 
     Example:
         ``EntropyQuery((5, 17, 9), top_k=16, renormalise=False)``
@@ -38,7 +38,7 @@ class EntropyQuery:
 def entropies(
     model: Any, queries: Sequence[EntropyQuery], max_batch_tokens: int
 ) -> list[tuple[float, ...]]:
-    """Nats, of predicting tokens 1 to N-1 of every query. Shape [N - 1] each, in order."""
+    """Entropy in nats of predicting tokens 1 to N-1 of every query. Shape [N - 1] each, in order."""
     width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
     costs = [(1 + width) * len(query.token_ids_N) for query in queries]
     results: list[tuple[float, ...]] = [()] * len(queries)
@@ -52,7 +52,7 @@ def entropies(
 @torch.inference_mode()
 def _batch(model: Any, queries: list[EntropyQuery]) -> list[tuple[float, ...]]:
     device = next(iter(model.parameters())).device
-    # The last token of a row predicts nothing that is asked for, so it is left out.
+    # No prediction after a row's last token is needed, so it is not an input.
     rows = pad_left([query.token_ids_N[:-1] for query in queries], device)
     num_tail = rows.input_ids.shape[1]
     logits = tail_logits(model, rows, num_tail)  # [B, N - 1, V]
@@ -68,7 +68,7 @@ def _row(logits: torch.Tensor, query: EntropyQuery) -> torch.Tensor:
 
 
 def _chunk(logits: torch.Tensor, query: EntropyQuery) -> torch.Tensor:
-    """Added up in double, told in single precision: what every door and file carries."""
+    """Sum in float64, return float32: the precision of both transports and of files."""
     top = logits.topk(min(query.top_k, logits.shape[-1]), dim=-1).values.double()
     of = top if query.renormalise else logits.double()
     logprobs = top - of.logsumexp(dim=-1, keepdim=True)

@@ -2,11 +2,11 @@
 
     logits = hidden.float() @ weight.float().T        instead of rounding each logit to 8 bits
 
-Design: the output embedding itself is changed, so whatever a model does with its logits afterwards
-(scaling, soft caps) stays. Whether it is stands in the model's configuration, which travels with every
-snapshot and checkpoint: learner, scorer and torch engine cannot disagree about it, and what keeps the ratio
-of fresh samples from 1 is the rounding of hidden states alone. The price is a float32 copy of the output
-embedding during every forward pass. vLLM does not read it.
+Design: the output embedding itself is patched, so anything a model does with its logits afterwards
+(scaling, soft caps) is unaffected. The setting is a flag in the model's configuration, which is part of
+every snapshot and checkpoint: learner, scorer and torch engine cannot disagree about it, and only the
+rounding of hidden states keeps the importance ratio of fresh samples from being exactly 1. The price is a
+float32 copy of the output embedding during every forward pass. vLLM ignores the flag.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FLAG = "forethought_fp32_head"
 
 
 def set_fp32_head(model: Any, wanted: bool) -> None:
-    """Write into the model's configuration whether its logits are computed in float32, and do so.
+    """Set the float32-logits flag in the model's configuration, and apply it.
 
     Raises:
-        InvalidInput: the model's output embedding is no linear layer.
+        InvalidInput: the model's output embedding is not a linear layer.
     """
     if wanted or hasattr(model.config, FLAG):
         setattr(model.config, FLAG, wanted)
@@ -34,10 +34,10 @@ def set_fp32_head(model: Any, wanted: bool) -> None:
 
 
 def install_fp32_head(model: Any) -> None:
-    """Do what the model's configuration says.
+    """Apply the flag of the model's configuration.
 
     Raises:
-        InvalidInput: the model's output embedding is no linear layer.
+        InvalidInput: the model's output embedding is not a linear layer.
     """
     head = model.get_output_embeddings()
     if not getattr(model.config, FLAG, False):
@@ -50,7 +50,7 @@ def install_fp32_head(model: Any) -> None:
             f"{type(head).__name__}; set model.fp32_head=false"
         )
 
-    # Bound, so that a copied model's head has its own.
+    # Bound to this head, so that a copied model's head gets a separate method.
     setattr(head, "forward", MethodType(_linear_in_float32, head))  # noqa: B010
 
 

@@ -1,7 +1,7 @@
-"""Teacher-forced log-likelihoods of continuations: the one way everything here is scored.
+"""Teacher-forced log-likelihoods of continuations: the only scoring code.
 
 Design: token ids in, natural log-probs out, at temperature 1, in float32 whatever the model's dtype.
-Each row is prefilled on its own; computing a shared prefix once is a later change behind this function.
+Each row is prefilled separately; prefilling a shared prefix once can be added behind this function.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Continuation:
         closed: bool,
         target_ids_H: tuple[int, ...],
     ) -> Self:
-        """The target after context and thought (RLP eq. 3), the close scored through."""
+        """The target after context, thought and close (RLP eq. 3)."""
         return cls(prompting.target_prefix(context_ids, thought_ids, closed), target_ids_H)
 
     @classmethod
     def without_thought(
         cls, prompting: Prompting, context_ids: tuple[int, ...], target_ids_H: tuple[int, ...]
     ) -> Self:
-        """The target right after the context (RLP eq. 4), the think-open token's mass removed."""
+        """The target directly after the context (RLP eq. 4), the think-open token's mass removed."""
         return cls(prompting.no_think_prefix(context_ids), target_ids_H, prompting.open_id)
 
 
@@ -73,11 +73,10 @@ class ContinuationScore:
 def score_continuations(
     model: Any, queries: Sequence[Continuation], max_batch_tokens: int
 ) -> list[ContinuationScore]:
-    """Score every query; results in the order asked, whatever they were batched with.
+    """Score every query; results are in the order of ``queries``, independent of batching.
 
-    Padded batches hold at most ``max_batch_tokens`` tokens (one longer row is a batch of its own);
-    a row's logits count too, as a token for every 1,024 of them, so that a large vocabulary does not
-    fill the memory.
+    Padded batches hold at most ``max_batch_tokens`` tokens (a longer row is batched alone); a row's
+    logits count too, as one token per 1,024 of them, so that a large vocabulary does not exhaust memory.
     """
     width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
     costs = [len(q.prefix_ids) + width * len(q.continuation_ids) for q in queries]
@@ -93,7 +92,7 @@ def score_continuations(
 @torch.inference_mode()
 def _score_batch(model: Any, queries: list[Continuation]) -> list[ContinuationScore]:
     device = next(iter(model.parameters())).device
-    # The last token of a row predicts nothing that is asked for, so it is left out.
+    # No prediction after a row's last token is needed, so it is not an input.
     rows = pad_left([(q.prefix_ids + q.continuation_ids)[:-1] for q in queries], device)
     num_tail = max(len(q.continuation_ids) for q in queries)
     logits = tail_logits(model, rows, num_tail)  # [B, H, V]

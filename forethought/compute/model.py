@@ -1,8 +1,8 @@
-"""Loading a causal LM with its tokenizer, and everything that is checked before it is trusted.
+"""Load a causal LM with its tokenizer, and validate both.
 
-Design: any directory that transformers' Auto classes load, no remote code, nothing fetched. Think
+Design: any directory that transformers' Auto classes load, without remote code or downloads. Think
 markers must be single tokens because the no-think scorer removes the open token's mass and the sampler
-stops at the close token; ``add_markers`` makes them so and they then travel with every snapshot.
+stops at the close token; ``add_markers`` adds them as such, and every snapshot then includes them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from forethought.compute.fp32_head import install_fp32_head
 from forethought.errors import InvalidInput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}  # False: refuse, do not ask
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}  # False: refuse without a prompt
 MODEL_FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-# Transformers patches its tying of weights for the whole process while it loads. Two loads that overlap
-# (a reward replica's policy and baseline) would leave the patch behind: every later model untied.
+# While loading, transformers patches weight tying process-wide. Two overlapping loads (a reward replica's
+# policy and baseline) would leave the patch in place, and every later model untied.
 _ONE_LOAD_AT_A_TIME = Lock()
 
 
@@ -42,7 +42,7 @@ class Markers:
 
 @dataclass(slots=True)
 class LanguageModel:
-    """A causal LM, its tokenizer, and how long its input may be.
+    """A causal LM, its tokenizer, and its maximum input length.
 
     Example:
         ``load_language_model("models/base", "float32", "cpu")``
@@ -54,16 +54,16 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = next(iter(self.model.parameters())).device
         return device
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first GPU, or the CPU without one.
+    """Resolve a device name; ``auto`` is the first GPU, or the CPU without one.
 
     Raises:
-        InvalidInput: torch knows no such device, or this machine has none.
+        InvalidInput: torch does not know the device, or this machine does not have it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,7 +91,7 @@ def load_tokenizer(path: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), **_LOCAL)
         if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
-            raise ValueError("its vocabulary is empty")  # what some classes make of no files at all
+            raise ValueError("its vocabulary is empty")  # some classes load without any files
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput(
             f"no tokenizer in {path}: {_first_line(error)}; expected the files that "
@@ -103,7 +103,7 @@ def load_tokenizer(path: str | Path) -> Any:
 def load_language_model(
     path: str | Path, dtype: str, device: str, max_length_tokens: int = 0
 ) -> LanguageModel:
-    """Load and check a model directory, in evaluation mode.
+    """Load and validate a model directory, in evaluation mode.
 
     Raises:
         InvalidInput: unreadable, not a causal LM, incomplete, or its tokenizer has ids the model lacks.
@@ -130,16 +130,16 @@ def load_language_model(
 
 
 def model_length(config: Any) -> int:
-    """The longest input in tokens that a model configuration allows."""
+    """The maximum input length in tokens according to a model configuration."""
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         length = getattr(config, name, None)
         if isinstance(length, int) and length > 0:
             return length
-    return 1 << 20  # models without positional limit (state space models)
+    return 1 << 20  # models without a positional limit (state space models)
 
 
 def find_markers(tokenizer: Any, think_open: str, think_close: str) -> Markers:
-    """The single ids of the think markers.
+    """The token ids of the think markers.
 
     Raises:
         InvalidInput: a marker is not one token, or both are the same.
@@ -151,7 +151,7 @@ def find_markers(tokenizer: Any, think_open: str, think_close: str) -> Markers:
 
 
 def add_markers(language_model: LanguageModel, think_open: str, think_close: str) -> None:
-    """Add missing markers as special tokens and grow the embeddings if their ids need it."""
+    """Add missing markers as special tokens and grow the embeddings if necessary."""
     tokenizer, model = language_model.tokenizer, language_model.model
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [think_open, think_close]},
@@ -162,7 +162,7 @@ def add_markers(language_model: LanguageModel, think_open: str, think_close: str
 
 
 def read_model_files(directory: str | Path) -> dict[str, bytes]:
-    """Configuration and tokenizer files of a model directory, by name; weights left out."""
+    """Configuration and tokenizer files of a model directory, by name, without weights."""
     return {
         file.name: file.read_bytes()
         for file in sorted(Path(directory).iterdir())
@@ -178,18 +178,18 @@ def _single_id(tokenizer: Any, text: str) -> int:
     if len(ids) != 1 or (unknown is not None and ids[0] == unknown):
         raise InvalidInput(
             f"think marker {text!r} is {len(ids)} tokens {ids} of this tokenizer; expected one known "
-            "token: set model.think_open / model.think_close to markers it has, or "
+            "token: set model.think_open / model.think_close to tokens it has, or "
             "model.add_think_tokens=true to add them"
         )
     return int(ids[0])
 
 
 def _check_complete(missing: Collection[str], path: str | Path) -> None:
-    """Transformers would go on with random numbers in their place."""
+    """Refuse missing tensors: transformers would initialise them randomly and continue."""
     if missing:
         raise InvalidInput(
             f"the weights in {path} lack {len(missing)} tensors of the model, such as {min(missing)}; "
-            "expected a causal language model as save_pretrained writes it"
+            "expected a complete causal language model as written by save_pretrained"
         )
 
 
@@ -199,7 +199,7 @@ def _check_vocabulary(model: Any, tokenizer: Any, path: str | Path) -> None:
     if largest >= rows:
         raise InvalidInput(
             f"the tokenizer in {path} has token id {largest}, the model only {rows} embeddings; "
-            "expected a model and tokenizer that belong together"
+            "expected a model and its own tokenizer"
         )
 
 

@@ -1,8 +1,8 @@
-"""From a template and a tokenizer to the tokens around a context: once, at start.
+"""From a template and a tokenizer to the tokens around a context, once at startup.
 
-Design: a template is rendered with a mark where the context goes, through the tokenizer's chat template
-where it has one, and the two halves are tokenised apart. The context between them stays the tokens of the
-corpus. The price: a tokenizer that would have merged characters across the seam does not.
+Design: a template is rendered with a placeholder for the context, through the tokenizer's chat template if
+it has one, and the two halves are tokenised separately. The context between them keeps the corpus's tokens.
+The price: characters are never merged across the boundaries, as tokenising the whole text might do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def prompting_of(objective: Objective, tokenizer: Any, markers: Markers) -> Prom
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens by which a model ends what it says, by its generation config and its tokenizer."""
+    """A model's end-of-text tokens, from its generation config and its tokenizer."""
     given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found = {tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])}
     return tuple(sorted(token_id for token_id in found if token_id is not None))
@@ -55,7 +55,7 @@ def _rendered(template: Template, tokenizer: Any) -> tuple[str, str]:
     before, mark, after = text.partition(_MARK)
     if not mark or _MARK in after:
         raise InvalidInput(
-            f"the tokenizer's chat template shows the user's message {text.count(_MARK)} times; expected "
+            f"the tokenizer's chat template renders the user's message {text.count(_MARK)} times; expected "
             "once: choose the plain prompt, or correct chat_template"
         )
     return before, after
@@ -68,20 +68,20 @@ def _chat(system: str, message: str, tokenizer: Any) -> str:
         text: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-    except Exception as error:  # whatever a template raises
+    except Exception as error:  # a template may raise anything
         raise InvalidInput(
-            f"the tokenizer's chat template refuses the prompt ({error}); expected one that takes "
+            f"the tokenizer's chat template refuses the prompt ({error}); expected one that accepts "
             f"{'a system and ' if system else ''}a user message: choose another prompt"
         ) from error
     return text
 
 
 def _without_open(token_ids: tuple[int, ...], tokenizer: Any, open_id: int) -> tuple[int, ...]:
-    """Some chat templates open the thought themselves; the objective's bridge does so again."""
+    """Drop a final open marker that some chat templates add: the objective's bridge has one."""
     if open_id not in token_ids:
         return token_ids
-    place = len(token_ids) - 1 - token_ids[::-1].index(open_id)
-    return token_ids if tokenizer.decode(token_ids[place + 1 :]).strip() else token_ids[:place]
+    last = len(token_ids) - 1 - token_ids[::-1].index(open_id)
+    return token_ids if tokenizer.decode(token_ids[last + 1 :]).strip() else token_ids[:last]
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Padding ragged rows for one forward pass.
 
-Design: rows are padded on the *left*, so that what is needed of the output (the last tokens) is the
-same slice for every row and transformers' ``logits_to_keep`` computes the vocabulary projection there
-alone. The price is explicit position ids. Rows are batched by length under a token budget.
+Design: rows are padded on the *left*, so that the needed part of the output (the last tokens) is the same
+slice for every row and transformers' ``logits_to_keep`` computes the vocabulary projection only there. The
+price is explicit position ids. Rows are batched by length under a token budget.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> PaddedRows:
 def pad_left_values(
     rows: Sequence[Sequence[float]], width: int, device: torch.device
 ) -> torch.Tensor:
-    """Per-token numbers aligned with :func:`pad_left`, zeros on the padding. Shape [B, width]."""
+    """Per-token values aligned with :func:`pad_left`, 0 on the padding. Shape [B, width]."""
     values = torch.zeros(len(rows), width)
     for index, row in enumerate(rows):
         if row:
@@ -55,7 +55,7 @@ def pad_left_values(
 def tail_logits(model: Any, rows: PaddedRows, num_tail: int, cache: Any = None) -> torch.Tensor:
     """Logits of the last ``num_tail`` positions, float32. Shape [B, num_tail, V].
 
-    With a ``cache``, ``rows`` follow the tokens in it, and their keys and values are added to it in place.
+    With a ``cache``, ``rows`` follow the cached tokens, and their keys and values are appended in place.
     """
     kind: type = type(model)
     options: dict[str, Any] = {"use_cache": cache is not None}
@@ -63,9 +63,8 @@ def tail_logits(model: Any, rows: PaddedRows, num_tail: int, cache: Any = None) 
         options["logits_to_keep"] = num_tail
     if _accepts(kind, "position_ids"):
         options["position_ids"] = rows.position_ids
-    if (
-        cache is not None
-    ):  # renamed in transformers 5; older releases and custom code have the long name
+    if cache is not None:
+        # Renamed in transformers 5; older releases and custom code use the long name.
         options["cache" if _accepts(kind, "cache") else "past_key_values"] = cache
     output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **options)
     logits: torch.Tensor = output.logits[:, -num_tail:].float()
@@ -75,7 +74,7 @@ def tail_logits(model: Any, rows: PaddedRows, num_tail: int, cache: Any = None) 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Indices grouped by similar length so that rows x longest stays within ``max_tokens``.
 
-    A row longer than the budget is a batch of its own.
+    A row longer than the budget is batched alone.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

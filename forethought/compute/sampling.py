@@ -1,9 +1,9 @@
-"""Sampling thoughts with a transformers model: the context once, then G branches over its cache.
+"""Sample thoughts with a transformers model: prefill the context once, then decode G branches.
 
-Design: an own decode loop rather than ``generate``, which repeats every context G times before the
-prefill and has no seed per sequence. Every sample draws its numbers from its own generator by the
-inverse of the cumulative distribution, so what it samples does not depend on what it is batched with
-(up to rounding). The price is that sampling happens on the host's random numbers, one per token.
+Design: a custom decode loop instead of ``generate``, which repeats every context G times before the
+prefill and has no seed per sequence. Every sample has its own generator and samples by inverse CDF, so
+its tokens do not depend on the rest of the batch (up to rounding). The price is that the random numbers
+are drawn on the host, one per token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forethought.compute.rows import PaddedRows, pad_left, tail_logits
 class SampleRequest:
     """``len(seeds_G)`` samples after one prefix, each until a stop token or ``max_tokens``.
 
-    ``prediction_tokens`` more follow a stop token, fewer where one of ``prediction_stop_ids`` is drawn.
+    After a stop token, up to ``prediction_tokens`` more are sampled, until one of ``prediction_stop_ids``.
 
     Example:
         ``SampleRequest((1, 5, 39), (11, 12), max_tokens=9, temperature=1.0, stop_ids=(40,))``
@@ -39,7 +39,7 @@ class SampleRequest:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest sample."""
+        """The maximum number of tokens of a sample."""
         return self.max_tokens + self.prediction_tokens
 
 
@@ -67,7 +67,7 @@ def derive_seed(*parts: int) -> int:
 
 @torch.inference_mode()
 def sample(model: Any, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
-    """Sample every request; shape [requests][G]. Requests may differ in length, size and limits."""
+    """Sample every request; shape [requests][G]. Requests may differ in length, group size and limits."""
     device = next(iter(model.parameters())).device
     prefixes = pad_left([request.prefix_ids for request in requests], device)
     cache = DynamicCache(config=model.config)
@@ -83,7 +83,7 @@ def sample(model: Any, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
 
 
 class _Decode:
-    """The rows still being decoded: what each sampled, and which remain alive."""
+    """The decode state: the tokens sampled for each row, and the rows still alive."""
 
     def __init__(
         self,
@@ -116,13 +116,13 @@ class _Decode:
         for slot, (row, token_id) in enumerate(zip(self._alive, ids.tolist(), strict=True)):
             self._ids[row].append(token_id)
             self._logprobs[row].append(chosen[slot])
-            if self._goes_on(row, token_id):
+            if self._continues(row, token_id):
                 self._kept.append(slot)
         self._last_ids = ids
         return bool(self._kept)
 
-    def _goes_on(self, row: int, token_id: int) -> bool:
-        """Take note of a row's newest token; False where it was its last."""
+    def _continues(self, row: int, token_id: int) -> bool:
+        """Record a row's newest token; False if it was the last."""
         request = self._requests[self._owners[row]]
         if self._stopped[row]:
             self._num_predicted[row] += 1
@@ -150,7 +150,7 @@ class _Decode:
         return PaddedRows(self._last_ids[:, None], self._mask, self._positions)
 
     def results(self) -> list[list[Sample]]:
-        """Samples regrouped by request."""
+        """The samples, grouped by request."""
         grouped: list[list[Sample]] = [[] for _ in self._requests]
         for row, owner in enumerate(self._owners):
             ids, logprobs = tuple(self._ids[row]), tuple(self._logprobs[row])

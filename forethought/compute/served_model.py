@@ -1,8 +1,8 @@
-"""A model that serves while newer weights arrive: what rollout and reward replicas hold.
+"""A model that serves while newer weights arrive, as used in rollout and reward replicas.
 
-Design: one lock, taken for a whole batch of work or for a flip, so that a flip falls between forward
-passes and everything computed in a batch is of one version. The price is that a flip waits for the
-batch in hand; an engine that switches inside a running request keeps its own boundary instead.
+Design: one lock, held for a whole batch of work or for a flip, so that flips happen between batches and
+everything computed in a batch is of one version. The price is that a flip waits for the current batch; an
+engine that switches inside a running request tracks its own version boundary instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forethought.types import WeightManifest
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What is served right now. Both change only under the lock.
+    """The model being served. Its weights change only under the lock.
 
     Example:
         ``with served.hold() as serving: sample(serving.language_model.model, requests)``
@@ -32,7 +32,7 @@ class Serving:
 
 
 class ServedModel:
-    """Weights of one published model ("policy" or "baseline") and the version they are."""
+    """Weights of one published model ("policy" or "baseline") and their version."""
 
     def __init__(self, name: str, device: str) -> None:
         self.name = name
@@ -42,19 +42,19 @@ class ServedModel:
 
     @property
     def manifest(self) -> WeightManifest | None:
-        """What is served, or None before the first weights."""
+        """The manifest of the weights served, or None before the first weights."""
         return self._serving.manifest if self._serving else None
 
     @property
     def is_ready(self) -> bool:
-        """True once some verified version is served."""
+        """True once a verified version is served."""
         return self._serving is not None
 
     @property
     def now(self) -> Serving:
-        """What is served at this moment, without waiting for the batch in hand.
+        """What is served at this moment, without waiting for the current batch.
 
-        For its tokenizer and its size; what is computed with the weights belongs under :meth:`hold`.
+        Use it for the tokenizer and the size; computation with the weights must be under :meth:`hold`.
 
         Raises:
             NotReady: no weights have arrived yet.
@@ -77,8 +77,8 @@ class ServedModel:
     def load(self, directory: Path, manifest: WeightManifest) -> None:
         """Flip to the verified snapshot in ``directory``. Blocking: call it off the event loop.
 
-        Only weights are copied while the model files stay the same; otherwise the model is rebuilt and
-        swapped in whole.
+        If the model files are unchanged, only weights are copied; otherwise the model is loaded again and
+        swapped in.
 
         Raises:
             InvalidInput: the snapshot does not load or does not fit; the old version keeps serving.

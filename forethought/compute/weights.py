@@ -1,7 +1,7 @@
-"""Weights as published: named tensors of a model, to and from safetensors.
+"""Published weights: named tensors of a model, to and from safetensors.
 
-Design: tied parameters travel once, under their first name, and nothing is applied before every name,
-shape and dtype was found to fit, so a foreign snapshot is refused whole.
+Design: tied parameters are included once, under their first name, and nothing is applied before every name,
+shape and dtype has been checked, so a snapshot of a different model is refused as a whole.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def serialise(tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 def apply_weights(model: Any, file: Path) -> None:
-    """Copy a safetensors file into a model, all of it or nothing.
+    """Copy a safetensors file into a model, all or nothing.
 
     Raises:
         InvalidInput: a tensor is missing, unknown, or of another shape or dtype.
@@ -50,10 +50,10 @@ def apply_weights(model: Any, file: Path) -> None:
 
 
 def layout_of(file: Path) -> dict[str, str]:
-    """The dtype and shape of every tensor of a safetensors file, from its header alone.
+    """The dtype and shape of every tensor of a safetensors file, from its header only.
 
     Raises:
-        InvalidInput: it is no whole safetensors file.
+        InvalidInput: it is not a complete safetensors file.
     """
     try:
         with safe_open(str(file), framework="pt") as opened:
@@ -69,7 +69,7 @@ def layout_of(file: Path) -> dict[str, str]:
 
 
 def check_fit(pushed: dict[str, str], held: dict[str, str]) -> None:
-    """Refuse weights whose names, shapes and dtypes are not exactly those held.
+    """Check that pushed weights have exactly the names, shapes and dtypes of those held.
 
     Raises:
         InvalidInput: a tensor is missing, unknown, or of another shape or dtype.

@@ -1,12 +1,12 @@
-"""The weighted mixture of sources that a run draws its documents from, without end.
+"""The endless weighted mixture of sources that a run draws its documents from.
 
-Design: nothing is random but a function of the seed and of counters. The source of document n is
-a hash of (seed, n) against the weights; a source walks through a permutation of its windows, a
-fresh one for every pass, made from (seed, source name, pass). So the whole state is a handful of
-counters (:class:`CorpusCursor`), and a resumed run goes on with exactly the document it would
-have drawn. Only hashes and raw PCG64 bits are used, which no later version of Python or numpy may
-change. The price: a permutation takes 8 bytes per window in memory and is sorted anew once per
-pass (about a second for ten million windows).
+Design: every draw is a function of the seed and of counters. The source of document n is chosen by
+comparing a hash of (seed, n) with the weights; within a source, every pass goes through a new permutation
+of its windows, derived from (seed, source name, pass). So the whole state is a handful of counters
+(:class:`CorpusCursor`), and a resumed run continues with exactly the document it would have drawn. Only
+hashes and raw PCG64 bits are used, which are stable across versions of Python and numpy. The price: a
+permutation takes 8 bytes per window in memory and is sorted once per pass (about a second for ten million
+windows).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NUM_DIGEST_WINDOWS = 16
 class SourceCursor:
     """How far one source has been read: ``index`` windows into pass number ``passes`` (from 0).
 
-    ``digest`` is of the source's windows, so that a cursor is not taken for that of other text.
+    ``digest`` is a hash of the source's windows, so that a cursor is not applied to other text.
 
     Example:
         ``SourceCursor("notes.txt", digest="4be1c09a5d6f7e88", passes=1, index=40)``
@@ -80,13 +80,13 @@ class CorpusCursor:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidInput(
                 f"got {text!r:.80}, expected a corpus cursor in JSON as CorpusCursor.to_json "
-                f"writes it ({error!r}); restore the checkpoint or start anew"
+                f"writes it ({error!r}); restore an intact checkpoint or start a new run"
             ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class WindowedSource:
-    """A source that is ready to draw from: its windows as :func:`cut_windows` makes them.
+    """A source that is ready to draw from, with the windows that :func:`cut_windows` returned.
 
     Example:
         ``WindowedSource("notes.txt", weight=1.0, windows=dataset)``
@@ -100,16 +100,15 @@ class WindowedSource:
 class Corpus:
     """An endless weighted mixture of windows.
 
-    ``take`` draws documents; ``cursor`` is the state, ``seek`` goes to one. Weights may differ
-    between a cursor's run and this one: later draws follow the new ones. Not for use from several
-    threads.
+    ``take`` draws documents; ``cursor`` is the state, ``seek`` restores one. Weights may differ
+    between a cursor's run and this one: later draws follow the new weights. Not thread-safe.
     """
 
     def __init__(self, sources: Sequence[WindowedSource], seed: int) -> None:
-        """A mixture at its beginning; names must differ, weights need not sum to 1.
+        """Start at the beginning; names must be distinct, weights need not sum to 1.
 
         Raises:
-            InvalidInput: no sources, or two of one name.
+            InvalidInput: no sources, or two with the same name.
         """
         if not sources:
             raise InvalidInput(
@@ -119,7 +118,7 @@ class Corpus:
         if len(set(names)) < len(names):
             raise InvalidInput(
                 f"got the corpus sources {names}, expected different names, since metrics and "
-                "cursors go by them; set the name of each source"
+                "cursors are keyed by them; set the name of each source"
             )
         self._sources = tuple(sources)
         self._seed = seed
@@ -127,11 +126,11 @@ class Corpus:
         self._digests = tuple(digest_of(source.windows) for source in sources)
         self._permutations: dict[int, tuple[int, Any]] = {}
         self._num_drawn = 0
-        self._places = [(0, 0)] * len(sources)
+        self._cursors = [(0, 0)] * len(sources)  # (passes, index) of each source
 
     @property
     def num_windows(self) -> int:
-        """Windows of all sources together."""
+        """The total number of windows."""
         return sum(self.windows_per_source.values())
 
     @property
@@ -141,23 +140,23 @@ class Corpus:
 
     @property
     def cursor(self) -> CorpusCursor:
-        """The state now: what is drawn next follows from it alone."""
+        """The current state, which determines all further draws."""
         return CorpusCursor(
             self._seed,
             self._num_drawn,
             tuple(
-                SourceCursor(source.name, digest, *place)
-                for source, digest, place in zip(
-                    self._sources, self._digests, self._places, strict=True
+                SourceCursor(source.name, digest, *cursor)
+                for source, digest, cursor in zip(
+                    self._sources, self._digests, self._cursors, strict=True
                 )
             ),
         )
 
     def seek(self, cursor: CorpusCursor) -> None:
-        """Go to ``cursor``.
+        """Restore the state ``cursor``.
 
         Raises:
-            InvalidInput: it is of another seed, of other sources or of other windows of them.
+            InvalidInput: it was taken with another seed, other sources or other windows.
         """
         got = (cursor.seed, [(source.name, source.digest) for source in cursor.sources])
         mine = self.cursor
@@ -167,29 +166,29 @@ class Corpus:
                 f"got a corpus cursor of seed and sources {got}, expected {expected}; resume with "
                 "the corpus, tokenizer, window sizes and seed of its run, or start a new run"
             )
-        for source, place in zip(self._sources, cursor.sources, strict=True):
-            if not (0 <= place.index <= len(source.windows) and place.passes >= 0):
+        for source, saved in zip(self._sources, cursor.sources, strict=True):
+            if not (0 <= saved.index <= len(source.windows) and saved.passes >= 0):
                 raise InvalidInput(
-                    f"got window {place.index} of pass {place.passes} of {source.name!r}, "
-                    f"expected 0 to {len(source.windows)}; restore an undamaged checkpoint"
+                    f"got window {saved.index} of pass {saved.passes} of {source.name!r}, "
+                    f"expected 0 to {len(source.windows)}; restore an intact checkpoint"
                 )
         self._num_drawn = cursor.num_drawn
-        self._places = [(source.passes, source.index) for source in cursor.sources]
+        self._cursors = [(source.passes, source.index) for source in cursor.sources]
 
     def take(self, num_documents: int) -> list[Document]:
-        """The next ``num_documents`` documents; never fewer."""
+        """The next ``num_documents`` documents, never fewer."""
         return [self._draw() for _ in range(num_documents)]
 
     def _draw(self) -> Document:
         share = _uniform(f"source/{self._seed}/{self._num_drawn}") * self._bounds[-1]
-        # The last bound is left out: rounding must not point past the last source.
+        # Without the last bound, so that rounding cannot select beyond the last source.
         number = bisect_right(self._bounds[:-1], share)
         source = self._sources[number]
-        passes, index = self._places[number]
+        passes, index = self._cursors[number]
         if index == len(source.windows):
             passes, index = passes + 1, 0
         row = source.windows[int(self._permutation(number, passes)[index])]
-        self._places[number] = (passes, index + 1)
+        self._cursors[number] = (passes, index + 1)
         self._num_drawn += 1
         return Document(
             document_id=row["document_id"],
@@ -202,7 +201,7 @@ class Corpus:
         )
 
     def _permutation(self, number: int, passes: int) -> Any:
-        """The order of a source's windows in one pass; the last one made is kept."""
+        """The order of a source's windows in one pass; the latest is cached."""
         kept = self._permutations.get(number)
         if kept is None or kept[0] != passes:
             source = self._sources[number]
@@ -214,7 +213,7 @@ class Corpus:
 def open_corpus(
     section: CorpusSection, tokenizer: PreTrainedTokenizerBase, seed: int, cache_dir: Path
 ) -> Corpus:
-    """Read, tokenise and cut every source of ``section``, or find it in ``cache_dir``.
+    """Read, tokenise and cut every source of ``section``, or load it from ``cache_dir``.
 
     Raises:
         InvalidInput: see :func:`open_source`, :func:`cut_windows` and :class:`Corpus`.
@@ -233,30 +232,30 @@ def open_corpus(
 
 
 def _weights(num_prompt: int, num_tokens: int) -> tuple[float, ...]:
-    """A prompt is read and not learned; without one nothing need be said."""
+    """Weight 0 for the prompt's tokens, 1 for the rest; empty (1 everywhere) without a prompt."""
     return (0.0,) * num_prompt + (1.0,) * (num_tokens - num_prompt) if num_prompt else ()
 
 
 def _hash(key: str) -> int:
-    """64 bits that depend on every character of ``key``."""
+    """A 64-bit hash of ``key``."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def _uniform(key: str) -> float:
-    """A float in [0, 1), one for each key."""
+    """A float in [0, 1) determined by ``key``."""
     return (_hash(key) >> 11) * 2.0**-53
 
 
 def _permuted(key: str, size: int) -> Any:
-    """The numbers below ``size`` in an order that ``key`` decides, as an int64 array."""
+    """A permutation of ``range(size)`` determined by ``key``, as an int64 array."""
     import numpy as np
 
-    # Sorting raw bits instead of Generator.permutation: only the bit stream is promised to last.
+    # Sorts raw bits instead of using Generator.permutation: only the bit stream is guaranteed stable.
     return np.argsort(np.random.PCG64(_hash(key)).random_raw(size), kind="stable")
 
 
 def digest_of(windows: Dataset) -> str:
-    """Tells other windows apart by their number and a few of them; the same on every machine."""
+    """A hash of the number of windows and a sample of them; the same on every machine."""
     size = len(windows)
     sample = windows[sorted({size * i // _NUM_DIGEST_WINDOWS for i in range(_NUM_DIGEST_WINDOWS)})]
     described = json.dumps(

@@ -1,15 +1,15 @@
 """Records of one path, whatever its format: a stream of (document id, fields).
 
-Design: the readers are small and our own. Those of ``datasets`` lose what a corpus must keep: the
-JSON one turns a text such as ``2020-01-01`` into a timestamp, the text one turns ``\\r\\n`` into
-``\\n``, both treat ``[`` in a file name as a pattern, and none names the line or byte at fault.
-Files are read as streams, so memory does not grow with them. The price: a text file is one
-document only up to ``BLOCK_BYTES``; a longer one is cut at the last line break (else space, else
-character) before that size, and every block is a document of its own.
+Design: small custom readers, because those of ``datasets`` alter a corpus: the JSON reader turns a text
+such as ``2020-01-01`` into a timestamp, the text reader turns ``\\r\\n`` into ``\\n``, both treat ``[`` in
+a file name as a pattern, and none reports the offending line or byte. Files are streamed, so memory does
+not grow with their size. The price: a text file is one document only up to ``BLOCK_BYTES``; a longer one is
+cut at the last line break (else space, else character) before that size, and every block is a separate
+document.
 
 Ids are ``<file name>#<row>``: the row is the block of a text file, the line of a JSON-lines file,
 the row of a Parquet file or of a saved dataset, all counted from 0. In a folder the name is the
-path below it.
+path relative to it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _BOM = b"\xef\xbb\xbf"
 _SNIFFED_BYTES = 8000  # git's rule: a NUL among the first 8,000 bytes means binary
 
 Record = tuple[str, dict[str, Any]]
-"""A document's id and those of its fields that were asked for."""
+"""A document's id and its requested fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Which fields of a record hold what; ``prompt`` "" means that there is none.
+    """The names of a record's fields; ``prompt`` "" means no prompt field.
 
     Example:
         ``Fields(text="text", marks="marks", prompt="question")``
@@ -48,19 +48,21 @@ class Fields:
     prompt: str = ""
 
     def wanted(self, present: Collection[str], where: str) -> list[str]:
-        """Those of ``present`` that are to be read; text wins over token ids, which may be foreign.
+        """The fields of ``present`` to read; text takes precedence over token ids.
+
+        The ids may be another tokenizer's.
 
         Raises:
-            InvalidInput: neither the text field nor ``token_ids`` is there.
+            InvalidInput: neither the text field nor ``token_ids`` is present.
         """
         content = next((name for name in (self.text, TOKEN_IDS_FIELD) if name in present), None)
         if content is None:
             raise InvalidInput(
                 f"{where}: got the fields {sorted(present)}, expected {self.text!r} (or "
-                f"{TOKEN_IDS_FIELD!r} where it is tokenised already); set the source's text_field"
+                f"{TOKEN_IDS_FIELD!r} if it is already tokenised); set the source's text_field"
             )
         annotations = [self.marks, self.prompt]
-        if content == TOKEN_IDS_FIELD:  # those of a text would be another tokenizer's
+        if content == TOKEN_IDS_FIELD:  # a text's entropies would be another tokenizer's
             annotations.append(ENTROPIES_FIELD)
         return [content, *(name for name in annotations if name in present)]
 
@@ -68,24 +70,24 @@ class Fields:
 def list_files(path: Path, excluded: Path) -> tuple[Path, ...]:
     """The files a source consists of, sorted: ``path`` itself, or every file below it.
 
-    Names that begin with a dot and the folder ``excluded`` (our own cache) are passed over; links
-    to folders are not followed.
+    Names that begin with a dot and the folder ``excluded`` (the cache) are skipped; links to folders are
+    not followed.
 
     Raises:
-        InvalidInput: nothing is there, or a folder without files.
+        InvalidInput: the path does not exist, or is a folder without files.
     """
     if path.is_file():
         return (path,)
     if not path.is_dir():
         raise InvalidInput(
             f"corpus source {str(path)!r} does not exist; expected a file, a folder or a dataset "
-            "written by save_to_disk; names on the Hugging Face hub are not fetched: download first"
+            "written by save_to_disk; names on the Hugging Face hub are not fetched: download it first"
         )
     files = tuple(_walk(path, excluded.resolve()))
     if not files:
         raise InvalidInput(
             f"corpus folder {str(path)!r} holds no files; expected text, .jsonl or .parquet files "
-            "(names that begin with a dot are passed over); put some there or give another path"
+            "(names that begin with a dot are skipped); put some there or give another path"
         )
     return files
 
@@ -94,7 +96,7 @@ def read_records(path: Path, files: tuple[Path, ...], fields: Fields) -> Iterato
     """Stream the records of ``path``, which consists of ``files`` (see :func:`list_files`).
 
     Raises:
-        InvalidInput: a file that is not what its name says, invalid UTF-8, missing fields.
+        InvalidInput: a file's content does not match its suffix, invalid UTF-8, missing fields.
     """
     try:
         if path.is_file():
@@ -106,7 +108,7 @@ def read_records(path: Path, files: tuple[Path, ...], fields: Fields) -> Iterato
     except OSError as error:
         raise InvalidInput(
             f"corpus source {str(path)!r} cannot be read: {error}; expected readable files; "
-            "make them so or leave them out"
+            "fix their permissions or exclude them"
         ) from error
 
 
@@ -149,7 +151,7 @@ def _read_folder(folder: Path, files: tuple[Path, ...], fields: Fields) -> Itera
             num_skipped += 1
     if num_skipped:
         _LOG.warning(
-            "%s: skipped %d of %d files, which are binary, not UTF-8 or not readable",
+            "%s: skipped %d of %d files that are binary, not UTF-8 or not readable",
             folder,
             num_skipped,
             len(files),
@@ -157,12 +159,12 @@ def _read_folder(folder: Path, files: tuple[Path, ...], fields: Fields) -> Itera
 
 
 def _printable(name: str) -> str:
-    """File names are bytes; one that is no UTF-8 gets replacement characters."""
+    """Decode a file name, with replacement characters if it is not UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _is_text(file: Path) -> bool:
-    """Whether a file of a folder is UTF-8 to its end and has no NUL near its start."""
+    """Whether a file is UTF-8 throughout and has no NUL near its start."""
     try:
         for offset, block in _blocks(file):
             if offset == 0 and b"\0" in block[:_SNIFFED_BYTES]:
@@ -190,19 +192,19 @@ def _blocks(file: Path) -> Iterator[tuple[int, bytes]]:
     offset, rest = 0, b""
     with file.open("rb") as stream:
         while block := rest + stream.read(BLOCK_BYTES - len(rest)):
-            end = len(block) if len(block) < BLOCK_BYTES else _cut_place(block)
+            end = len(block) if len(block) < BLOCK_BYTES else _cut_index(block)
             yield offset, block[:end]
             offset, rest = offset + end, block[end:]
 
 
-def _cut_place(block: bytes) -> int:
+def _cut_index(block: bytes) -> int:
     """After the last line break; else before the last space; else between two characters."""
     end = block.rfind(b"\n") + 1
     if end <= 0:
         end = block.rfind(b" ")
     if end <= 0:
-        # The last character starts at the last byte that is no continuation byte (0b10xxxxxx).
-        starts = (place for place in range(1, 5) if block[-place] & 0xC0 != 0x80)
+        # The last character starts at the last byte that is not a continuation byte (0b10xxxxxx).
+        starts = (back for back in range(1, 5) if block[-back] & 0xC0 != 0x80)
         end = len(block) - next(starts, 0)
     return end
 
@@ -226,8 +228,7 @@ def _parse_line(line: bytes, file: Path, row: int) -> dict[str, Any]:
         ) from error
     if not isinstance(record, dict):
         raise InvalidInput(
-            f"{str(file)!r} line {row + 1}: got a JSON {type(record).__name__}, expected one "
-            "object"
+            f"{str(file)!r} line {row + 1}: got a JSON {type(record).__name__}, expected one object "
             'per line, such as {"text": "..."}; rewrite the file'
         )
     return record
@@ -247,7 +248,7 @@ def _read_parquet(file: Path, name: str, fields: Fields) -> Iterator[Record]:
                     row += 1
     except pa.ArrowException as error:
         raise InvalidInput(
-            f"{str(file)!r} is not a whole Parquet file ({error}); write it again or leave it out"
+            f"{str(file)!r} is not a whole Parquet file ({error}); write it again or exclude it"
         ) from error
 
 
@@ -256,7 +257,7 @@ def _read_saved_dataset(path: Path, fields: Fields) -> Iterator[Record]:
 
     try:
         dataset = load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged folder makes the library raise
+    except Exception as error:  # the library may raise anything on a damaged folder
         raise InvalidInput(
             f"{str(path)!r} is not a whole dataset of save_to_disk ({error}); save it again"
         ) from error

@@ -1,10 +1,9 @@
-"""One source of the configuration as a random-access table of documents.
+"""One configured source as a random-access table of documents.
 
 Design: whatever the format, a source is streamed once through the same checks into one Arrow file
-under ``cache_dir`` (columns ``id``, ``text``, ``token_ids``, ``marks``; of ``text`` and
-``token_ids`` exactly one is set), found again by path, size and modification time of its files.
-Everything after that is indifferent to formats and costs no memory. The price is a second copy of
-the text on disk.
+under ``cache_dir`` (columns ``id``, ``text``, ``token_ids``, ``marks``; exactly one of ``text`` and
+``token_ids`` is set), keyed by path, size and modification time of its files. Everything after that is
+independent of formats and uses no memory. The price is a second copy of the text on disk.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from forethought.errors import InvalidInput
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT_VERSION = 3  # of the cached table: raise it when reading changes
+_FORMAT_VERSION = 3  # of the cached table: increment it when reading changes
 _MAX_TOKEN_ID = 2**31 - 1
 _LOG = logging.getLogger(__name__)
 
 
 def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
-    """Read ``source`` (or find what was read before) as a ``datasets.Dataset``.
+    """Read ``source`` (or load it from the cache) as a ``datasets.Dataset``.
 
-    Columns: ``id`` (file name # row), ``text`` or, for a source that is tokenised already,
-    ``token_ids``, and ``marks``: places worth predicting, as character offsets into ``text`` or
-    indices into ``token_ids``; empty where the source has none. Where a record has both contents
-    the text is read, since the ids may be another tokenizer's. ``entropies`` of token ids are in nats,
-    one a token, empty where the source has none. A record's prompt stands at the beginning of
-    ``text``, ``prompt_chars`` long. Empty documents are skipped and counted.
+    Columns: ``id`` (file name # row), ``text`` or, for an already tokenised source, ``token_ids``, and
+    ``marks``: positions marked for prediction, as character offsets into ``text`` or indices into
+    ``token_ids``; empty if the source has none. If a record has both contents the text is read, since the
+    ids may be another tokenizer's. ``entropies`` of token ids are in nats, one per token, empty if the
+    source has none. A record's prompt is the first ``prompt_chars`` characters of ``text``. Empty
+    documents are skipped and counted.
 
     Raises:
         InvalidInput: a missing path, no documents, a wrong field name or type, invalid UTF-8.
@@ -84,28 +83,28 @@ def iterate_texts(section: CorpusSection, cache_dir: Path) -> Iterator[str]:
     """Every text of every source, once and in order, for ``train_tokenizer``.
 
     Raises:
-        InvalidInput: as :func:`open_source`; also a source without text, tokenised already.
+        InvalidInput: as :func:`open_source`; also for an already tokenised source without text.
     """
     for source in section.resolved_sources():
         for row in open_source(source, cache_dir).select_columns(["id", "text"]):
             if row["text"] is None:
                 raise InvalidInput(
                     f"{row['id']} of corpus source {source.name!r} holds token ids, expected text "
-                    "to train a tokenizer on; give model.path, whose tokenizer made those ids"
+                    "to train a tokenizer on; set model.path to the model whose tokenizer made those ids"
                 )
             yield row["text"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What is read: passed as one value, since ``datasets`` takes a list for shards."""
+    """A source's files and fields in one value, since ``datasets`` takes a list for shards."""
 
     path: Path
     files: tuple[Path, ...]
     fields: Fields
 
     def fingerprint(self) -> str:
-        """Changes when any file's path, size or modification time does."""
+        """A hash that changes when any file's path, size or modification time does."""
         stats = [(str(file.resolve()), file.stat()) for file in self.files]
         parts = [
             (name.encode("utf-8", "replace").hex(), s.st_size, s.st_mtime_ns) for name, s in stats
@@ -116,7 +115,7 @@ class _Reading:
 
 
 def _documents(reading: _Reading) -> Iterator[dict[str, Any]]:
-    """The checked documents of a source; raising here keeps an unusable source out of the cache."""
+    """The validated documents of a source; raising here keeps an unusable source out of the cache."""
     num_read = num_empty = 0
     for document_id, record in read_records(reading.path, reading.files, reading.fields):
         num_read += 1
@@ -168,7 +167,7 @@ def _entropies(record: dict[str, Any], document_id: str) -> Sequence[float]:
     if len(values) != num_tokens or not all(_is_entropy(value) for value in values):
         raise InvalidInput(
             f"{document_id}: got {len(values)} {ENTROPIES_FIELD} for {num_tokens} tokens, expected one "
-            "finite number from 0 for each; run forethought curate again"
+            "finite number of at least 0 per token; run forethought curate again"
         )
     return list(values)
 
@@ -183,8 +182,8 @@ def _prompt(record: dict[str, Any], fields: Fields, tokenised: bool, document_id
         return ""
     if tokenised:
         raise InvalidInput(
-            f"{document_id}: got a {fields.prompt!r} beside {TOKEN_IDS_FIELD!r}, expected text for "
-            "both; give the text, or leave the source's prompt_field empty"
+            f"{document_id}: got {fields.prompt!r} together with {TOKEN_IDS_FIELD!r}, expected text for "
+            "both; provide the text, or leave the source's prompt_field empty"
         )
     _check_text(prompt, document_id, fields.prompt)
     return str(prompt)
@@ -194,14 +193,14 @@ def _check_text(text: object, document_id: str, field: str) -> None:
     if not isinstance(text, str):
         raise InvalidInput(
             f"{document_id}: got {field}={text!r:.80} ({type(text).__name__}), expected a string; "
-            "name another text_field or repair the record"
+            "set another text_field or repair the record"
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidInput(
             f"{document_id}: {field} holds the lone surrogate U+{ord(text[error.start]):04X} at "
-            f"character {error.start}, expected Unicode text; write the character whole"
+            f"character {error.start}, expected Unicode text; write the complete surrogate pair"
         ) from error
 
 

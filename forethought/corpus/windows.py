@@ -1,15 +1,14 @@
 """Documents as consecutive windows of tokens.
 
-Design: every document is tokenised whole, without the tokens a tokenizer would add around it, and
-cut from its start into windows of ``window_tokens`` that do not overlap and never cross
-documents. The last, shorter window is kept if it has ``min_window_tokens``, else dropped; a
-document shorter than that has no window at all and is counted in a warning. The result is one
-Arrow file, found again by a fingerprint of documents, tokenizer and sizes. The price of not
-packing documents together: short ones make short windows, and the tokens in front of a cut are
-never seen by those behind it.
+Design: every document is tokenised whole, without the special tokens a tokenizer would add around it, and
+cut from its start into windows of ``window_tokens`` that do not overlap and never cross documents. The
+last, shorter window is kept if it has ``min_window_tokens``, else dropped; a document shorter than that has
+no window and is counted in a warning. The result is one Arrow file, cached under a fingerprint of
+documents, tokenizer and sizes. The price of not packing documents together: short ones make short windows,
+and tokens before a cut are not in the context of those after it.
 
-A special token written out in the text (``<think>``) becomes that token. This is meant: worked
-examples are written so. Text from strangers can therefore hold markers.
+A special token written out in the text (``<think>``) becomes that token. This is intended: worked
+examples are written that way. Untrusted text can therefore contain markers.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT_VERSION = 3  # of the cached table: raise it when cutting changes
-_BATCH_BYTES = 2 << 20  # a tokenizer at work takes some fifty times that in memory
+_FORMAT_VERSION = 3  # of the cached table: increment it when cutting changes
+_BATCH_BYTES = 2 << 20  # tokenising takes about fifty times that in memory
 _MAX_BATCH_ROWS = 4096
 _LOG = logging.getLogger(__name__)
 
@@ -43,18 +42,17 @@ def cut_windows(
     min_window_tokens: int,
     cache_dir: Path,
 ) -> Dataset:
-    """Tokenise and cut ``documents`` (of :func:`forethought.corpus.sources.open_source`).
+    """Tokenise and cut ``documents`` (from :func:`forethought.corpus.sources.open_source`).
 
     Columns: ``document_id`` (``notes.txt#0:3`` is window 3 of document ``notes.txt#0``),
-    ``token_ids`` (N), ``token_bytes`` (N, or none where it cannot be decode_answer) and ``marks``, indices
-    into the window's tokens: of the token that contains the marked character or, where none does
-    (whitespace), of the next. A character of several tokens marks its first. ``prompt_tokens`` are
-    those at the window's beginning that hold any of the document's prompt; ``entropies`` (N) stand where
-    the source has them.
+    ``token_ids`` (N), ``token_bytes`` (N, or empty if unknown) and ``marks``, indices into the window's
+    tokens: the token that contains the marked character or, if none does (whitespace), the next. A
+    character split over several tokens marks the first. ``prompt_tokens`` is the number of tokens at the
+    window's start that contain any of the document's prompt; ``entropies`` (N) are the source's, or empty.
 
     Raises:
-        InvalidInput: sizes that contradict each other, no window at all, token ids outside the
-            vocabulary, marks with a tokenizer that gives no offsets.
+        InvalidInput: inconsistent sizes, no window at all, token ids outside the vocabulary, marks with
+            a tokenizer that has no offsets.
     """
     from datasets import Features, List, Value
 
@@ -98,7 +96,7 @@ def cut_windows(
 
 @dataclass(frozen=True, slots=True)
 class _Tokenised:
-    """A whole document in tokens; ``sizes_N`` are bytes, empty where they cannot be decode_answer."""
+    """A whole document in tokens; ``sizes_N`` are byte lengths, empty if unknown."""
 
     document_id: str
     token_ids_N: Sequence[int]
@@ -121,12 +119,12 @@ class _Cutter:
     vocabulary_size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look through the vocabulary once."""
+        """Scan the vocabulary once."""
         self.vocabulary_bytes = vocabulary_bytes(self.tokenizer)
         self.vocabulary_size = max(self.tokenizer.get_vocab().values()) + 1
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """The windows of a batch, in the order of its documents."""
+        """The windows of a batch, in document order."""
         windows: list[tuple[Any, ...]] = []
         for document in self._tokenise(batch):
             before = len(windows)
@@ -137,7 +135,7 @@ class _Cutter:
         return {name: [window[i] for window in windows] for i, name in enumerate(columns)}
 
     def report(self) -> None:
-        """Warn of documents without a window; silent where the windows came from the cache."""
+        """Warn about documents without a window; logs nothing if the windows came from the cache."""
         if self.num_skipped:
             _LOG.warning(
                 "skipped %d of %d documents: shorter than %d tokens",
@@ -160,12 +158,12 @@ class _Cutter:
 
     def _tokenise(self, batch: dict[str, list[Any]]) -> Iterator[_Tokenised]:
         texts = [text for text in batch["text"] if text is not None]
-        places = any(batch["marks"]) or any(batch["prompt_chars"])
-        encoded = iter(self._encode(texts, with_marks=places))
+        with_marks = any(batch["marks"]) or any(batch["prompt_chars"])
+        encoded = iter(self._encode(texts, with_marks=with_marks))
         for i, document_id in enumerate(batch["id"]):
             if batch["text"][i] is None:
                 entropies_N = batch["entropies"][i] or ()
-                yield self._given(
+                yield self._pretokenised(
                     document_id, batch["token_ids"][i], batch["marks"][i], entropies_N
                 )
             else:
@@ -179,13 +177,13 @@ class _Cutter:
                 )
 
     def _encode(self, texts: list[str], with_marks: bool) -> Iterator[tuple[list[int], Any]]:
-        """(token ids, offsets) of each text; offsets cost time and are None where nobody asks."""
+        """(token ids, offsets) of each text; offsets cost time and are None if not needed."""
         if not texts:
             return
         if with_marks and not self.tokenizer.is_fast:
             raise InvalidInput(
                 f"got marks or prompts and the slow tokenizer {type(self.tokenizer).__name__}, expected a "
-                "fast one, whose offsets say which token holds a character; convert it"
+                "fast one, whose offsets map characters to tokens; convert it"
             )
         with_offsets = with_marks or (self.tokenizer.is_fast and self.vocabulary_bytes is None)
         encoding = self.tokenizer(
@@ -204,18 +202,18 @@ class _Cutter:
             return [self.vocabulary_bytes[token_id] for token_id in token_ids_N]
         return [] if offsets_N is None else offset_bytes(text, offsets_N)
 
-    def _given(
+    def _pretokenised(
         self,
         document_id: str,
         token_ids_N: list[int],
         marks: list[int],
         entropies_N: Sequence[float],
     ) -> _Tokenised:
-        """A document that came in tokens."""
+        """A document whose source is already tokenised."""
         if max(token_ids_N) >= self.vocabulary_size:
             raise InvalidInput(
                 f"{document_id}: got token id {max(token_ids_N)}, expected ids below the "
-                f"vocabulary's {self.vocabulary_size}; it was made for another model: give the text"
+                f"vocabulary's {self.vocabulary_size}; it was tokenised for another model: provide the text"
             )
         sizes = self.vocabulary_bytes and [self.vocabulary_bytes[i] for i in token_ids_N]
         marks = sorted(set(marks))
@@ -223,7 +221,7 @@ class _Cutter:
 
 
 def _marked_tokens(marks: list[int], offsets_N: Any) -> list[int]:
-    """Indices of the tokens that hold the marked characters, ascending."""
+    """Indices of the tokens that contain the marked characters, ascending."""
     if not marks:
         return []
     ends_N = [end for _, end in offsets_N]
@@ -232,12 +230,12 @@ def _marked_tokens(marks: list[int], offsets_N: Any) -> list[int]:
 
 
 def _prompt_tokens(prompt_chars: int, offsets_N: Any) -> int:
-    """How many tokens begin inside the prompt; one that reaches over its end is one of them."""
+    """How many tokens begin inside the prompt, including one that extends past its end."""
     return sum(start < prompt_chars for start, _ in offsets_N) if prompt_chars else 0
 
 
 def _batch_rows(documents: Dataset) -> int:
-    """Rows that make up some 2 MiB, so that memory follows the text and not the number of rows."""
+    """The number of rows that make about 2 MiB, so that memory depends on text size, not row count."""
     bytes_per_row: int = max(1, documents.data.nbytes // max(1, len(documents)))
     return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // bytes_per_row))
 
@@ -248,10 +246,10 @@ def _fingerprint(
     window_tokens: int,
     min_window_tokens: int,
 ) -> str:
-    """Equal exactly when the windows are, whatever was done with the tokenizer object before."""
+    """Equal iff the windows are, regardless of the tokenizer object's earlier use."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Both are set by earlier calls and switched off in ours.
+        # Both may be set by earlier calls and are off in ours.
         state.update(truncation=None, padding=None)
     else:
         state = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]

@@ -1,22 +1,23 @@
-r"""RLVR, reinforcement on answers that can be verified: a question, a thought, an answer, right or wrong.
+r"""RLVR, reinforcement with verifiable rewards: a question, a thought, and an answer, right or wrong.
 
-    reward      r = 1 if the answer is the document's text, as the verifier sees it; else 0
+    reward      r = 1 if the verifier finds the answer equal to the document's text; else 0
     advantage   A_i = (r_i - mean r) / (std r + 1e-6), GRPO's (arXiv 2402.03300)
     gradient    on the whole response, thought and answer; no KL term
 
-It is what RLP (arXiv 2510.01265, table 1) and RPT (arXiv 2506.08007, table 2) put after pretraining, to ask
-whether their gains last. A document is a question and its answer, as for SFT: a source with
-``prompt_field`` (the question) and ``text_field`` (the answer, the final one alone). The position is the
-first token of the text. The answer of a thought is the full string inside the last ``\boxed{}`` after its
-close, or all that is said after it; a thought that does not close in its budget has none.
+RLP (arXiv 2510.01265, table 1) and RPT (arXiv 2506.08007, table 2) apply it after pretraining, to test
+whether their gains persist. A document is a question and its answer, as for SFT: a source with
+``prompt_field`` (the question) and ``text_field`` (the final answer only). The position is the first token
+of the text. A thought's answer is the full string inside the last ``\boxed{}`` after its close, or
+everything sampled after it; a thought that does not close within its budget has no answer.
 
-Question and text are tokenised as one, with nothing put between: a text that begins with a space, or a
-question that ends with a new line, keeps a token from reaching over the seam, which would take the answer's
-beginning away with it. A document longer than ``corpus.window_tokens`` is cut, and its answer with it.
+Question and text are tokenised together without a separator: begin the text with a space, or end the
+question with a new line, so that no token spans the boundary, which would make the start of the answer part
+of the context. A document longer than ``corpus.window_tokens`` is cut, and its answer with it.
 
-Design: the corpus, the response and the grading are RPT's; what differs is that one place per document is
-asked about, and that equality is the verifier's. A verifier that fails or takes too long says wrong, counts
-and logs. The price: verdicts of the ``math`` verifier are not bit for bit reproducible, time being a part.
+Design: the corpus, the response and the grading are RPT's; the differences are that each document has one
+position, and that equality is decided by the verifier. An answer on which the verifier fails or times out
+counts as wrong, and is counted and logged. The price: verdicts of the ``math`` verifier are not bit for bit
+reproducible, because they depend on timing.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ TEMPLATE = Template(
         "answer, and nothing else, inside \\boxed{}."
     )
 )
-"""What the question is followed by, in words of our own."""
+"""The text after the question, in our own wording."""
 
 
 class RlvrConfig(BaseModel):
-    r"""How to ask, where the answer stands, and who says whether it is right.
+    r"""The prompt, the form of the answer, and the verifier.
 
-    ``prompt`` "plain" asks with the think markers alone, as for base models and after an SFT without a
-    template. ``answer`` "" means in the box with the template, and with the plain prompt the
-    ``prediction_tokens`` after the close; 0 of these means 1024 for a boxed answer and 1 for a whole one.
-    The model's end-of-text token ends an answer early.
+    ``prompt`` "plain" uses only the think markers, for base models and after an SFT without a template.
+    ``answer`` "" means boxed with the template, and with the plain prompt the ``prediction_tokens`` after
+    the close; ``prediction_tokens`` 0 means 1024 for a boxed answer and 1 for a whole one. The model's
+    end-of-text token ends an answer early.
 
     Example:
         ``RlvrConfig(prompt="plain", verifier="exact")``
@@ -69,7 +70,7 @@ class RlvrConfig(BaseModel):
 
     @property
     def is_boxed(self) -> bool:
-        r"""Whether the answer is what stands in the last ``\boxed{}``."""
+        r"""Whether the answer is the content of the last ``\boxed{}``."""
         return self.answer == "boxed" or (not self.answer and self.prompt == "boxed")
 
 
@@ -91,26 +92,26 @@ class Rlvr(Objective):
         )
 
     def positions(self, document: Document, rng: Random) -> tuple[Position, ...]:
-        """Where the text begins that follows the question; none without a whole question before it."""
+        """The start of the text after the question; none unless the whole question precedes it."""
         weights_N = document.nll_weights_N
         index = next((i for i, weight in enumerate(weights_N) if weight), 0)
-        # Of a document that was cut, later windows have lost their question or a part of it.
+        # Later windows of a document that was cut lack the question or a part of it.
         whole = document.document_id.endswith(_FIRST_WINDOW)
         return positions.at(document, [index], 1) if whole and index else ()
 
     def prediction(self, answer: TokenBytes) -> TokenBytes | None:
-        r"""The last ``\boxed{}``, or the whole answer; an empty one is none."""
+        r"""The content of the last ``\boxed{}``, or the whole answer; None if it is empty."""
         found = boxed(answer) if self.config.is_boxed else answer
         return found if found and found.text.strip() else None
 
     def rewards(self, group: Group) -> tuple[float, ...]:
-        """1 for a right answer, 0 for a wrong one and for none. Shape [G]."""
+        """1 for a right answer, 0 for a wrong or missing one. Shape [G]."""
         predictions_G = group.predictions_G or (None,) * len(group.thoughts_G)
-        truth = _words(group.truth.text) if group.truth else ""
-        answers_G = ["" if p is None else _words(p.text) for p in predictions_G]
+        truth = _text(group.truth.text) if group.truth else ""
+        answers_G = ["" if p is None else _text(p.text) for p in predictions_G]
         return tuple(map(float, self._verifier.are_right(truth, answers_G)))
 
 
-def _words(text: bytes) -> str:
-    # Half a character becomes a mark that no truth holds.
+def _text(text: bytes) -> str:
+    # A partial character becomes a replacement character, which no truth contains.
     return text.decode("utf-8", errors="replace").strip()

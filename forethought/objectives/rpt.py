@@ -1,17 +1,17 @@
 r"""RPT, reinforcement pre-training (arXiv 2506.08007): a thought, then a prediction that is right or wrong.
 
 Reward, eq. 2:  r = 1 iff the prediction's l bytes are the first l of the true continuation and l is a
-cumulative byte length of the corpus's tokens; else 0. Advantages are GRPO's (the group's standard deviation
-divides), the gradient covers thought and prediction, there is no KL term.
+cumulative byte length of the corpus's tokens; else 0. Advantages are GRPO's (divided by the group's
+standard deviation), the gradient covers thought and prediction, and there is no KL term.
 
 The prediction is the full string inside the last \boxed{} after the thought's close, or, with the plain
-prompt for base and tiny models, the ``prediction_tokens`` sampled right after the close. A thought that
-does not close in its budget has none. Appendix A's alternatives: the first token alone; *dense*, where a
-wrong first token earns the probability that the model itself gives it without thinking; *conditional
-dense*, which is dense where one of the group is right.
+prompt for base and tiny models, the ``prediction_tokens`` sampled directly after the close. A thought that
+does not close within its budget has no prediction. Appendix A's alternatives: the first token only;
+*dense*, where a wrong first token is rewarded with its no-think probability under the model; *conditional
+dense*, which is dense if at least one prediction of the group is right.
 
-Design: the reward is of bytes, so as published the scorer runs no forward pass; the price is that no
-information gain is reported.
+Design: the reward is computed from bytes, so as published the scorer runs no forward pass; the price is
+that no information gain is reported.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _BOXED_TOKENS = 256
 
 
 class RptConfig(Selection):
-    """Where to think, how to ask, and what a prediction earns.
+    """Position selection, prompt, and the reward of a prediction.
 
     ``prediction_tokens`` 0 means 1 with the plain prompt and 256 with the others, whose answers end at the
-    model's end-of-text token. ``miss_penalty`` is what *conditional_dense* takes off every thought of a
-    group in which none is right.
+    model's end-of-text token. ``miss_penalty`` is what *conditional_dense* subtracts from every thought of
+    a group in which none is right.
 
     Example:
         ``RptConfig(prompt="plain", positions="entropy", min_entropy=1.0)``
@@ -55,7 +55,7 @@ class RptConfig(Selection):
 
 
 class Rpt(SelectingObjective):
-    """Reward a thought when the prediction after it is right."""
+    """Reward a thought if the prediction after it is right."""
 
     Config = RptConfig
     estimator = "group_std"
@@ -69,12 +69,12 @@ class Rpt(SelectingObjective):
         self.models = frozenset({"prediction"} if "dense" in config.reward else ())
 
     def prediction(self, answer: TokenBytes) -> TokenBytes | None:
-        r"""The last ``\boxed{}``, or with the plain prompt the whole answer; an empty one is none."""
+        r"""The last ``\boxed{}``, or with the plain prompt the whole answer; None if it is empty."""
         found = boxed(answer) if self.template else answer
         return found if found and found.text else None
 
     def rewards(self, group: Group) -> tuple[float, ...]:
-        """By the configured rule; a thought without a prediction earns 0. Shape [G]."""
+        """Rewards by the configured rule; a thought without a prediction gets 0. Shape [G]."""
         predictions_G = group.predictions_G or (None,) * len(group.thoughts_G)
         truth = group.truth or GroundTruth(b"", ())
         if self.config.reward == "prefix":
@@ -91,7 +91,7 @@ class Rpt(SelectingObjective):
 
 
 def _dense(right_G: Sequence[bool], logprobs_G: Sequence[float]) -> tuple[float, ...]:
-    """1 for the right token, for another its probability without a thought (RPT, appendix A)."""
+    """1 for the right token, otherwise the token's no-think probability (RPT, appendix A)."""
     if not logprobs_G:
         return tuple(map(float, right_G))
     return tuple(

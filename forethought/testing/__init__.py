@@ -1,1 +1,1 @@
-"""What those who write their own parts test them with: the checks that the built-in parts are held to."""
+"""Test utilities for third-party parts: the same checks that the built-in parts have to pass."""

@@ -1,18 +1,18 @@
-"""What every objective must keep, as checks that an author runs on an objective of their own.
+"""The contract of objectives, as checks that authors run on third-party objectives.
 
     python -m forethought.testing.objective_contract mypackage.mine
     python -m forethought.testing.objective_contract mine --folder objectives
 
-or, one test a promise, in a suite of one's own:
+or, one test per promise, in a pytest suite:
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     def test_contract(check):
         check(Subject("mine", folder="objectives"))
 
-Design: the checks are the library's and the tests of the built-in objectives run the very same ones, so
-that an outsider's objective is held to no less and to no more. They need no pytest and no model: a failed
-promise is an :class:`AssertionError` that says what was got. What they cannot see is whether a reward is
-the one that was meant; write that down by hand for a group or two.
+Design: the checks are part of the library and the tests of the built-in objectives run the same ones, so
+that third-party and built-in objectives meet the same contract. They need neither pytest nor a model: a
+broken promise is an :class:`AssertionError` that reports the value found. They cannot check that a reward
+is the intended one; test that by hand for a group or two.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 from forethought.types import Document, Thought, VersionSpan
 
 LIKELIHOODS = frozenset({"policy", "baseline", "prediction"})
-"""What an objective may ask a scorer for."""
+"""The likelihoods that an objective may request from a scorer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,14 @@ class Subject:
     folder: str = ""
 
     def load(self, **changes: Any) -> Objective:
-        """It, with its parameters and these."""
+        """The objective with its parameters, updated by ``changes``."""
         return objectives.load(self.name, {**self.parameters, **changes}, self.folder)
 
 
 def document(
     num_tokens: int, marks: tuple[int, ...] = (), weights_N: tuple[float, ...] = ()
 ) -> Document:
-    """A document of distinct tokens; a question and its answer where ``weights_N`` mask the question."""
+    """A document of distinct tokens; with ``weights_N``, a question (masked) and its answer."""
     ids = tuple(range(100, 100 + num_tokens))
     entropies_N = tuple((7 * i % 5) / 2 for i in range(num_tokens))
     return Document("füße.txt#1:0", "füße", ids, (), marks, entropies_N, weights_N)
@@ -74,11 +74,11 @@ DOCUMENTS = (
     document(40, marks=tuple(range(40))),
     document(12, weights_N=(0.0,) * 5 + (1.0,) * 7),
 )
-"""Empty, tiny, strangely marked, long, and a question with its answer; all carry entropies."""
+"""Empty, tiny, irregularly marked, long, and a question with its answer; all have entropies."""
 
 
 def thought(num_tokens: int, closed: bool = True) -> Thought:
-    """A thought of so many tokens, an empty one included."""
+    """A thought of ``num_tokens`` tokens (0 for an empty one)."""
     spans = (VersionSpan(0, num_tokens),) if num_tokens else ()
     return Thought(tuple(range(num_tokens)), (-0.5,) * num_tokens, spans, closed)
 
@@ -102,7 +102,7 @@ GROUP = Group(
 
 
 def chosen_of_group(indices: Sequence[int]) -> Group:
-    """:data:`GROUP` with some of its thoughts, in that order."""
+    """:data:`GROUP` reduced to the thoughts at ``indices``, in that order."""
     return Group(
         GROUP.target_ids_H,
         tuple(GROUP.thoughts_G[i] for i in indices),
@@ -116,7 +116,7 @@ def chosen_of_group(indices: Sequence[int]) -> Group:
 
 
 def positions_are_places_in_the_document(subject: Subject) -> None:
-    """Strictly increasing, in [1, N-H], with the truth that stands there, the same for a seed."""
+    """Strictly increasing, in [1, N-H], with the document's own target, and deterministic per seed."""
     objective = subject.load()
     for given in DOCUMENTS:
         for seed in range(5):
@@ -127,7 +127,7 @@ def positions_are_places_in_the_document(subject: Subject) -> None:
 
 
 def thinking_finds_places_to_think(subject: Subject) -> None:
-    """Somewhere among :data:`DOCUMENTS`; and never more than a task was sized for."""
+    """At least one position among :data:`DOCUMENTS`, and never more than ``max_positions``."""
     objective = subject.load()
     counts = [len(objective.positions(given, Random(0))) for given in DOCUMENTS]
     assert not objective.thinks or any(counts), "no document has a position"
@@ -137,18 +137,18 @@ def thinking_finds_places_to_think(subject: Subject) -> None:
 
 
 def rewards_are_one_finite_number_a_thought(subject: Subject) -> None:
-    """Also of empty and truncated thoughts, of a lone one, and the same when asked again."""
+    """Also for empty and truncated thoughts and groups of one, and deterministic."""
     objective = subject.load()
     for indices in ((0, 1, 2, 3), (1,), (2,)):
         group = chosen_of_group(indices)
         rewards_G = objective.rewards(group)
         assert len(rewards_G) == len(indices), f"{len(rewards_G)} rewards, {len(indices)} thoughts"
         assert all(map(math.isfinite, rewards_G)), f"not finite: {rewards_G}"
-        assert objective.rewards(group) == rewards_G, "asked twice, it answers differently"
+        assert objective.rewards(group) == rewards_G, "a second call returns different rewards"
 
 
 def rewards_know_no_order(subject: Subject) -> None:
-    """Thoughts of a group come back in the order in which they ended."""
+    """A group's thoughts arrive in the order in which they finished."""
     objective, order = subject.load(), (2, 0, 3, 1)
     rewards_G = objective.rewards(GROUP)
     shuffled_G = objective.rewards(chosen_of_group(order))
@@ -156,7 +156,7 @@ def rewards_know_no_order(subject: Subject) -> None:
 
 
 def prompting_opens_and_closes_with_the_markers(subject: Subject) -> None:
-    """The no-think scorer removes the open marker's mass, and a truncated thought is closed by force."""
+    """The no-think scorer removes the open marker's mass, and a truncated thought gets a forced close."""
     prompting = subject.load().prompting(open_id=39, close_id=40)
     assert prompting.open_id == 39, f"the bridge ends with {prompting.open_id}, expected 39"
     assert prompting.close_ids[0] == 40, f"the close begins with {prompting.close_ids[0]}, not 40"
@@ -170,7 +170,7 @@ def token_weights_are_positive_and_finite(subject: Subject) -> None:
 
 
 def imitation_weighs_every_thought_and_answer(subject: Subject) -> None:
-    """None, or a finite weight of at least 0 for each."""
+    """None, or a finite non-negative weight for each."""
     imitation = subject.load().imitation((0.5, -1.0, 2.0))
     if imitation is not None:
         for weights_G in (imitation.thought_weights_G, imitation.answer_weights_G):
@@ -183,13 +183,11 @@ def predictions_are_spellings_or_none(subject: Subject) -> None:
     objective = subject.load()
     found = objective.prediction(TokenBytes((42, 43), (b" a", b"b")))
     assert found is None or isinstance(found, TokenBytes), f"got {type(found).__name__}"
-    assert objective.prediction(TokenBytes((), ())) is None, (
-        "nothing was said, and something predicted"
-    )
+    assert objective.prediction(TokenBytes((), ())) is None, "an empty answer gave a prediction"
 
 
 def declarations_are_known_words(subject: Subject) -> None:
-    """Likelihoods that scorers have, an estimator that is there, and advantages from its least group."""
+    """Known likelihoods, an existing estimator, and finite advantages at its minimum group size."""
     objective = subject.load()
     assert objective.models <= LIKELIHOODS, f"unknown likelihoods {objective.models - LIKELIHOODS}"
     assert objective.prediction_tokens >= 0, f"prediction_tokens is {objective.prediction_tokens}"
@@ -202,18 +200,18 @@ def declarations_are_known_words(subject: Subject) -> None:
 
 
 def unknown_parameters_are_refused(subject: Subject) -> None:
-    """A typing error in a configuration is no silent default."""
-    refusal = ""
+    """A typo in a configuration must not silently become a default."""
+    message = ""
     try:
         subject.load(no_such_key=1)
-    except InvalidInput as refused:
-        refusal = str(refused)
-    assert refusal, 'no_such_key was taken; expected ConfigDict(extra="forbid")'
-    assert "no_such_key" in refusal, refusal
+    except InvalidInput as error:
+        message = str(error)
+    assert message, 'no_such_key was accepted; expected ConfigDict(extra="forbid")'
+    assert "no_such_key" in message, message
 
 
 def parameters_survive_json_and_toml(subject: Subject) -> None:
-    """Tasks carry them as JSON, configurations as TOML."""
+    """Tasks contain parameters as JSON, configurations as TOML."""
     import tomli_w
 
     config = subject.load().config
@@ -225,7 +223,7 @@ def parameters_survive_json_and_toml(subject: Subject) -> None:
 
 
 def schedules_are_parameters_of_the_task(subject: Subject) -> None:
-    """What a batch's tasks carry makes the same objective again where they are scored."""
+    """The parameters in a batch's tasks recreate the same objective where the tasks are scored."""
     objective = subject.load()
     for batch in (0, 1, 1000):
         carried = objective.of_batch(batch)
@@ -235,7 +233,7 @@ def schedules_are_parameters_of_the_task(subject: Subject) -> None:
 
 
 def importing_loads_no_torch(subject: Subject) -> None:
-    """A learner reads its settings, and a reward service of bytes runs, without it."""
+    """Settings are validated, and a byte-level reward service runs, without torch."""
     code = "import sys; from forethought import objectives; "
     code += f"objectives.load({subject.name!r}, {{}}, {subject.folder!r}); "
     code += "print('torch' in sys.modules)"
@@ -245,7 +243,7 @@ def importing_loads_no_torch(subject: Subject) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["False"], (
-        "it imports torch; import it in a function, or not at all"
+        "importing it loads torch; import torch inside a function, or not at all"
     )
 
 
@@ -257,7 +255,9 @@ def _are_places(given: Document, chosen: Sequence[Any]) -> None:
         assert position.target_ids_H, f"no target at {position.index}"
         assert position.index >= 1, f"no context at {position.index}"
         assert end <= len(ids), f"the target at {position.index} ends at {end} of {len(ids)} tokens"
-        assert position.target_ids_H == ids[position.index : end], "no truth of this document"
+        assert position.target_ids_H == ids[position.index : end], (
+            f"the target at {position.index} is not the document's text"
+        )
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
@@ -275,11 +275,11 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     schedules_are_parameters_of_the_task,
     importing_loads_no_torch,
 )
-"""Every promise, each a function of a subject that raises ``AssertionError`` where it is broken."""
+"""The checks, one per promise: functions of a subject that raise ``AssertionError`` if it is broken."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every check on one objective; 1 where a promise is broken, 2 where it cannot be loaded."""
+    """Run every check on one objective; returns 1 if a promise is broken, 2 if it cannot be loaded."""
     parser = argparse.ArgumentParser("python -m forethought.testing.objective_contract")
     parser.add_argument("name", help="a dotted name, or the name of a file of --folder")
     parser.add_argument("--folder", default="", help="a folder of objectives")
@@ -291,20 +291,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    kept = [_keeps(subject, check) for check in CHECKS]  # all of them, also after one is broken
+    kept = [_keeps(subject, check) for check in CHECKS]  # run all of them, even after a broken one
     return int(not all(kept))
 
 
 def _keeps(subject: Subject, check: Callable[[Subject], None]) -> bool:
-    words = check.__name__.replace("_", " ")
+    promise = check.__name__.replace("_", " ")
     try:
         check(subject)
     except AssertionError as broken:
-        print(f"BROKEN  {words}: {broken}")
-    except Exception:  # of somebody else's code: its traceback says more than we can
-        print(f"BROKEN  {words}:\n{traceback.format_exc()}")
+        print(f"BROKEN  {promise}: {broken}")
+    except Exception:  # third-party code failed: its traceback is the best report
+        print(f"BROKEN  {promise}:\n{traceback.format_exc()}")
     else:
-        print(f"kept    {words}")
+        print(f"kept    {promise}")
         return True
     return False
 

@@ -1,6 +1,6 @@
-"""Whether an answer is right: the verifiers of objectives that are rewarded for right answers.
+"""Answer verification, for objectives that reward right answers.
 
-:mod:`forethought.verification.answers` says what a verifier is and compares text;
-:mod:`forethought.verification.mathematics` compares what is meant mathematically, in a process of its own,
-which is :mod:`forethought.verification.__main__`.
+:mod:`forethought.verification.answers` defines the verifier protocol and compares text;
+:mod:`forethought.verification.mathematics` compares mathematically, in a child process that runs
+:mod:`forethought.verification.__main__`.
 """

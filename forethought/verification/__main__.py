@@ -1,12 +1,12 @@
 r"""``python -m forethought.verification TIMEOUT_S``: the process in which math-verify runs.
 
-    reads   a JSON line ``[truth, answer]``, then another, until its input ends
-    writes  a line each: right, wrong, late or failed; once ready, one line before
+    reads   JSON lines ``[truth, answer]`` until end of input
+    writes  one line when ready, then one line per input line: right, wrong, late or failed
 
-Design: answers are a model's words, so the process limits itself: memory, time by the library's own
-``SIGALRM``, and processor time by a timer whose signal ends the process, should nobody be left to do so.
-Only the LaTeX reader is used: the library's reader of plain expressions evaluates Python. The price: an
-answer is read as if it stood in ``\boxed{}``.
+Design: answers are untrusted model output, so the process limits itself: memory, time by the library's own
+``SIGALRM``, and CPU time by a timer whose signal kills the process even if the parent is gone. Only the
+LaTeX parser is used: the library's parser of plain expressions evaluates Python. The price: an answer is
+parsed as if it were in ``\boxed{}``.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _MAX_MEMORY_BYTES = 4 << 30
 
 
 def main(timeout_s: float) -> None:
-    """Judge until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for our parent, which then ends us
-    logging.disable(logging.CRITICAL)  # the library tells of every answer that it cannot read
+    """Verify answers until end of input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then kills this
+    logging.disable(logging.CRITICAL)  # the library logs every answer that it cannot parse
     if sys.platform.startswith("linux"):
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
     import math_verify  # noqa: F401
 
     verdicts = sys.stdout
-    sys.stdout = sys.stderr  # whatever the library prints is no verdict
+    sys.stdout = sys.stderr  # keeps the library's own output out of the verdicts
     print("ready", file=verdicts, flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, 2 * timeout_s + 1)
@@ -43,13 +43,13 @@ def _verdict(truth: str, answer: str, timeout_s: float) -> str:
     from math_verify import verify
     from math_verify.errors import TimeoutException
 
-    whole_s = math.ceil(timeout_s)  # what SIGALRM counts in
+    whole_s = math.ceil(timeout_s)  # SIGALRM counts whole seconds
     try:
         gold, given = (_parsed(text, whole_s) for text in (truth, answer))
         is_right = verify(gold, given, timeout_seconds=whole_s, raise_on_error=True)
     except TimeoutException:
         return "late"
-    except Exception:  # anything: sympy on words that nobody has foreseen
+    except Exception:  # sympy may raise anything on arbitrary text
         return "failed"
     return "right" if is_right else "wrong"
 

@@ -1,13 +1,14 @@
-r"""Mathematical equality by the math-verify library, in a process of its own.
+r"""Mathematical equality by the math-verify library, in a child process.
 
-``\frac{1}{2}`` is 0.5, ``\{1,2\}`` is ``\{2,1\}``; reading LaTeX and deciding equality is math-verify's
-(and sympy's) work. Its timeouts are ``SIGALRM``, which only a main thread can receive and which does not
-interrupt one long operation in C, such as the power in ``9^{9^{9}}``.
+``\frac{1}{2}`` is 0.5, ``\{1,2\}`` is ``\{2,1\}``; parsing LaTeX and deciding equality is done by
+math-verify (and sympy). Its timeouts use ``SIGALRM``, which only a main thread can receive and which does
+not interrupt one long operation in C, such as the power in ``9^{9^{9}}``.
 
-Design: so the library runs in a child process, in whose main thread its own timeouts work, and whoever
-asks waits a second longer than those and then ends the child; the next answer starts another. An answer
-that could not be judged in time, or on which the library fails, is wrong, counted and logged. The price:
-the first answer, and the first after a child was ended, wait some seconds for the import of sympy.
+Design: so the library runs in a child process, in whose main thread its own timeouts work; the caller waits
+a second longer than those and then kills the child, and the next answer starts a new one. An answer that
+could not be verified in time, or on which the library fails, counts as wrong, and is counted and logged.
+The price: the first answer, and the first after a child was killed, wait some seconds for the import of
+sympy.
 """
 
 from __future__ import annotations
@@ -32,27 +33,27 @@ from forethought.verification.answers import is_same_text
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
-"""Enough to import sympy on a machine that is busy with something else."""
+"""Enough to import sympy on a busy machine."""
 
 _GRACE_S = 1.0
 _CHUNK_BYTES = 4096
 
 
 class MathVerifier:
-    """Compares answers as mathematics. Blocking and thread-safe: keep it off an event loop.
+    """Compares answers as mathematics. Blocking and thread-safe: keep it off the event loop.
 
     Args:
-        timeout_s: the most that reading or comparing one answer may take, in seconds.
+        timeout_s: the time limit for parsing or comparing one answer, in seconds.
 
     Attributes:
-        num_timed_out: answers that took longer, and so were wrong.
-        num_failed: answers on which the library failed, or its process ended, and so were wrong.
+        num_timed_out: answers that took longer and so counted as wrong.
+        num_failed: answers on which the library failed or its process ended, and so counted as wrong.
 
     Example:
         ``MathVerifier(timeout_s=5.0).are_right(r"\\frac{1}{2}", ["0.5", "2"]) == (True, False)``
 
     Raises:
-        NotInstalled: there is no math-verify here.
+        NotInstalled: math-verify is not installed.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -63,7 +64,7 @@ class MathVerifier:
         self.num_timed_out = self.num_failed = 0
 
     def are_right(self, truth: str, answers: Sequence[str]) -> tuple[bool, ...]:
-        """One verdict per answer, in order; equal answers are judged once."""
+        """One verdict per answer, in order; equal answers are verified once."""
         with self._lock:
             verdicts = {answer: self._is_right(truth, answer) for answer in dict.fromkeys(answers)}
         return tuple(verdicts[answer] for answer in answers)
@@ -74,7 +75,7 @@ class MathVerifier:
         if is_same_text(truth, answer):
             return True
         try:
-            verdict = self._asked(truth, answer)
+            verdict = self._query_child(truth, answer)
         except TimeoutError:
             verdict = "late"
             self._end()
@@ -85,7 +86,7 @@ class MathVerifier:
             self._note(answer, verdict)
         return verdict == "right"
 
-    def _asked(self, truth: str, answer: str) -> str:
+    def _query_child(self, truth: str, answer: str) -> str:
         if self._child is None:
             self._child = _Child(self._timeout_s)
         return self._child.ask([truth, answer], self._timeout_s + _GRACE_S)
@@ -99,16 +100,16 @@ class MathVerifier:
         self.num_timed_out += verdict == "late"
         self.num_failed += verdict != "late"
         log.warning(
-            "answer %.80a cannot be judged (%s) and counts as wrong; so far %d late, %d failed",
+            "answer %.80a cannot be verified (%s) and counts as wrong; so far %d late, %d failed",
             answer, verdict, self.num_timed_out, self.num_failed,
         )  # fmt: skip
 
 
 class _Child:
-    """The process that holds the library: a JSON line in, a word out."""
+    """The child process that runs the library: one JSON line in, one verdict line out."""
 
     def __init__(self, timeout_s: float) -> None:
-        # The child must find this package as we did, installed or not, and nothing else of ours.
+        # The child must find this package the way we did, installed or not, and nothing else.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "forethought.verification", str(timeout_s)],
@@ -118,7 +119,7 @@ class _Child:
         )
         self.end = weakref.finalize(self, _end, self._process)
         try:
-            self._line(START_TIMEOUT_S)  # it says when it is ready
+            self._line(START_TIMEOUT_S)  # the child prints a line when it is ready
         except OSError:
             self.end()
             raise
@@ -127,7 +128,7 @@ class _Child:
         """The verdict: right, wrong, late or failed.
 
         Raises:
-            TimeoutError: there is none in time.
+            TimeoutError: no verdict within ``timeout_s``.
             OSError: the process ended.
         """
         assert self._process.stdin is not None
@@ -136,26 +137,26 @@ class _Child:
         return self._line(timeout_s).decode().strip()
 
     def _line(self, timeout_s: float) -> bytes:
-        # Not readline: it would wait for ever for the end of a line.
+        # Not readline, which would block without a timeout until the line ends.
         assert self._process.stdout is not None
         descriptor, line = self._process.stdout.fileno(), b""
         deadline_s = time.monotonic() + timeout_s
         while not line.endswith(b"\n"):
             left_s = max(0.0, deadline_s - time.monotonic())
             if not select.select([descriptor], [], [], left_s)[0]:
-                raise TimeoutError(f"nothing from the verifying process in {timeout_s:g} s")
+                raise TimeoutError(f"no reply from the verifier process within {timeout_s:g} s")
             read = os.read(descriptor, _CHUNK_BYTES)
             if not read:
-                raise OSError("the verifying process ended")
+                raise OSError("the verifier process ended")
             line += read
         return line
 
 
 def check_installed() -> None:
-    """Refuse to go on without the library.
+    """Check that math-verify is installed.
 
     Raises:
-        NotInstalled: there is none.
+        NotInstalled: it is not.
     """
     if importlib.util.find_spec("math_verify") is None:
         raise NotInstalled(
@@ -170,5 +171,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with suppress(BrokenPipeError):  # of a question that was never read
+            with suppress(BrokenPipeError):  # from a query that was never read
                 pipe.close()

@@ -1,9 +1,9 @@
-"""Whether a prediction is right, by bytes: RPT's rewards (arXiv 2506.08007, section 3.2, appendix A).
+"""Byte-level grading of predictions: RPT's rewards (arXiv 2506.08007, section 3.2, appendix A).
 
-Design: a prediction and the truth are compared as bytes, and where they may end is said by tokens: the
-truth's as the corpus stores them, the prediction's as they were sampled. Nothing is decoded to text or
-tokenised again, so half a character and a token boundary inside a word mean what they meant to the model.
-The price is that a token cut by a brace (``4}`` as one token) has no id of its own any more.
+Design: a prediction and the ground truth are compared as bytes, and valid ends are token boundaries: the
+truth's as stored in the corpus, the prediction's as sampled. Nothing is decoded to text or tokenised
+again, so partial characters and token boundaries inside a word are exactly the model's. The price is that a
+token split by a brace (``4}`` as one token) loses its id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OPEN, _CLOSE = b"{}"
 
 @dataclass(frozen=True, slots=True)
 class TokenBytes:
-    """Tokens and the bytes that each stands for; a piece that is not a whole token has no id.
+    """Tokens and the bytes of each; a piece that is not a whole token has no id.
 
     Example:
         ``TokenBytes((262, 1097), (b" the", b" end"))``
@@ -34,13 +34,13 @@ class TokenBytes:
 
     @property
     def ends_L(self) -> tuple[int, ...]:
-        """Where every piece ends: cumulative byte lengths."""
+        """The end of every piece: cumulative byte lengths."""
         return tuple(accumulate(map(len, self.pieces_L)))
 
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """The text that really follows, and the cumulative byte lengths of its tokens as stored.
+    """The true continuation, and the cumulative byte lengths of its tokens as stored.
 
     Example:
         ``GroundTruth(b" the end", (4, 8))``
@@ -51,9 +51,9 @@ class GroundTruth:
 
 
 def boxed(answer: TokenBytes) -> TokenBytes | None:
-    r"""The full string inside the last ``\boxed{}``, None where there is none or its brace never closes.
+    r"""The full string inside the last ``\boxed{}``; None if there is none or its brace never closes.
 
-    Braces inside count, whether or not a backslash stands before them; whitespace stays.
+    Inner braces are balanced, escaped or not; whitespace is kept.
     """
     text = answer.text
     start = text.rfind(_BOX)
@@ -74,7 +74,7 @@ def is_byte_prefix(prediction: bytes, truth: bytes, ends: Collection[int]) -> bo
 
 
 def is_first_token(prediction: TokenBytes, truth: GroundTruth) -> bool:
-    """Whether the truth's first token was predicted, as a token: " parameter" is not " para"."""
+    """Whether the truth's first token was predicted as a whole token: " parameter" is not " para"."""
     first = truth.ends[0] if truth.ends else 0
     return (
         first > 0 and prediction.text.startswith(truth.text[:first]) and first in prediction.ends_L
@@ -85,10 +85,10 @@ def _cut(answer: TokenBytes, start: int, end: int) -> TokenBytes:
     """The bytes from ``start`` to ``end``."""
     token_ids: list[int | None] = []
     pieces: list[bytes] = []
-    place = 0
+    offset = 0
     for token_id, piece in zip(answer.token_ids_L, answer.pieces_L, strict=True):
-        part = piece[max(0, start - place) : max(0, end - place)]
-        place += len(piece)
+        part = piece[max(0, start - offset) : max(0, end - offset)]
+        offset += len(piece)
         if part:
             token_ids.append(token_id if part == piece else None)
             pieces.append(part)

@@ -1,9 +1,9 @@
-"""Objectives of one's own, in a folder: every ``*.py`` in it is one, named by its stem.
+"""Third-party objectives in a folder: every ``*.py`` in it is one, named by its stem.
 
-Design: the folder becomes a package without files of its own, so that Python's import machinery caches,
-compiles and resolves imports between plugins (``from . import _shared``; names that begin with an
-underscore are no objectives). Its code runs in the learner and in every reward replica with all that
-they may do: a folder is trusted like the program itself, and is read at start only.
+Design: the folder becomes a synthetic package, so that Python's import machinery caches, compiles and
+resolves imports between plugins (``from . import _shared``; names that begin with an underscore are not
+objectives). Its code runs in the learner and in every reward replica with their full privileges: a folder
+is trusted like the program itself, and is read only at startup.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PluginFolder:
         ``PluginFolder(Path("/objectives"), {"rlp", "ntp"}).names()``
 
     Raises:
-        InvalidInput: there is no such folder, or a file in it cannot be named.
+        InvalidInput: the folder does not exist, or a file in it has an invalid or reserved name.
     """
 
     def __init__(self, folder: Path, taken: Collection[str]) -> None:
@@ -33,21 +33,21 @@ class PluginFolder:
         self._names = _names(self._folder, taken)
 
     def names(self) -> list[str]:
-        """The stems of its files."""
+        """The names of its objectives."""
         return self._names
 
     def module(self, name: str) -> ModuleType:
         """The module of one of :meth:`names`, imported once per process.
 
         Raises:
-            InvalidInput: it does not import.
+            InvalidInput: the import fails.
         """
         try:
             return importlib.import_module(f"{self._package()}.{name}")
-        except Exception as error:  # whatever somebody else's module does when it is run
+        except Exception as error:  # a third-party module may raise anything
             raise InvalidInput(
                 f"objective {self._folder / name}.py does not import: {type(error).__name__}: "
-                f"{error}; correct it, or take it out of objective.folder"
+                f"{error}; fix it, or remove it from objective.folder"
             ) from error
 
     def _package(self) -> str:
@@ -63,18 +63,18 @@ class PluginFolder:
 def _names(folder: Path, taken: Collection[str]) -> list[str]:
     if not folder.is_dir():
         raise InvalidInput(
-            f"objective.folder {folder} is no folder; expected one with a Python file per objective"
+            f"objective.folder {folder} is not a folder; expected one with a Python file per objective"
         )
     names = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
     for name in names:
         if not name.isidentifier():
             raise InvalidInput(
-                f"objective {folder / name}.py cannot be named; expected letters, digits and "
+                f"objective {folder / name}.py has an invalid name; expected letters, digits and "
                 "underscores: rename it"
             )
         if name in taken:
             raise InvalidInput(
-                f"objective {folder / name}.py has the name of a built-in one; expected a name of its "
-                "own: rename it"
+                f"objective {folder / name}.py has the name of a built-in one; expected a different "
+                "name: rename it"
             )
     return names

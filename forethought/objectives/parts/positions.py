@@ -1,8 +1,8 @@
-"""Selecting positions: pure functions of a document and a random generator.
+"""Position selection: pure functions of a document and a random generator.
 
-An index i means: the context is ``trunk[:i]``, the target starts at token i. At least one context token
-is needed, and the whole target must lie inside the document. The entropy of a position is that of
-predicting its first target token, as :mod:`forethought.corpus` carries it where it was annotated.
+Index i means: the context is ``trunk[:i]``, the target starts at token i. At least one context token
+is required, and the whole target must lie inside the document. The entropy of a position is that of
+predicting its first target token, if the corpus is annotated with entropies (:mod:`forethought.corpus`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def every(document: Document, target_tokens: int) -> tuple[Position, ...]:
 def marked(
     document: Document, num_positions: int, target_tokens: int, rng: Random
 ) -> tuple[Position, ...]:
-    """``num_positions`` of the positions that the corpus itself marked."""
+    """``num_positions`` of the positions that the corpus marks."""
     marks = set(document.marks)
     indices = [index for index in valid(document, target_tokens) if index in marks]
     return drawn(document, indices, num_positions, target_tokens, rng)
@@ -41,7 +41,7 @@ def uncertain(
     """``num_positions`` of those whose entropy is at least ``min_entropy`` nats (RPT, section 3.3).
 
     Raises:
-        InvalidInput: the document carries no entropies.
+        InvalidInput: the document has no entropies.
     """
     entropies_N = _entropies(document)
     indices = [i for i in valid(document, target_tokens) if entropies_N[i] >= min_entropy]
@@ -51,12 +51,12 @@ def uncertain(
 def most_uncertain(
     document: Document, num_positions: int, target_tokens: int, share: float, rng: Random
 ) -> tuple[Position, ...]:
-    """``num_positions`` of the ``share`` (rounded up) of the document's positions with most entropy.
+    """``num_positions`` of the ``share`` (rounded up) of the document's positions with highest entropy.
 
-    The share is of each document, because the feed sees one at a time; of equal ones the first count.
+    The share is per document, because the feed sees one at a time; ties go to the earlier position.
 
     Raises:
-        InvalidInput: the document carries no entropies.
+        InvalidInput: the document has no entropies.
     """
     entropies_N = _entropies(document)
     indices = sorted(valid(document, target_tokens), key=lambda i: (-entropies_N[i], i))
@@ -72,7 +72,7 @@ def valid(document: Document, target_tokens: int) -> list[int]:
 def drawn(
     document: Document, indices: list[int], num_positions: int, target_tokens: int, rng: Random
 ) -> tuple[Position, ...]:
-    """``num_positions`` of the given indices (fewer where there are fewer), ascending."""
+    """``num_positions`` random ones of the given indices (or all, if fewer), ascending."""
     chosen = rng.sample(indices, min(num_positions, len(indices)))
     return at(document, sorted(chosen), target_tokens)
 

@@ -1,12 +1,12 @@
-"""Prompts as data: the text around a context, in words of our own.
+"""Prompts as data: the text around a context, in our own wording.
 
-RPT (arXiv 2506.08007, appendix D) tried seven forms and trained with ``v0``; RLP (arXiv 2510.01265 version
-2, appendix) gives thoughts a system message. What distinguishes the forms is theirs, the wording is not:
-the price is that initial success rates are comparable in kind and not to the digit.
+RPT (arXiv 2506.08007, appendix D) tried seven templates and trained with ``v0``; RLP (arXiv 2510.01265
+version 2, appendix) gives thoughts a system message. The structure of the templates is theirs, the wording
+is not: the price is that initial success rates are comparable qualitatively, not exactly.
 
 Design: a template is two texts and an optional system message. The learner tokenises it once, through the
-model's chat template where there is one (:mod:`forethought.compute.prompting`), and the context stands
-between as the corpus stores it. No template names the think markers: the bridge opens the thought itself.
+model's chat template if it has one (:mod:`forethought.compute.prompting`), and inserts the context with the
+corpus's tokens. No template mentions the think markers: the bridge opens the thought.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A system message (or none), and what stands before and after a context in the user's.
+    """A system message (or none), and the text before and after the context in the user message.
 
     Example:
         ``Template(before="### Context\\n", after="\\n### What comes next?")``
@@ -82,7 +82,7 @@ RPT = {
         after=f"{_FENCE_CLOSE}\n{_CANDIDATES} {_RULES}\n\nNow please predict the next token.",
     ),
 }
-"""The seven forms of RPT; ``v0`` is the one it trained with, ``v6`` the one that began best."""
+"""RPT's seven templates; it trained with ``v0``, and ``v6`` had the best initial success rate."""
 
 RLP_V2 = Template(
     system=(
@@ -92,4 +92,4 @@ RLP_V2 = Template(
         "a boxed final answer, do not repeat what is there, and do not comment on what you are doing."
     )
 )
-"""RLP's system message; the context is the whole of the user's."""
+"""RLP's system message; the context is the entire user message."""

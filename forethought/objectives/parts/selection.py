@@ -1,9 +1,9 @@
-"""Where objectives think, as parameters that all of them share.
+"""Position selection as parameters shared by objectives.
 
-Design: what a position is worth is asked in the feed, from the document alone: uniformly, by the corpus's
-marks, or by the entropies it carries. Which positions thinking *helps* is only known after scoring, and is
-the business of the filters (``filter.min_logprob_std``). A curriculum moves a threshold with the batch's
-number, so that a task stays a function of seed, id and document, and carries where it stood.
+Design: positions are selected in the feed from the document alone: uniformly, by the corpus's marks, or by
+its annotated entropies. At which positions thinking *helps* is only known after scoring, and is left to
+the filters (``filter.min_logprob_std``). A curriculum moves a threshold with the batch number, so that a
+task remains a function of seed, id and document, and includes the threshold it was made with.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ Part = Annotated[float, Field(gt=0, le=1)]
 
 
 class Selection(BaseModel):
-    """Which positions of a document, and how many target tokens.
+    """Which positions of a document to select, and how many target tokens.
 
-    ``entropy`` takes positions of at least ``min_entropy`` nats, ``top_entropy`` the ``top_share`` of a
-    document with most. Over the first ``curriculum_batches`` both move linearly to their ``final_`` values.
+    ``entropy`` selects positions of at least ``min_entropy`` nats, ``top_entropy`` the ``top_share`` of a
+    document's positions with the highest entropy. Over the first ``curriculum_batches`` both thresholds
+    move linearly to their ``final_`` values.
 
     Example:
         ``Selection(positions="entropy", min_entropy=0.5, final_min_entropy=1.5, curriculum_batches=500)``
@@ -43,7 +44,7 @@ class Selection(BaseModel):
     final_top_share: Part = 0.2
 
     def of_batch(self, batch: int) -> Self:
-        """Where the curriculum stands at a batch (from 0), with no curriculum left."""
+        """The parameters in effect at a batch (from 0), with the curriculum resolved."""
         if not self.curriculum_batches:
             return self
         progress = min(1.0, batch / self.curriculum_batches)
@@ -59,7 +60,7 @@ class Selection(BaseModel):
         """Positions of a document.
 
         Raises:
-            InvalidInput: entropies are asked for and the document carries none.
+            InvalidInput: entropies are required and the document has none.
         """
         size = (self.num_positions, self.target_tokens)
         match self.positions:
@@ -75,26 +76,26 @@ class Selection(BaseModel):
                 return positions.most_uncertain(document, *size, self.top_share, rng)
 
     def max_positions(self, window_tokens: int) -> int:
-        """The most that :meth:`select` gives for a window of that many tokens."""
+        """The maximum number of positions that :meth:`select` returns for a window of that many tokens."""
         return window_tokens if self.positions == "all" else self.num_positions
 
 
 class SelectingObjective(Objective):
-    """An objective that thinks where its configuration, a :class:`Selection`, says."""
+    """An objective whose configuration is a :class:`Selection` of positions."""
 
     def of_batch(self, batch: int) -> Self:
-        """Where the curriculum stands, if there is one."""
+        """This objective with the curriculum resolved at a batch."""
         config: Selection = self.config
-        placed = config.of_batch(batch)
-        return self if placed is config else type(self)(placed)
+        resolved = config.of_batch(batch)
+        return self if resolved is config else type(self)(resolved)
 
     def positions(self, document: Document, rng: Random) -> tuple[Position, ...]:
-        """As the selection's parameters say."""
+        """Positions according to the selection's parameters."""
         selection: Selection = self.config
         return selection.select(document, rng)
 
     def max_positions(self, window_tokens: int) -> int:
-        """As the selection's parameters say."""
+        """See :meth:`Selection.max_positions`."""
         selection: Selection = self.config
         return selection.max_positions(window_tokens)
 

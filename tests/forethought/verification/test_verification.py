@@ -82,7 +82,7 @@ def test_what_cannot_be_judged_is_wrong_counted_said_and_over_in_time(
         assert verifier.are_right("3", [ENDLESS]) == (False,)
         assert time.monotonic() - started_s < TIMEOUT_S + 5
     assert verifier.num_timed_out == late + 1
-    assert "cannot be judged (late) and counts as wrong" in caplog.text
+    assert "cannot be verified (late) and counts as wrong" in caplog.text
     assert verifier.are_right("3", ["3.0", "4"]) == (True, False)
 
 

@@ -92,7 +92,7 @@ def test_two_folders_are_two_worlds(folder: Path, tmp_path: Path) -> None:
     [
         ("rlp.py", MINE, "rlp.py has the name of a built-in one"),
         ("ntp.py", MINE, "ntp.py has the name of a built-in one"),
-        ("my-own.py", MINE, "my-own.py cannot be named"),
+        ("my-own.py", MINE, "my-own.py has an invalid name"),
     ],
 )
 def test_names_that_cannot_be_are_refused(folder: Path, name: str, code: str, message: str) -> None:
@@ -130,7 +130,7 @@ def test_a_file_that_is_no_objective_stops_the_reward_service_at_start(
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"objective\.folder .*nowhere is no folder"):
+    with pytest.raises(InvalidInput, match=r"objective\.folder .*nowhere is not a folder"):
         check_run(load_settings(None, (f"objective.folder={tmp_path / 'nowhere'}",), {}))
 
 
