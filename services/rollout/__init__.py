@@ -1,1 +1,1 @@
-"""The rollout service: samples thoughts for tasks with the newest policy it was given."""
+"""The rollout service: samples thoughts for tasks with the newest pushed policy."""

@@ -1,4 +1,4 @@
-"""``python -m services.rollout``: one rollout replica. It needs a Redis URL and nothing else."""
+"""``python -m services.rollout``: one rollout replica. It only needs a Redis URL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> int:
-    """Host one engine until told to stop."""
+    """Host one engine until stopped."""
     broker = queue.connect(settings.redis.url, settings.run.name)
     try:
         return await serve_run(settings, broker, stop)

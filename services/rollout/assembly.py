@@ -1,6 +1,6 @@
-"""Putting a rollout replica together: its engine, its queue worker and its gRPC servicers.
+"""Assemble a rollout replica: its engine, its queue worker and its gRPC servicers.
 
-Design: an engine is imported only once the settings were found sound and name it.
+Design: an engine is imported only after the settings have been validated and select it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from services.rollout.worker import RolloutHandler, error_result
 
 
 async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> int:
-    """Sample for the run behind a broker."""
+    """Serve rollouts for the run that the broker belongs to."""
     guard = Guard.of_replica(settings.auth)
     section, replica_id = settings.rollout, new_replica_id("rollout")
     engine = MeasuredEngine(make_engine(settings, replica_id, on_lost=stop.set))
@@ -57,15 +57,15 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
         is_lost = engine.serving is None and bool(host.receiver.holding)
     finally:
         await engine.close()
-    return process.FAILED if is_lost else 0  # a supervisor starts a failed replica again
+    return process.FAILED if is_lost else 0  # a supervisor restarts a failed replica
 
 
 def make_engine(
     settings: Settings, replica_id: str, on_lost: Callable[[], None] = lambda: None
 ) -> Engine:
-    """The configured engine. Heavy imports happen here, after the settings were found sound.
+    """The configured engine. Heavy imports happen here, after the settings have been validated.
 
-    ``on_lost`` is called when the engine can serve nothing any more and the process should end.
+    ``on_lost`` is called when the engine can no longer serve anything and the process should end.
     """
     if settings.rollout.engine == "vllm":
         return _vllm_engine(settings.rollout, replica_id, on_lost)

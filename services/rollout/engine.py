@@ -1,8 +1,8 @@
-"""What a rollout engine is: the one seam between the service and whatever samples tokens.
+"""The rollout engine protocol: the interface between the service and whatever samples tokens.
 
-Design: an engine answers whole tasks (every position, every sample) so that it may share the context's
-prefill between the G samples, and stamps every token with the version that sampled it, because only
-the engine knows when a flip fell inside a request. It knows no objective and no queue.
+Design: an engine serves whole tasks (every position, every sample) so that it can share the context's
+prefill between the G samples, and labels every token with the version that sampled it, because only
+the engine knows when a flip happened inside a request. It knows neither objectives nor queues.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Engine(Protocol):
 
     @property
     def serving(self) -> WeightManifest | None:
-        """The policy that samples now, or None before the first weights."""
+        """The policy currently served, or None before the first weights."""
         ...
 
     async def load(self, manifest: WeightManifest, directory: Path) -> None:
-        """Flip, atomically, to a verified snapshot in a local directory.
+        """Flip atomically to a verified snapshot in a local directory.
 
-        The directory always holds ``model.safetensors``, and the model files too when they changed.
+        The directory always contains ``model.safetensors``, and the model files too if they changed.
 
         Raises:
             InvalidInput: it does not fit; the old version keeps serving.
@@ -41,12 +41,12 @@ class Engine(Protocol):
         ...
 
     def refusal(self, task: Task) -> str | None:
-        """Why the policy that serves now cannot serve this task; None if it can, or before any weights.
+        """Why the policy currently served cannot serve this task; None if it can, or before any weights.
 
-        ``generate`` refuses for the same reasons; whatever else it says of a task is no fault of the task.
+        ``generate`` refuses for the same reasons; any other error of a rollout is the engine's fault.
         """
         ...
 
     async def close(self) -> None:
-        """Release what the engine holds."""
+        """Release the engine's resources."""
         ...

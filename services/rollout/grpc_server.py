@@ -1,14 +1,14 @@
-"""The gRPC door of the rollout service: thoughts on request, from whatever engine serves.
+"""The gRPC server of the rollout service: thoughts on request, from any engine.
 
-Design: a request becomes a task with one position and no target, so an engine needs to know nothing
-new and an outsider's thoughts are sampled exactly like the run's. The seed alone decides: the task's
-id is always 0. The price is that engines must not take a task's id for a name.
+Design: a request becomes a task with one position and no target, so engines need no extra code and a
+client's thoughts are sampled exactly like the run's. Only the seed matters: the task's id is always 0. The
+price is that engines must not use a task's id as a unique key.
 
-What the engine refuses is the caller's to mend and INVALID_ARGUMENT; a request that it took and could
-not finish is a fault of this service, and told as one.
+A request that the engine refuses is the client's error, INVALID_ARGUMENT; one that it accepted and could
+not finish is reported as an internal error of this service.
 
-Nothing waits here for weights: a policy older than ``min_version`` answers UNAVAILABLE, which callers
-retry. A caller that cancels, or whose deadline passes, cancels ``Engine.generate``.
+The server does not wait for weights: a policy older than ``min_version`` returns UNAVAILABLE, which clients
+retry. A client that cancels, or whose deadline passes, cancels ``Engine.generate``.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from services.rollout.engine import Engine
 class RolloutServicer(rollout_service_pb2_grpc.RolloutsServicer):
     """Serves ``forethought.wire.v1.Rollouts`` from an engine.
 
-    ``max_request_tokens`` bounds what one request may sample: a short message could otherwise ask for
-    a million thoughts.
+    ``max_request_tokens`` limits how many tokens one request may sample: a short message could otherwise
+    request a million thoughts.
     """
 
     service_name = rollout_service_pb2.DESCRIPTOR.services_by_name["Rollouts"].full_name
@@ -62,7 +62,7 @@ class RolloutServicer(rollout_service_pb2_grpc.RolloutsServicer):
     async def _generate(
         self, request: rollout_service_pb2.GenerateRequest
     ) -> rollout_service_pb2.GenerateReply:
-        check_wire_version(request.wire_version, "the peer that asks for thoughts")
+        check_wire_version(request.wire_version, "the client that requests thoughts")
         epoch = _epoch_served(self._engine.serving, request)
         task = _task(request, epoch, self._max_request_tokens)
         if reason := self._engine.refusal(task):
@@ -72,7 +72,7 @@ class RolloutServicer(rollout_service_pb2_grpc.RolloutsServicer):
             raise ForethoughtError(rollout.error)
         serving = self._engine.serving
         if serving is None or serving.epoch != epoch:
-            raise NotReady("the run was started again while sampling; ask again")
+            raise NotReady("the run was restarted while sampling; retry the request")
         return rollout_service_pb2.GenerateReply(
             wire_version=WIRE_VERSION,
             thoughts=map(thought_to_proto, rollout.thoughts_KG[0]),
@@ -84,19 +84,24 @@ class RolloutServicer(rollout_service_pb2_grpc.RolloutsServicer):
 def _epoch_served(
     serving: WeightManifest | None, request: rollout_service_pb2.GenerateRequest
 ) -> int:
-    """The epoch of the policy that answers, once it is as new as asked for."""
+    """The epoch of the policy served, which must be at least as new as requested.
+
+    Raises:
+        NotReady: no policy yet, or an older one than requested.
+        Stale: the requested epoch is over.
+    """
     if serving is None:
         raise NotReady("no policy weights yet; the learner has to publish first")
     epoch = request.epoch if request.HasField("epoch") else serving.epoch
     if serving.epoch > epoch:
         raise Stale(
-            f"epoch {epoch} is asked for, this replica serves epoch {serving.epoch}; the run was "
-            "started again: ask for its epoch, or for none"
+            f"got a request for epoch {epoch}, this replica serves epoch {serving.epoch}; the run was "
+            "restarted: request its current epoch, or none"
         )
     if serving.order < (epoch, request.min_version):
         raise NotReady(
-            f"version {request.min_version} of epoch {epoch} is asked for, this replica serves "
-            f"version {serving.version} of epoch {serving.epoch}; ask again when it is published"
+            f"got a request for version {request.min_version} of epoch {epoch}, this replica serves "
+            f"version {serving.version} of epoch {serving.epoch}; retry once it is published"
         )
     return serving.epoch
 
@@ -126,7 +131,7 @@ def _task(
 def _branch(
     request: rollout_service_pb2.GenerateRequest,
 ) -> tuple[tuple[int, ...], Prompting]:
-    """Context and prompting; a prefix is a context with nothing around it."""
+    """Context and prompting; a prefix is a context without prompting."""
     prefix_ids, context_ids = unpack_ids(request.prefix_ids), unpack_ids(request.context_ids)
     prompting = prompting_from_proto(request.prompting)
     is_prompted = request.HasField("prompting") or bool(context_ids)
@@ -152,7 +157,7 @@ def _check_sampling(sampling: Sampling) -> None:
     if not (math.isfinite(sampling.temperature) and sampling.temperature > 0):
         raise InvalidInput(
             f"got temperature {sampling.temperature}; expected a finite number above 0; "
-            "for nearly greedy thoughts take 0.01"
+            "for nearly greedy sampling use 0.01"
         )
 
 
@@ -160,6 +165,6 @@ def _check_size(sampling: Sampling, max_request_tokens: int) -> None:
     num_tokens = sampling.group_size * sampling.max_response_tokens
     if num_tokens > max_request_tokens:
         raise InvalidInput(
-            f"the request asks for {sampling.group_size} thoughts of {sampling.max_response_tokens} "
-            f"tokens; expected at most {max_request_tokens} tokens in all; ask several times"
+            f"got a request for {sampling.group_size} thoughts of {sampling.max_response_tokens} "
+            f"tokens; expected at most {max_request_tokens} tokens in all; split it into several"
         )

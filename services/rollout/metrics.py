@@ -1,7 +1,7 @@
-"""What a rollout replica tells Prometheus about its engine.
+"""The engine's Prometheus metrics of a rollout replica.
 
-Design: an engine is wrapped where it is made, so every engine is counted alike, whoever asks (the queue
-or Generate), and none knows of it. What vLLM measures inside itself is not shown here.
+Design: an engine is wrapped where it is created, so every engine is measured in the same way, for requests
+from the queue and from Generate, without engine code. vLLM's internal metrics are not exported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from services.rollout.engine import Engine
 
 
 class MeasuredEngine:
-    """An engine that counts what it is asked for and what it samples. See ``Engine``.
+    """An engine wrapper that counts requested and sampled thoughts. See ``Engine``.
 
     Example:
         ``engine = MeasuredEngine(TorchEngine(replica="rollout-a1", device="cpu", …))``
@@ -26,7 +26,7 @@ class MeasuredEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.num_running = 0  # thoughts that are asked for and not answered
+        self.num_running = 0  # thoughts requested and not yet finished
         self.num_thoughts = {"closed": 0, "truncated": 0}
         self.num_tokens = 0
         self.num_faults = 0
@@ -42,12 +42,12 @@ class MeasuredEngine:
 
     async def generate(self, tasks: Sequence[Task]) -> list[Rollout]:
         """See ``Engine.generate``."""
-        num_asked = sum(task.sampling.group_size * len(task.positions_K) for task in tasks)
-        self.num_running += num_asked
+        num_requested = sum(task.sampling.group_size * len(task.positions_K) for task in tasks)
+        self.num_running += num_requested
         try:
             rollouts = await self._engine.generate(tasks)
         finally:
-            self.num_running -= num_asked
+            self.num_running -= num_requested
         for rollout in rollouts:
             self._count(rollout)
         return rollouts
@@ -69,7 +69,7 @@ class MeasuredEngine:
 
 
 class RolloutMetrics(Collector):
-    """The engine's numbers.
+    """The engine's metrics.
 
     Example:
         ``RolloutMetrics(registry, engine)``
@@ -80,16 +80,16 @@ class RolloutMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with the numbers of this moment."""
+        """The metric families with their current values."""
         engine = self._engine
         yield gauge(
             "forethought_rollout_running_thoughts",
-            "Thoughts that are asked for and not answered",
+            "Thoughts requested and not yet finished",
             engine.num_running,
         )
         yield counter(
             "forethought_rollout_thoughts_total",
-            "Thoughts sampled: closed by themselves, or truncated by their budget",
+            "Thoughts sampled: closed by the policy, or truncated by their token budget",
             engine.num_thoughts,
             ("ended",),
         )

@@ -1,7 +1,7 @@
-"""What every engine reads out of a task: its requests, its size, and why it cannot be served.
+"""Task handling shared by all engines: sample requests, size, and validation.
 
-Design: engines differ in how they sample and in nothing else, so seeds, prefixes and refusals are made
-here. A fault is a value rather than an exception, because the task's neighbours must still be served.
+Design: engines differ only in how they sample, so seeds, prefixes and validation are implemented here. A
+fault is a value rather than an exception, because the other tasks of the batch must still be served.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ThoughtsKG: TypeAlias = tuple[tuple[Thought, ...], ...]
 
 
 def sample_requests(task: Task) -> list[SampleRequest]:
-    """One request per position. Sample g of position k has its own seed, made of task and place only."""
+    """One request per position. The seed of sample g of position k depends only on the task, k and g."""
     sampling, prompting, trunk = task.sampling, task.prompting, task.document.token_ids_N
     return [
         SampleRequest(
@@ -37,12 +37,12 @@ def sample_requests(task: Task) -> list[SampleRequest]:
 
 
 def num_tokens(task: Task) -> int:
-    """An upper bound of the tokens that a decode batch holds for this task."""
+    """An upper bound of the tokens that this task occupies in a decode batch."""
     return longest_branch(task) * task.sampling.group_size * len(task.positions_K)
 
 
 def longest_branch(task: Task) -> int:
-    """Tokens of the longest branch as it is sampled or scored: close and target or prediction included."""
+    """Tokens of the longest branch as sampled or scored, including close and target or prediction."""
     prompting, sampling = task.prompting, task.sampling
     around = prompting.num_thinking_tokens + sampling.max_thought_tokens
     return around + max(
@@ -51,7 +51,7 @@ def longest_branch(task: Task) -> int:
 
 
 def fault(task: Task, vocabulary: int, max_length_tokens: int) -> str | None:
-    """Why this task cannot be served, so that its neighbours in the batch still are."""
+    """Why this task cannot be served, or None."""
     trunk, prompting = task.document.token_ids_N, task.prompting
     largest_id = max(prompting.thinking_prefix(trunk), default=0)
     if not task.positions_K:
@@ -78,7 +78,7 @@ def rollouts_of(
     sample: Callable[[list[Task]], Iterable[ThoughtsKG | str]],
     replica: str,
 ) -> list[Rollout]:
-    """One rollout per task, in order: of the tasks without a fault ``sample`` gives thoughts, or an error."""
+    """One rollout per task, in order; ``sample`` returns thoughts or an error for each valid task."""
     errors = [
         Rollout(task, replica=replica, error=fault) if fault else None
         for task, fault in zip(tasks, faults, strict=True)
@@ -103,5 +103,5 @@ def _rollout(task: Task, sampled: ThoughtsKG | str, replica: str) -> Rollout:
         task,
         replica=replica,
         error=f"the policy gave task {task.task_id} log-probs that are not finite; its weights overflow "
-        "in model.dtype, or are damaged",
+        "in model.dtype, or are corrupt",
     )

@@ -1,7 +1,7 @@
-"""The embedded engine: transformers on this process's torch, for laptops, tests and small GPUs.
+"""The embedded engine: transformers in this process, for laptops, tests and small GPUs.
 
 Design: a batch of tasks is decoded by one version from its first token to its last, so every thought
-has exactly one version span; a flip waits for the batch in hand. vLLM switches inside a request.
+has exactly one version span; a flip waits for the current batch. vLLM switches inside a request.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class TorchEngine:
 
     @property
     def serving(self) -> WeightManifest | None:
-        """The policy that samples now."""
+        """The policy currently served."""
         return self._served.manifest
 
     async def load(self, manifest: WeightManifest, directory: Path) -> None:
-        """Flip between two batches."""
+        """Flip to a new snapshot between two batches."""
         await asyncio.to_thread(self._served.load, directory, manifest)
 
     async def generate(self, tasks: Sequence[Task]) -> list[Rollout]:
@@ -48,11 +48,11 @@ class TorchEngine:
         return await loop.run_in_executor(self._compute, self._generate, list(tasks))
 
     def refusal(self, task: Task) -> str | None:
-        """Why the policy that serves now cannot serve this task."""
+        """Why the policy currently served cannot serve this task."""
         return _fault(task, self._served.now) if self._served.is_ready else None
 
     async def close(self) -> None:
-        """Let the batch in hand finish and stop the compute thread."""
+        """Finish the current batch and stop the compute thread."""
         await asyncio.to_thread(self._compute.shutdown)
 
     def _generate(self, tasks: list[Task]) -> list[Rollout]:

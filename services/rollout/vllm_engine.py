@@ -1,21 +1,22 @@
-"""The production engine: vLLM in this process, whose policy changes inside running requests.
+"""The production engine: vLLM in this process, whose policy is updated in-flight.
 
-Design: a request is one thought, with the seed that the torch engine would give it, so G thoughts of a
+Design: a request is one thought, with the seed that the torch engine would use, so G thoughts of a
 position are G requests that share the context through the prefix cache. A prediction after a thought is a
-request of its own, over prompt and thought, because vLLM has no second budget after a stop token; the
-prefix cache holds all but its last block. The seed decides what vLLM
-samples (not the company it is batched with, up to rounding), but not what the torch engine would sample.
+separate request over prompt and thought, because vLLM has no second budget after a stop token; the prefix
+cache covers all but its last block. The seed determines the tokens that vLLM samples (independently of the
+batch, up to rounding), but they differ from the torch engine's.
 
-New weights do not wait for thoughts: decoding is paused between two steps, the workers take the file,
-the version label changes, decoding goes on. vLLM labels every output step, so the boundary inside a
-thought is exact. By default the cache of running thoughts is thrown away and computed again under the
-new weights; the price is one prefill of each. With ``keep_kv`` it is kept, stale: cheaper, and
-log-probs after the boundary are then those of a mixed cache, which the learner cannot reproduce. In both
-cases prompts are salted with the version at which they came, so no later prompt reads an older cache.
+New weights do not wait for running thoughts: decoding is paused between two steps, the workers load the
+file, the version label changes, and decoding resumes. vLLM labels every output step, so the boundary
+between versions in a thought is exact. By default the KV cache of running thoughts is dropped and
+recomputed under the new weights; the price is one prefill each. With ``keep_kv`` the stale cache is kept:
+cheaper, but log-probs after the boundary then come from a mixed cache, which the learner cannot reproduce.
+In both cases prompts are salted with the version at their arrival, so later prompts never read an older
+version's cache.
 
-vLLM starts at the first snapshot, from its directory alone. Other model files start a second vLLM beside
-the first; where memory does not hold two, the push is refused and the replica must be restarted. When
-vLLM itself dies the engine serves nothing any more and says so through ``on_lost``.
+vLLM starts at the first snapshot, from its directory only. Changed model files start a second vLLM next to
+the first; if memory does not fit two, the push is refused and the replica must be restarted. If vLLM itself
+dies, the engine stops serving and reports it through ``on_lost``.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from services.rollout.tasks import fault, rollouts_of, sample_requests
 
 log = logging.getLogger(__name__)
 
-_LOWEST_TEMPERATURE = 0.01  # vLLM silently raises what is below
+_LOWEST_TEMPERATURE = 0.01  # vLLM silently raises lower ones to it
 _SHUTDOWN_S = 5.0
-_PULSE_S = 1.0
+_HEALTH_CHECK_S = 1.0
 
 
 class EngineLost(Unreachable):
@@ -73,15 +74,15 @@ class VllmEngine:
 
     @property
     def serving(self) -> WeightManifest | None:
-        """The policy that samples now; None before the first, and again after vLLM was lost."""
+        """The policy currently served; None before the first weights and after vLLM was lost."""
         return self._held.manifest if self._held else None
 
     async def load(self, manifest: WeightManifest, directory: Path) -> None:
-        """Flip inside running requests; start vLLM where the model files are new.
+        """Flip inside running requests; start a new vLLM if the model files changed.
 
         Raises:
             InvalidInput: the snapshot does not start or does not fit; the old version keeps serving.
-            EngineLost: vLLM failed in the middle; nothing is served any more.
+            EngineLost: vLLM failed during the flip; nothing is served any more.
         """
         async with self._turn:
             held = self._held
@@ -93,7 +94,7 @@ class VllmEngine:
                 await held.retire()
 
     async def generate(self, tasks: Sequence[Task]) -> list[Rollout]:
-        """Sample all tasks together with whatever else is running.
+        """Sample all tasks, batched with the requests already running.
 
         Raises:
             NotReady: no weights have arrived yet.
@@ -103,20 +104,20 @@ class VllmEngine:
         if held is None:
             raise NotReady("no policy weights yet; the learner has to publish first")
         faults = [_fault(task, held) for task in tasks]
-        sound = [task for task, reason in zip(tasks, faults, strict=True) if reason is None]
+        valid = [task for task, reason in zip(tasks, faults, strict=True) if reason is None]
         try:
-            sampled = await held.sample(sound)
+            sampled = await held.sample(valid)
         except EngineLost:
-            await self._lose(held)
+            await self._give_up(held)
             raise
         return rollouts_of(tasks, faults, lambda _: sampled, self._replica)
 
     def refusal(self, task: Task) -> str | None:
-        """Why the policy that serves now cannot serve this task."""
+        """Why the policy currently served cannot serve this task."""
         return _fault(task, self._held) if self._held else None
 
     async def close(self) -> None:
-        """Let running thoughts finish and stop vLLM."""
+        """Finish running thoughts and stop vLLM."""
         async with self._turn:
             held, self._held = self._held, None
             if held:
@@ -127,22 +128,22 @@ class VllmEngine:
         try:
             await held.take(manifest, file, keep_kv=self._keep_kv)
         except Exception as error:
-            await self._lose(held)
+            await self._give_up(held)
             raise EngineLost(
-                f"vLLM failed while it took {manifest.order} ({error}); the replica has to be restarted"
+                f"vLLM failed while loading {manifest.order} ({error}); the replica has to be restarted"
             ) from error
 
-    async def _lose(self, held: _Held) -> None:
-        """Serve nothing any more: after a failed change nobody knows which weights vLLM has."""
+    async def _give_up(self, held: _Held) -> None:
+        """Stop serving: after a failed flip vLLM's weights are unknown."""
         if self._held is held:
             self._held = None
-            log.error("vLLM is lost; this replica serves nothing any more")
+            log.error("vLLM is lost; this replica stops serving")
             self._on_lost()
             await held.abandon()
 
 
 class _Held:
-    """One running vLLM, the policy in it, and the thoughts it is asked for."""
+    """One running vLLM, its policy, and its running requests."""
 
     def __init__(self, llm: Any, manifest: WeightManifest, layout: dict[str, str]) -> None:
         self.manifest, self.layout = manifest, layout
@@ -153,13 +154,13 @@ class _Held:
         self._numbers = itertools.count()
 
     async def label(self) -> None:
-        """Name the weights that vLLM has started with."""
+        """Set the version label of the weights that vLLM has started with."""
         await self._llm.update_weight_version(_label(self.manifest))
 
     async def take(self, manifest: WeightManifest, file: Path, *, keep_kv: bool) -> None:
         """Replace the weights between two decoding steps; ``file`` has been read when this returns.
 
-        Decoding goes on only after success: a failed change leaves weights that nobody may sample from.
+        Decoding resumes only on success: a failed change leaves weights that must not be sampled from.
         """
         await self._llm.pause_generation(mode="keep", clear_cache=not keep_kv)
         await self._llm.collective_rpc("forethought_load", args=(str(file),))
@@ -174,36 +175,36 @@ class _Held:
             EngineLost: vLLM died.
         """
         requests = [sample_requests(task) for task in tasks]
-        asked = [
+        running = [
             [
                 [self._spawn(self._thought(request, s)) for s in request.seeds_G]
                 for request in of_task
             ]
             for of_task in requests
         ]
-        everything = [one for of_task in asked for group in of_task for one in group]
+        everything = [one for of_task in running for group in of_task for one in group]
         try:
             await self._until_done(set(everything))
         finally:
             for one in everything:
                 one.cancel()
-        return [_collect(task, own) for task, own in zip(tasks, asked, strict=True)]
+        return [_collect(task, own) for task, own in zip(tasks, running, strict=True)]
 
     async def _until_done(self, pending: set[asyncio.Task[Thought]]) -> None:
-        """Wait for all. Requests of a vLLM that was killed never end, so its pulse is felt as well."""
+        """Wait for all. Requests of a killed vLLM never end, so its health is polled as well."""
         while pending:
-            _, pending = await asyncio.wait(pending, timeout=_PULSE_S)
+            _, pending = await asyncio.wait(pending, timeout=_HEALTH_CHECK_S)
             if self._llm.errored:
                 raise EngineLost("vLLM's core process died; the replica has to be restarted")
 
     async def retire(self) -> None:
-        """Stop vLLM once the thoughts that run in it are finished."""
+        """Stop vLLM once its running thoughts are finished."""
         if self._running:
             await asyncio.wait(self._running)
         await self._shut_down()
 
     async def abandon(self) -> None:
-        """Stop vLLM at once; whoever waits for a thought is told."""
+        """Stop vLLM at once, cancelling its running thoughts."""
         for task in self._running:
             task.cancel()
         await self._shut_down()
@@ -218,7 +219,7 @@ class _Held:
         return task
 
     async def _thought(self, request: SampleRequest, seed: int) -> Thought:
-        """The thought, and what is predicted after it where it closed and that is asked for."""
+        """The thought, followed by a prediction if it closed and the request includes one."""
         budget, stop_ids = request.max_tokens, request.stop_ids
         output = await self._output(request, request.prefix_ids, seed, budget, stop_ids)
         thought = _as_thought(output, request)
@@ -226,9 +227,9 @@ class _Held:
             return thought
         budget, stop_ids = request.prediction_tokens, request.prediction_stop_ids
         prefix_ids = request.prefix_ids + thought.token_ids_L
-        # A seed of its own: with the thought's it would draw the thought's first numbers again.
-        own_seed = derive_seed(seed, 1)
-        return _joined(thought, await self._output(request, prefix_ids, own_seed, budget, stop_ids))
+        # A separate seed: with the thought's it would draw the thought's random numbers again.
+        seed = derive_seed(seed, 1)
+        return _joined(thought, await self._output(request, prefix_ids, seed, budget, stop_ids))
 
     async def _output(
         self,
@@ -248,7 +249,7 @@ class _Held:
             seed=seed,
             stop_token_ids=list(stop_ids),
             ignore_eos=True,  # only the task's own stop tokens end a thought
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # of the sampled token only
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -260,7 +261,7 @@ class _Held:
 
 
 async def _start(arguments: Mapping[str, Any], manifest: WeightManifest, directory: Path) -> _Held:
-    """A vLLM with the snapshot in ``directory``, which has been read when this returns."""
+    """Start a vLLM with the snapshot in ``directory``, which has been read when this returns."""
 
     def start() -> tuple[Any, dict[str, str]]:
         from vllm import AsyncEngineArgs
@@ -283,15 +284,17 @@ async def _start(arguments: Mapping[str, Any], manifest: WeightManifest, directo
 
 
 def _collect(
-    task: Task, asked: Sequence[Sequence[asyncio.Task[Thought]]]
+    task: Task, running: Sequence[Sequence[asyncio.Task[Thought]]]
 ) -> tuple[tuple[Thought, ...], ...] | str:
     """The finished thoughts of a task, or the reason why vLLM refused one of them."""
-    for one in (one for group in asked for one in group):
-        if one.cancelled():  # by abandon(): whoever asked is still here
-            raise EngineLost(f"vLLM was lost under task {task.task_id}; ask another replica")
+    for one in (one for group in running for one in group):
+        if one.cancelled():  # by abandon(), not by the caller
+            raise EngineLost(
+                f"vLLM was lost while sampling task {task.task_id}; use another replica"
+            )
         if error := one.exception():
             return f"vLLM refused task {task.task_id}: {error.__cause__ or error!r}"
-    return tuple(tuple(one.result() for one in group) for group in asked)
+    return tuple(tuple(one.result() for one in group) for group in running)
 
 
 def _as_thought(output: Any, request: SampleRequest) -> Thought:
@@ -329,7 +332,7 @@ def _spans(output: Any) -> tuple[VersionSpan, ...]:
 
 
 def _label(manifest: WeightManifest) -> str:
-    """vLLM's name of the weights, which are compared for equality only: versions restart with epochs."""
+    """vLLM's label for the weights, including the epoch because versions repeat across epochs."""
     return f"{manifest.epoch}.{manifest.version}"
 
 
@@ -341,7 +344,7 @@ def _fault(task: Task, held: _Held) -> str | None:
     if task.sampling.temperature < _LOWEST_TEMPERATURE:
         return (
             f"task {task.task_id} has temperature {task.sampling.temperature}, vLLM samples at "
-            f"{_LOWEST_TEMPERATURE} or more; raise sampling.temperature or use rollout.engine=torch"
+            f"{_LOWEST_TEMPERATURE} or higher; raise sampling.temperature or use rollout.engine=torch"
         )
     return fault(task, held.vocabulary, held.max_length_tokens)
 

@@ -1,7 +1,7 @@
-"""The rollout service's end of the queue: tasks in, rollouts out.
+"""The rollout service's queue handler: tasks in, rollouts out.
 
-Design: the handler knows when a task may be served (the invariant of ``min_version``) and nothing about
-leases or batching; the engine knows how to sample and nothing about the queue.
+Design: the handler decides when a task may be served (the ``min_version`` invariant) and knows nothing
+about leases or batching; the engine samples and knows nothing about the queue.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class RolloutHandler:
         self._engine, self._receiver = engine, receiver
 
     def readiness(self, message: Message) -> Readiness:
-        """A task waits for its epoch and ``min_version``; one of a dead epoch is nobody's.
+        """A task waits for its epoch and ``min_version``; one of an earlier epoch is discarded.
 
         Raises:
             InvalidInput: the message is not a task.
         """
         task = wire.decode_task(message.body)
-        return _verdict(self._engine.serving, (task.epoch, task.min_version))
+        return _readiness(self._engine.serving, (task.epoch, task.min_version))
 
     async def changed(self) -> None:
         """Return after the next flip."""
@@ -40,7 +40,7 @@ class RolloutHandler:
 
 
 def error_result(message: Message, reason: str) -> Message:
-    """The rollout that stands in for one that could not be made.
+    """The error rollout for a task that could not be served.
 
     Raises:
         InvalidInput: the message is not a task.
@@ -48,7 +48,7 @@ def error_result(message: Message, reason: str) -> Message:
     return _message(Rollout(wire.decode_task(message.body), error=reason))
 
 
-def _verdict(serving: WeightManifest | None, needed: tuple[int, int]) -> Readiness:
+def _readiness(serving: WeightManifest | None, needed: tuple[int, int]) -> Readiness:
     if serving is None or serving.order < needed:
         return Readiness.WAIT
     return Readiness.DISCARD if serving.epoch > needed[0] else Readiness.READY

@@ -1,9 +1,9 @@
 """``python -m services.single``: learner, one rollout and one reward replica, all in one process.
 
-Design: the very parts of a run behind a broker in memory, for experiments small enough that starting four
-processes and a Redis would be most of the work. It is the only module that may import learner and services
-together. The price: they share one interpreter, and a run that dies takes its work in hand with it (its
-checkpoints stay, and it resumes from them).
+Design: the same parts as a distributed run, with an in-memory broker, for experiments so small that
+starting four processes and a Redis would take most of the time. Only this module may import both learner
+and services. The price: they share one interpreter, and a crash loses the work in flight (the run resumes
+from its last checkpoint).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: Settings) -> int:
-    """Own the run directory and train until done or told to stop."""
+    """Own the run directory and train until done or stopped."""
     objective = check_run(settings)
     check_corpus(settings)
-    settings = _of_one_process(settings)
+    settings = _in_process(settings)
     from trainer.assembly import assemble
 
     directory = RunDirectory(settings.run.directory)
@@ -57,8 +57,8 @@ def run(settings: Settings) -> int:
     return 0 if summary["done"] else settings.learner.stopped_status
 
 
-def _of_one_process(settings: Settings) -> Settings:
-    """Loopback and no token: nobody but this process has anything to ask."""
+def _in_process(settings: Settings) -> Settings:
+    """Loopback addresses and no token: only this process uses its services."""
     free_port = settings.reward.model_copy(update={"http_host": "127.0.0.1", "http_port": 0})
     redis = settings.redis.model_copy(update={"url": "memory://"})
     return settings.model_copy(

@@ -167,13 +167,13 @@ BAD: dict[str, dict[str, Any]] = {
         "sampling": Sampling(2, 8, float("nan")),
     },
     "token id 999": {"prefix_ids": (999,)},
-    "tokens in all; ask several times": {
+    "tokens in all; split it into several": {
         "prefix_ids": PREFIX,
         "sampling": Sampling(1 << 18, 8),
     },
     "the model takes": {"prefix_ids": PREFIX * tiny.MAX_LENGTH_TOKENS},
     "prefix_ids holds -1; expected token ids": {"prefix_ids": (-1,)},
-    "cannot be written as a message": {"prefix_ids": PREFIX, "seed": -1},
+    "the request cannot be encoded": {"prefix_ids": PREFIX, "seed": -1},
 }
 
 
