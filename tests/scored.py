@@ -1,4 +1,4 @@
-"""Scored rollouts that a tiny model sampled itself, with rewards that a test invents."""
+"""Scored rollouts sampled by a tiny model, with rewards chosen by the test."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def build_tokenizer() -> Any:
 
 
 def build_model(kind: Kind = "llama", seed: int = 0, head_dim: int = 8) -> Any:
-    """A two-layer random model in evaluation mode, float32. vLLM on CPUs wants ``head_dim`` 32."""
+    """A two-layer random model in evaluation mode, float32. vLLM on CPUs needs ``head_dim`` 32."""
     torch.manual_seed(seed)
     if kind == "llama":
         model: Any = LlamaForCausalLM(
@@ -92,7 +92,7 @@ def build_model_directory(
 
 
 def manifest(model: str, epoch: int = 1, version: int = 0, files: str = "files") -> WeightManifest:
-    """A manifest that says what a test wants; its hashes are words."""
+    """A manifest with the given values; its hashes are placeholder strings."""
     return WeightManifest(model, epoch, version, f"{model}-{version}", files, "float32", 1)
 
 

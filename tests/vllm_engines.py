@@ -52,7 +52,7 @@ class VllmPool:
         return engine
 
     async def moved(self, engine: VllmEngine, deterministic: bool, digest: str) -> None:
-        """It serves the model of this digest now, instead of whoever did."""
+        """Record that this engine now serves the model of this digest, instead of the previous one."""
         self._engines = {key: held for key, held in self._engines.items() if held is not engine}
         before = self._engines.get((deterministic, digest))
         self._engines[deterministic, digest] = engine

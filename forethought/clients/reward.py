@@ -137,7 +137,7 @@ class AsyncRewardClient:
     async def score(
         self, items: Sequence[ScoreItem], *, objective: str = "rlp", timeout_s: float | None = None
     ) -> tuple[ItemOutcome, ...]:
-        """Rewards and advantages of every item's thoughts; a bad item is its error, alone."""
+        """Rewards and advantages of every item's thoughts; a bad item gets an error in its place."""
         return await self._call(reward_calls.score(items, objective), timeout_s)
 
     async def logprobs(

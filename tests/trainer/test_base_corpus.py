@@ -1,4 +1,4 @@
-"""The tokenizer and the quoted thoughts of the small base model that ``up`` makes."""
+"""The tokenizer and the quoted thoughts of the small base model that ``up`` trains."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_markers_end_and_pad_are_single_special_tokens_and_survive_saving(tmp_pa
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("", "</t>"), ("<t>", "<t>"), ("<|end|>", "<t>")])
-def test_markers_that_cannot_be_told_apart_are_refused(opening, closing):
+def test_indistinct_markers_are_refused(opening, closing):
     with pytest.raises(InvalidInput, match="think_open"):
         train_tokenizer([], 300, opening, closing)
 
@@ -101,7 +101,7 @@ def test_a_thought_quotes_what_precedes_it_and_the_window_keeps_its_length():
         assert rest == tuple(range(len(rest)))
 
 
-def test_places_and_lengths_cover_their_whole_range():
+def test_positions_and_lengths_cover_their_whole_range():
     thoughts = [
         thoughts_of(one.token_ids_N) for one in quoted(2000, 12, share=1.0, max_quote_tokens=3)
     ]
@@ -109,7 +109,7 @@ def test_places_and_lengths_cover_their_whole_range():
     assert {len(quote) for _, quote, _ in thoughts} == {0, 1, 2, 3}
 
 
-def test_the_share_of_windows_with_a_thought_is_as_asked():
+def test_the_share_of_windows_with_a_thought_is_as_requested():
     with_thought = sum(OPEN in one.token_ids_N for one in quoted(4000, 20, 0.3, 4))
     assert with_thought / 4000 == pytest.approx(0.3, abs=0.03)
     assert not any(OPEN in one.token_ids_N for one in quoted(200, 20, 0.0, 4))
@@ -121,7 +121,7 @@ def test_the_same_random_state_gives_the_same_documents():
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 3])
-def test_a_window_too_short_for_a_thought_stays(num_tokens):
+def test_a_window_too_short_for_a_thought_is_unchanged(num_tokens):
     assert quoted(20, num_tokens, 1.0, 4) == [document(num_tokens)] * 20
 
 
@@ -129,7 +129,7 @@ def test_the_smallest_window_gets_an_empty_thought():
     assert quoted(1, 4, 1.0, 4)[0].token_ids_N == (0, OPEN, CLOSE, 1)
 
 
-def test_a_window_with_thoughts_of_its_own_stays():
+def test_a_window_that_already_has_a_thought_is_unchanged():
     one = Document("d#0:0", "d", (1, OPEN, 2, CLOSE, 3, 4, 5))
     assert quote_thoughts(one, random.Random(0), OPEN, CLOSE, 1.0, 4) is one
 

@@ -1,4 +1,4 @@
-"""The publisher against real replicas on loopback: joining, lagging, hanging, restarting."""
+"""The publisher with real replicas on loopback: joining, lagging, hanging, restarting."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ async def test_a_push_that_hangs_ends_at_its_deadline_and_is_found_done_later(
     assert replica.orders == [(1, 1)]
 
 
-async def test_a_replica_that_restarts_empty_is_brought_up_again(replica: FakeReplica):
+async def test_a_replica_that_restarts_empty_is_pushed_to_again(replica: FakeReplica):
     registry = Registry(replica)
     async with publishing(registry) as publisher:
         for version in (1, 2):
@@ -206,7 +206,7 @@ async def test_a_replica_that_restarts_empty_is_brought_up_again(replica: FakeRe
         assert await publisher.wait_until_current(5) == []
 
 
-async def test_a_replica_that_is_away_counts_as_behind(replica: FakeReplica):
+async def test_an_unreachable_replica_counts_as_behind(replica: FakeReplica):
     registry = Registry(replica)
     async with publishing(registry) as publisher:
         publisher.publish(snapshot_of(1))
@@ -216,13 +216,13 @@ async def test_a_replica_that_is_away_counts_as_behind(replica: FakeReplica):
         await until(lambda: publisher.state()["rollout-a1"].holding == {})
         publisher.publish(snapshot_of(2))
         assert await publisher.wait_until_current(0.3) == ["rollout-a1"]
-        registry.replicas.clear()  # its lease expired: nobody waits for it any more
+        registry.replicas.clear()  # its lease expired: it is no longer waited for
         assert await publisher.wait_until_current(5) == []
         assert publisher.state() == {}
         assert publisher.pushes() == publisher.lags() == publisher.num_replicas() == {}
 
 
-async def test_a_draining_replica_is_left_alone(replica: FakeReplica):
+async def test_a_draining_replica_is_skipped(replica: FakeReplica):
     registry = Registry()
     registry.others = [Replica("old", "rollout", replica.address, ("policy",), draining=True)]
     async with publishing(registry) as publisher:

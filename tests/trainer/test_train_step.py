@@ -1,4 +1,4 @@
-"""What happens with a batch beside its step: next-token steps between, and the no-think measurement."""
+"""The train step: interleaved next-token steps, and the no-think measurement."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_by_default_a_batch_is_one_version_and_reads_no_document(
 
 
 def test_every_nth_step_is_followed_by_a_next_token_step(language_model: LanguageModel) -> None:
-    """It advances the version and takes the corpus's next documents; batches stay the steps' own."""
+    """It advances the version and takes the corpus's next documents; batches are unaffected."""
     train_step = train_step_of(language_model, next_token_every_steps=2, no_think_every_steps=0)
     results = make_results(language_model)
     report = [train_step.run(results, step) for step in (1, 2, 3, 4, 5)]
@@ -79,8 +79,8 @@ def test_every_nth_step_is_followed_by_a_next_token_step(language_model: Languag
     assert extra == 3 * 7  # of three documents, all but their last token is read
 
 
-def test_the_step_between_is_that_of_next_token_learning(language_model: LanguageModel) -> None:
-    """Also with several inner epochs: those are for thoughts."""
+def test_an_interleaved_step_is_a_plain_next_token_step(language_model: LanguageModel) -> None:
+    """Also with several optimizer passes: those are for thoughts."""
     train_step = train_step_of(language_model, next_token_every_steps=1, inner_epochs=2)
     nothing: list[ScoredRollout] = []
     expected = 0.0
@@ -113,7 +113,7 @@ def test_an_objective_without_thoughts_has_nothing_to_alternate_with(words: str)
 def no_think_logprobs(
     language_model: LanguageModel, results: list[ScoredRollout]
 ) -> list[tuple[float, ...]]:
-    """By hand: log p(target | context) with the think-open token's mass taken out."""
+    """By hand: log p(target | context) with the think-open token's mass removed."""
     found = []
     for result in results:
         task = result.rollout.task

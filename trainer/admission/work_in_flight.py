@@ -22,7 +22,7 @@ from forethought import wire
 from forethought.background import retry_until_reachable, run_until
 from forethought.config.sections import LearnerSection
 from forethought.errors import InvalidInput, Superseded
-from forethought.queue.interface import Broker, Message, Stage
+from forethought.queue.interface import Broker, ConsumerOptions, Message, Stage
 from forethought.types import ScoredRollout, Task
 from trainer.admission.feed import TaskFeed
 from trainer.admission.ledger import Ledger
@@ -119,11 +119,13 @@ class WorkInFlight:
             Superseded: results of a newer epoch arrived; they are released for that epoch's learner.
         """
         consumer = self._broker.consumer(
-            stage=Stage.SCORED,
-            result_stage=None,
-            name=f"learner-{epoch}",
-            lease_s=_LEASE_S,
-            max_attempts=1,
+            ConsumerOptions(
+                stage=Stage.SCORED,
+                result_stage=None,
+                name=f"learner-{epoch}",
+                lease_s=_LEASE_S,
+                max_attempts=1,
+            )
         )
         while True:
             deliveries = await retry_until_reachable(

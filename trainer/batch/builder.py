@@ -36,7 +36,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchBuilder:
-    """How lessons are made: of the learner's section, ``aggregation`` and ``next_token_coef`` count.
+    """Builds training batches. Of ``learner`` it uses only ``aggregation`` and ``next_token_coef``.
 
     Example:
         ``BatchBuilder(objective, estimator).build(results).trees``

@@ -1,4 +1,4 @@
-"""The clients, sync and async, over real HTTP and gRPC: answers, errors, deadlines and retries."""
+"""The clients, sync and async, over real HTTP and gRPC: replies, errors, deadlines and retries."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def url(endpoints: RewardEndpoints, scheme: str) -> str:
 
 
 class Failing(pb_grpc.RewardServicer):
-    """A reward server, over HTTP and gRPC, that meets its first callers with errors."""
+    """A reward server, over HTTP and gRPC, that returns errors to its first callers."""
 
     service_name = "forethought.wire.v1.Reward"
 
@@ -198,7 +198,7 @@ async def test_every_answer_is_that_of_a_plain_computation(
     assert (models.policy.version, models.baseline.version, models.objectives) == (4, 3, ("rlp",))
 
 
-async def test_both_doors_and_both_kinds_of_client_give_the_same(
+async def test_both_transports_and_both_kinds_of_client_agree(
     endpoints: RewardEndpoints,
 ) -> None:
     answers = []
@@ -210,7 +210,7 @@ async def test_both_doors_and_both_kinds_of_client_give_the_same(
     assert all(answer == answers[0] for answer in answers[1:])
 
 
-async def test_an_item_that_fails_is_its_error_alone(url: str) -> None:
+async def test_a_failed_item_is_returned_as_its_error(url: str) -> None:
     async with AsyncRewardClient(url) as client:
         good, empty = await client.score([ITEM, ScoreItem("", "7", THOUGHTS)])
         wrong = await client.match([MatchItem("7", "seven")], kind="numeric")
@@ -252,7 +252,7 @@ async def test_bad_input_comes_back_as_it_was_raised(url: str, says: str) -> Non
 @pytest.mark.parametrize(
     "failure", [NotReady("no weights"), Unreachable("no Redis"), Overloaded("full", 0)], ids=repr
 )
-async def test_what_may_pass_is_asked_again(
+async def test_a_retryable_failure_is_retried(
     scheme: str, kind: str, failure: ForethoughtError
 ) -> None:
     server = Failing(failure, failure)
@@ -270,7 +270,7 @@ async def test_retry_after_is_honoured(scheme: str) -> None:
     assert 1.0 <= time.monotonic() - started_s < 3.0
 
 
-async def test_a_wait_beyond_the_deadline_is_not_begun(scheme: str) -> None:
+async def test_a_wait_beyond_the_deadline_is_not_started(scheme: str) -> None:
     server = Failing(Overloaded("full", retry_after_s=60))
     async with server.open(scheme) as opened:
         with pytest.raises(Overloaded, match="full") as refused:
@@ -281,7 +281,7 @@ async def test_a_wait_beyond_the_deadline_is_not_begun(scheme: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("failure", [InvalidInput("got x"), Stale("old")], ids=repr)
-async def test_what_cannot_pass_is_not_asked_again(
+async def test_a_permanent_failure_is_not_retried(
     scheme: str, kind: str, failure: ForethoughtError
 ) -> None:
     server = Failing(failure)
@@ -331,20 +331,20 @@ async def test_cancelling_frees_the_server(endpoints: RewardEndpoints, url: str)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_nobody_there(scheme: str, kind: str) -> None:
+async def test_an_unreachable_service(scheme: str, kind: str) -> None:
     async with Failing().open(scheme) as opened:
         url = url_of(scheme, opened)
     with pytest.raises(Unreachable, match=r"cannot reach .*; is the service running there"):
         await ask_models(url, kind, timeout_s=5, retries=Retries(max_attempts=2, first_wait_s=0.01))
 
 
-async def test_another_wire_version_is_told_so() -> None:
+async def test_another_wire_version_is_refused() -> None:
     async with Failing(wire_version=2).open("grpc") as address:
         with pytest.raises(InvalidInput, match="speaks wire version 2, this process speaks 1; run"):
             await ask_models(f"grpc://{address}", "async")
 
 
-async def test_another_service_is_told_so(endpoints: RewardEndpoints) -> None:
+async def test_the_wrong_service_is_reported(endpoints: RewardEndpoints) -> None:
     def ask() -> None:
         from forethought.types import Sampling
 
@@ -364,12 +364,12 @@ async def test_another_service_is_told_so(endpoints: RewardEndpoints) -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://h:1", "http://", ""])
-def test_a_url_that_names_no_transport(url: str) -> None:
+def test_a_url_without_a_known_transport(url: str) -> None:
     with pytest.raises(InvalidInput, match="expected http://host:port"):
         RewardClient(url)
 
 
-def test_the_rollout_service_speaks_grpc_alone() -> None:
+def test_the_rollout_service_is_served_over_grpc_only() -> None:
     with pytest.raises(InvalidInput, match="expected grpc://host:port"):
         RolloutClient("http://127.0.0.1:8080")
 
@@ -380,10 +380,10 @@ def test_waits_double_up_to_a_limit_and_never_undercut_the_server() -> None:
     assert retries.wait_s(1, 7.0) == 7.0
 
 
-def test_patience_ends_with_the_deadline() -> None:
+def test_the_retry_budget_ends_with_the_deadline() -> None:
     refused = AttemptFailed(NotReady("no weights"), retryable=True, retry_after_s=3)
     waits_s = {RetryBudget(10, Retries()).wait_after(refused) for _ in range(20)}
-    assert 3 <= min(waits_s) < max(waits_s) < 4, "as told, and not together with other callers"
+    assert 3 <= min(waits_s) < max(waits_s) < 4, "at least the server's wait, plus jitter"
     with pytest.raises(NotReady, match="no weights"):
         RetryBudget(2, Retries()).wait_after(refused)
 

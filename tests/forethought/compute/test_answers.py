@@ -1,4 +1,4 @@
-"""What is measured of a position: by hand, by Jensen, and without looking at what follows."""
+"""The measurements of a position: by hand, by Jensen, and independent of later text."""
 
 from __future__ import annotations
 
@@ -91,25 +91,25 @@ def test_thoughts_do_not_see_what_follows(model: LanguageModel) -> None:
     Random(0).shuffle(after)
     permuted = before + bytes(after)
     assert permuted[index] != TEXT[index]
-    told = answer_queries(model, queries_of(TEXT, index), PROMPTING, SAMPLING, seed=1)
+    reference = answer_queries(model, queries_of(TEXT, index), PROMPTING, SAMPLING, seed=1)
     other = answer_queries(model, queries_of(permuted, index), PROMPTING, SAMPLING, seed=1)
-    assert [a.thoughts_G for a in told] == [a.thoughts_G for a in other]
-    assert told[0].think_nll != other[0].think_nll
+    assert [a.thoughts_G for a in reference] == [a.thoughts_G for a in other]
+    assert reference[0].think_nll != other[0].think_nll
     elsewhere = answer_queries(
         model, queries_of(b"X" + TEXT[1:], index), PROMPTING, SAMPLING, seed=1
     )
-    assert told[0].thoughts_G != elsewhere[0].thoughts_G
+    assert reference[0].thoughts_G != elsewhere[0].thoughts_G
 
 
-def test_random_numbers_are_of_the_place_and_not_of_the_batch(
+def test_random_numbers_depend_on_the_index_not_on_the_batch(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries = queries_of(TEXT, 4, 9, 14, 19, 24)
     together = answer_queries(model, queries, PROMPTING, SAMPLING, seed=2)
-    told: list[int] = []
+    reported: list[int] = []
     monkeypatch.setattr("forethought.compute.answers._BATCH_POSITIONS", 2)
-    apart = answer_queries(model, queries, PROMPTING, SAMPLING, 2, told.append)
-    assert told == [2, 4, 5]
+    apart = answer_queries(model, queries, PROMPTING, SAMPLING, 2, reported.append)
+    assert reported == [2, 4, 5]
     for one, other in zip(together, apart, strict=True):
         assert [t.token_ids_L for t in one.thoughts_G] == [t.token_ids_L for t in other.thoughts_G]
         assert one.think_nll == pytest.approx(other.think_nll, abs=1e-4)

@@ -69,8 +69,10 @@ def test_the_head_learns_in_its_own_dtype(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("fp32_head", [True, False])
-def test_it_travels_with_the_model_files(directory: Path, tmp_path: Path, fp32_head: bool) -> None:
-    """A replica is told nothing but the snapshot; a checkpoint is a model directory."""
+def test_the_flag_is_part_of_the_model_files(
+    directory: Path, tmp_path: Path, fp32_head: bool
+) -> None:
+    """A replica only receives the snapshot; a checkpoint is a model directory."""
     saved = tmp_path / "snapshot"
     language_model = load(directory, fp32_head)
     language_model.model.save_pretrained(saved)

@@ -1,4 +1,4 @@
-"""Model directories: what loads, what is refused and why; weights are applied whole or not at all."""
+"""Model directories: what loads, what is refused and why; weights are applied all or nothing."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_model_loads_ready_to_serve(language_model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize(("asked", "got"), [(0, 96), (40, 40), (1000, 96)])
-def test_the_length_is_the_shorter_of_what_is_asked_and_what_the_model_takes(
+def test_the_length_is_the_shorter_of_the_setting_and_the_models(
     directories: dict[str, Path], asked: int, got: int
 ) -> None:
     loaded = load_language_model(directories["gpt2"], "bfloat16", "cpu", asked)
@@ -115,7 +115,7 @@ def test_a_model_without_a_limit_takes_a_million_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", ["absent", "a-file", "org/name-on-a-hub", ""])
-def test_what_is_no_directory_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_path_that_is_not_a_directory_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a-file").write_text("")
     path = tmp_path / name if name in ("absent", "a-file") else name or tmp_path / "x" / ".."
     with pytest.raises(InvalidInput, match=r"model directory .* does not exist; expected a local"):
@@ -142,7 +142,7 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, name: str) -> None:
         "no-weights", "garbage-weights", "cut-weights", "other-shape", "lacks-a-tensor",
     ],
 )  # fmt: skip
-def test_damaged_directories_are_refused_in_words(
+def test_damaged_directories_are_refused_with_a_clear_message(
     directory: Path, damage: Damage, words: str
 ) -> None:
     damage(directory)
@@ -186,7 +186,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(directory: Path) ->
         ("", "unknown to torch"),
     ],
 )
-def test_devices_that_are_not_there_are_refused(name: str, words: str) -> None:
+def test_missing_devices_are_refused(name: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         resolve_device(name)
 
@@ -207,7 +207,7 @@ def test_markers_are_found(directories: dict[str, Path]) -> None:
         ("<think>", "<think>", "both think markers are token 257; expected two different"),
     ],
 )
-def test_markers_that_will_not_do_are_refused(
+def test_unusable_markers_are_refused(
     directories: dict[str, Path], think_open: str, think_close: str, words: str
 ) -> None:
     with pytest.raises(InvalidInput, match=words):
@@ -233,7 +233,7 @@ def test_added_markers_are_single_tokens_and_survive_saving(
     assert torch.equal(back.model(ids).logits, language_model.model(ids).logits)
 
 
-def test_markers_that_are_there_change_nothing(language_model: LanguageModel) -> None:
+def test_existing_markers_change_nothing(language_model: LanguageModel) -> None:
     before = language_model.model.get_input_embeddings().weight
     add_markers(language_model, "<think>", "</think>")
     assert language_model.model.get_input_embeddings().weight is before
@@ -280,7 +280,7 @@ def test_the_payload_is_a_model_file_that_transformers_loads(
     assert torch.equal(loaded(ids).logits, language_model.model(ids).logits)
 
 
-def test_tied_weights_travel_once(directories: dict[str, Path]) -> None:
+def test_tied_weights_are_included_once(directories: dict[str, Path]) -> None:
     model = load_language_model(directories["gpt2"], "float32", "cpu").model
     names = named_weights(model).keys()
     assert "transformer.wte.weight" in names
@@ -290,7 +290,7 @@ def test_tied_weights_travel_once(directories: dict[str, Path]) -> None:
     assert not any("inv_freq" in name for name in named_weights(untied))  # not persistent
 
 
-def test_loads_that_overlap_leave_the_tying_of_weights_alone(directories: dict[str, Path]) -> None:
+def test_overlapping_loads_do_not_break_weight_tying(directories: dict[str, Path]) -> None:
     tie_weights = PreTrainedModel.tie_weights
     with ThreadPoolExecutor(4) as threads:
         loads = [
@@ -323,7 +323,7 @@ def rename(tensors: dict[str, torch.Tensor]) -> None:
     ],
     ids=["missing", "unknown", "renamed", "shape", "dtype"],
 )
-def test_foreign_weights_are_refused_whole(
+def test_weights_of_another_model_are_refused_as_a_whole(
     language_model: LanguageModel, tmp_path: Path, change: Callable[[Any], Any], words: str
 ) -> None:
     model = language_model.model
@@ -375,7 +375,7 @@ def naive_target(
 
 
 def make_queries(model: Any) -> list[Query]:
-    """Contexts of several lengths; half the targets are what the model itself would say."""
+    """Contexts of several lengths; half the targets are the model's own greedy continuations."""
     queries = []
     for n in range(6):
         trunk = tuple(20 + (7 * n + 3 * i) % 90 for i in range(4 + 2 * n))
@@ -433,7 +433,7 @@ def test_evaluation_equals_a_naive_computation(language_model: LanguageModel) ->
 def test_windows_with_their_thoughts_have_to_fit(
     directories: dict[str, Path], window: int, budget: int, fits: bool
 ) -> None:
-    """64 tokens of window, 2 of markers and 30 of thought are the 96 that the model takes."""
+    """64 tokens of window, 2 of markers and 30 of thought are the model's limit of 96."""
     words = (f"corpus.window_tokens={window}", f"sampling.max_thought_tokens={budget}")
     settings = load_settings(None, words, {})
     language_model = load_language_model(directories["llama"], "float32", "cpu")

@@ -80,12 +80,12 @@ def test_rlps_system_message() -> None:
         ("{{ messages[-1].content }}{{ messages[-1].content }}", "2 times"),
     ],
 )
-def test_a_chat_template_that_cannot_is_told(chat_template: str, says: str) -> None:
+def test_an_unusable_chat_template_is_refused(chat_template: str, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         prompting(chat_template)
 
 
-def test_the_seven_forms_differ_as_the_papers_do() -> None:
+def test_the_seven_templates_differ_as_in_the_paper() -> None:
     assert list(RPT) == [f"v{number}" for number in range(7)]
     assert len({(t.system, t.before, t.after) for t in RPT.values()}) == 7
     fenced = {name for name, t in RPT.items() if "```" in t.before}

@@ -1,4 +1,4 @@
-"""The forward pass all share: which arguments a model is given, and which logits come back."""
+"""The shared forward pass: which arguments the model gets, and which logits are returned."""
 
 from __future__ import annotations
 

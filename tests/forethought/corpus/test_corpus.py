@@ -87,7 +87,7 @@ def test_any_text_file_is_one_document_to_the_byte(tmp_path, read, name):
     }
 
 
-def test_a_byte_order_mark_at_the_start_is_no_text(tmp_path, read):
+def test_a_leading_byte_order_mark_is_not_text(tmp_path, read):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "hello"}\n')
     assert read(tmp_path)["text"] == ["hello", "hello"]
@@ -181,7 +181,7 @@ def test_a_folder_of_odd_files(tmp_path, read, caplog):
     assert "skipped 2 of 6 documents: empty" in caplog.text
 
 
-def test_a_file_name_that_is_no_utf8_does_not_stop_a_folder(tmp_path, read):
+def test_a_file_name_that_is_not_utf8_does_not_stop_a_folder(tmp_path, read):
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("hello")
     assert read(tmp_path)["id"] == ["caf\ufffd.txt#0"]
 
@@ -193,7 +193,7 @@ def test_the_cache_in_a_folder_is_not_read_as_text(tmp_path):
         assert open_source(source, tmp_path / "cache")["text"] == ["hello"]
 
 
-def test_what_was_read_is_read_again_only_when_it_changed(tmp_path, read):
+def test_a_source_is_read_again_only_if_it_changed(tmp_path, read):
     path = tmp_path / "a.txt"
     path.write_text("before")
     first = read(path)
@@ -229,7 +229,7 @@ def test_what_was_read_is_read_again_only_when_it_changed(tmp_path, read):
         ("q.parquet", b"PAR1 nonsense", r"not a whole Parquet file"),
     ],
 )
-def test_a_bad_file_is_refused_in_words(tmp_path, read, name, content, expected):
+def test_a_bad_file_is_refused_with_a_clear_message(tmp_path, read, name, content, expected):
     (tmp_path / name).write_bytes(content)
     for _ in range(2):  # a refused source must not be left in the cache as a good one
         with pytest.raises(InvalidInput, match=expected):
@@ -370,7 +370,7 @@ def test_token_ids_are_cut_as_given_and_checked(tmp_path, cut, tokenizer):
         cut(path, tokenizer)
 
 
-def test_bytes_of_given_ids_are_left_out_where_the_vocabulary_is_silent(
+def test_bytes_of_given_ids_are_empty_if_the_vocabulary_does_not_tell(
     tmp_path, cut, word_tokenizer
 ):
     path = write_lines(tmp_path / "a.jsonl", [{"token_ids": [3, 4, 5]}])
@@ -388,7 +388,7 @@ def test_sizes_that_give_no_window_are_refused(tmp_path, cut, tokenizer):
         cut(tmp_path / "a.txt", tokenizer, 4, 5)
 
 
-def test_windows_are_found_again_whatever_the_tokenizer_did_between(
+def test_cached_windows_are_found_regardless_of_earlier_tokenizer_use(
     tmp_path, read, cache, tokenizer, word_tokenizer
 ):
     (tmp_path / "a.txt").write_text(TEXT)

@@ -1,4 +1,4 @@
-"""The mixture: weights, passes, and going on exactly where a run stopped."""
+"""The mixture: weights, passes, and resuming exactly where a run stopped."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_documents_carry_what_the_windows_hold(tmp_path, cache, tokenizer):
     assert all(type(value) is int for value in document.token_ids_N + document.marks)
 
 
-def test_weights_are_met_and_sizes_told(open_mixture):
+def test_weights_are_met_and_sizes_reported(open_mixture):
     corpus = open_mixture()
     assert corpus.windows_per_source == {"big": 40, "small": 7}
     assert corpus.num_windows == 47
@@ -79,7 +79,7 @@ def test_every_pass_is_another_permutation_of_all_windows(open_mixture):
 
 
 @pytest.mark.parametrize("num_drawn", [0, 1, 39, 200, 1000])
-def test_resuming_goes_on_exactly(open_mixture, num_drawn):
+def test_resuming_continues_exactly(open_mixture, num_drawn):
     straight = open_mixture()
     before = straight.take(num_drawn)
     cursor = CorpusCursor.from_json(straight.cursor.to_json())
@@ -104,7 +104,7 @@ def test_the_order_is_that_of_the_seed(open_mixture):
 
 
 def test_the_order_is_the_same_in_every_later_version(open_mixture):
-    """A checkpoint outlives the libraries: change the list only knowingly."""
+    """Checkpoints outlive library versions: change the expected list only deliberately."""
     first = [document.document_id for document in open_mixture(5).take(6)]
     assert first == [
         "big.jsonl#8:0",

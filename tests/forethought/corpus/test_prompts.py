@@ -1,4 +1,4 @@
-"""Prompts in a corpus: read before the text, not learned. What SFT and mixed SFT are made of."""
+"""Prompts in a corpus: in the context of the text but not trained on, for SFT and mixed SFT."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def source(path: Path, **fields: Any) -> SourceSection:
     return SourceSection(name=path.stem, path=str(path), **{"prompt_field": "ask", **fields})
 
 
-def test_a_prompt_stands_before_its_text_and_weighs_nothing(tmp_path: Path) -> None:
+def test_a_prompt_precedes_its_text_and_has_no_weight(tmp_path: Path) -> None:
     path = write(tmp_path / "sft.jsonl", [{"ask": "2+2=", "text": "four", "marks": [1]}])
     (document,) = corpus_of(tmp_path, source(path)).take(1)
     assert CHARACTERS.decode(document.token_ids_N) == "2+2=four"
@@ -50,7 +50,7 @@ def test_a_record_without_a_prompt_is_plain_text(tmp_path: Path) -> None:
         assert document.nll_weights_N == ()
 
 
-def test_without_the_setting_nobody_looks_at_such_a_field(tmp_path: Path) -> None:
+def test_without_the_setting_such_a_field_is_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "sft.jsonl", [{"ask": "2+2=", "text": "four"}])
     (document,) = corpus_of(tmp_path, source(path, prompt_field="")).take(1)
     assert CHARACTERS.decode(document.token_ids_N) == "four"
@@ -89,7 +89,7 @@ def test_a_token_over_the_boundary_belongs_to_the_prompt(tmp_path: Path) -> None
         ({"ask": 7, "text": "a"}, "got ask=7 .*expected a string"),
     ],
 )
-def test_prompts_that_are_no_text_are_refused(
+def test_prompts_that_are_not_text_are_refused(
     tmp_path: Path, record: dict[str, Any], message: str
 ) -> None:
     path = write(tmp_path / "sft.jsonl", [record])

@@ -1,4 +1,4 @@
-"""Verifiers: what is equal as text and as mathematics, and that no answer can stop who asks."""
+"""Verifiers: equality as text and as mathematics, and no answer can block or crash the caller."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def test_mathematics(verifier: MathVerifier, truth: str, right: str, wrong: str)
     assert verifier.are_right(truth, [right, wrong, right, ""]) == (True, False, True, False)
 
 
-def test_what_cannot_be_judged_is_wrong_counted_said_and_over_in_time(
+def test_an_unverifiable_answer_is_wrong_counted_logged_and_over_in_time(
     verifier: MathVerifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next answers are judged as if nothing had been."""
+    """The next answers are verified as usual."""
     late = verifier.num_timed_out
     with caplog.at_level(logging.WARNING):
         started_s = time.monotonic()
@@ -86,7 +86,7 @@ def test_what_cannot_be_judged_is_wrong_counted_said_and_over_in_time(
     assert verifier.are_right("3", ["3.0", "4"]) == (True, False)
 
 
-def test_a_process_that_dies_costs_its_answer_and_no_more(verifier: MathVerifier) -> None:
+def test_a_process_that_dies_fails_only_its_answer(verifier: MathVerifier) -> None:
     verifier.are_right("1", ["2"])
     child, failed = verifier._child, verifier.num_failed
     assert child is not None
@@ -106,8 +106,10 @@ def test_a_process_ends_with_its_verifier() -> None:
     assert process.poll() == -signal.SIGKILL
 
 
-async def test_the_event_loop_goes_on_while_a_thread_asks(verifier: MathVerifier) -> None:
-    """As the scorer does: signals, which only a main thread may set, are set in the child."""
+async def test_the_event_loop_is_not_blocked_while_a_thread_verifies(
+    verifier: MathVerifier,
+) -> None:
+    """As in the scorer: signals, which only a main thread may set, are set in the child."""
     ticks = 0
     asked = asyncio.create_task(asyncio.to_thread(verifier.are_right, "2", [ENDLESS, "2.0"]))
     while not asked.done():
@@ -117,7 +119,9 @@ async def test_the_event_loop_goes_on_while_a_thread_asks(verifier: MathVerifier
     assert ticks > TIMEOUT_S / 0.05 / 4
 
 
-def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_error_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(mathematics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"forethought\[math\].*verifier = 'exact'"):
         MathVerifier(TIMEOUT_S)

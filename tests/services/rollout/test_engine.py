@@ -49,7 +49,7 @@ FACTORIES = [
 
 @pytest.fixture(params=FACTORIES)
 def make_engine(request: pytest.FixtureRequest) -> EngineFactory:
-    """Makes an engine that has seen no weights; the argument says whether it is deterministic."""
+    """A factory of engines without weights; its argument: deterministic or not."""
     if request.param == "torch":
         return torch_engine
     pool: vllm_engines.VllmPool = request.getfixturevalue("vllm_pool")
@@ -58,7 +58,7 @@ def make_engine(request: pytest.FixtureRequest) -> EngineFactory:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def engine(make_engine: EngineFactory) -> AsyncIterator[Engine]:
-    """An engine that has seen no weights."""
+    """An engine without weights."""
     made = make_engine(False)
     yield made
     await made.close()
@@ -165,7 +165,7 @@ async def test_every_task_is_answered_in_order_and_in_shape(engine: Engine, firs
     assert await engine.generate([]) == []
 
 
-async def test_the_seed_decides_and_the_company_does_not(engine: Engine, first: Path) -> None:
+async def test_the_seed_decides_and_the_batch_does_not(engine: Engine, first: Path) -> None:
     await serve(engine, first)
     together = await engine.generate(TASKS)
     assert ids_of(await engine.generate(TASKS)) == ids_of(together)
@@ -243,7 +243,7 @@ async def test_a_prediction_follows_the_stop_token(engine: Engine, first: Path) 
 
 
 async def test_predictions_of_one_group_differ(engine: Engine, first: Path) -> None:
-    """And do not repeat the numbers that drew the thought."""
+    """And do not reuse the thought's random numbers."""
     await serve(engine, first)
     every = replace(SAMPLING, max_thought_tokens=1, stop_ids=tuple(range(tiny.VOCAB_SIZE)))
     task = replace(TASKS[1], sampling=replace(every, group_size=24, prediction_tokens=1))
@@ -272,7 +272,7 @@ async def test_a_flip_changes_version_and_weights(
     assert largest_error(first, after) > 1e-1
 
 
-async def test_weights_that_do_not_fit_are_refused_whole(
+async def test_weights_that_do_not_fit_are_refused_as_a_whole(
     engine: Engine, first: Path, second: Path, tmp_path: Path
 ) -> None:
     await serve(engine, first)
@@ -307,7 +307,7 @@ async def test_a_model_that_does_not_load_is_refused(
 
 
 def bad_tasks() -> dict[str, Task]:
-    """Tasks that cannot be served, and what has to be said about them."""
+    """Tasks that cannot be served, and the expected error of each."""
     task = make_task(5)
     too_long = make_task(5, indices=(tiny.MAX_LENGTH_TOKENS - 5,), length=tiny.MAX_LENGTH_TOKENS)
     foreign = replace(task.document, token_ids_N=(*task.document.token_ids_N[:-1], 999))
@@ -322,7 +322,7 @@ def bad_tasks() -> dict[str, Task]:
 
 
 @pytest.mark.parametrize("says", sorted(bad_tasks()))
-async def test_one_bad_task_fails_alone(engine: Engine, first: Path, says: str) -> None:
+async def test_a_bad_task_does_not_fail_the_others(engine: Engine, first: Path, says: str) -> None:
     await serve(engine, first)
     expected = ids_of(await engine.generate(TASKS))
     rollouts = await engine.generate([TASKS[0], bad_tasks()[says], *TASKS[1:]])
@@ -365,7 +365,7 @@ async def test_thoughts_do_not_see_what_follows(
 async def test_other_model_files_replace_the_model(
     engine: Engine, first: Path, tmp_path: Path, kind: tiny.Kind
 ) -> None:
-    """The last test of a kind: what it leaves behind serves those of the other."""
+    """The last test of its kind: the engine it leaves behind serves the tests of the other kind."""
     await serve(engine, first)
     other_kind: tiny.Kind = "gpt2" if kind == "llama" else "llama"
     other = tiny.build_model_directory(tmp_path / "other", other_kind, head_dim=32)

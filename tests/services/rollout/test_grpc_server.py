@@ -1,4 +1,4 @@
-"""The rollout service's gRPC door over a real loopback port: a real engine, and one that hangs."""
+"""The rollout service's gRPC server on a real loopback port: a real engine, and one that hangs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from forethought.clients.grpc_methods import METHODS
 from forethought.clients.rollout_calls import GenerateRequest
 from forethought.config.sections import RolloutSection
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, Unreachable
-from forethought.queue.interface import Stage
+from forethought.queue.interface import ConsumerOptions, Stage
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.replica.host import ReplicaHost
 from forethought.replica.worker import Worker
@@ -40,7 +40,7 @@ ONCE = Retries(max_attempts=1)
 
 
 class HangingEngine:
-    """Never answers; counts who waits."""
+    """Never finishes; counts the waiting calls."""
 
     def __init__(self) -> None:
         self.num_asked = self.num_waiting = 0
@@ -69,7 +69,7 @@ class HangingEngine:
 
 
 class FailingEngine(HangingEngine):
-    """Takes every request and fails at it: with an error in the rollout, or by raising."""
+    """Accepts every request and fails: with an error in the rollout, or by raising."""
 
     def __init__(self, error: str | Exception) -> None:
         super().__init__()
@@ -178,7 +178,9 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("says", sorted(BAD))
-async def test_bad_input_is_refused_in_words(client: AsyncRolloutClient, says: str) -> None:
+async def test_bad_input_is_refused_with_a_clear_message(
+    client: AsyncRolloutClient, says: str
+) -> None:
     arguments = {"sampling": SAMPLING} | BAD[says]
     with pytest.raises(InvalidInput) as refused:
         await client.generate(**arguments)
@@ -203,10 +205,10 @@ async def test_a_fault_of_the_engine_is_not_blamed_on_the_caller(
         grpc_endpoint(RolloutServicer(FailingEngine(error), "r")) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        with pytest.raises(grpc.aio.AioRpcError) as told:
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
             await RolloutsStub(channel).Generate(question, timeout=10)  # type: ignore[no-untyped-call]
-    assert told.value.code() is code
-    assert says in (told.value.details() or "")
+    assert failure.value.code() is code
+    assert says in (failure.value.details() or "")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ async def test_a_passed_deadline_and_a_cancelled_call_free_the_engine() -> None:
         with pytest.raises(Unreachable, match="no answer within"):
             await client.generate(SAMPLING, prefix_ids=PREFIX, timeout_s=0.2)
         await until(lambda: engine.num_waiting == 0)
-        assert engine.num_asked == 1, "a passed deadline is not asked again"
+        assert engine.num_asked == 1, "a passed deadline is not retried"
         asking = asyncio.create_task(client.generate(SAMPLING, prefix_ids=PREFIX))
         await until(lambda: engine.num_waiting == 1)
         asking.cancel()
@@ -269,7 +271,7 @@ async def test_a_passed_deadline_and_a_cancelled_call_free_the_engine() -> None:
         assert engine.num_asked == 2
 
 
-async def test_another_wire_version_is_told_so(address: str) -> None:
+async def test_another_wire_version_is_refused(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await RolloutsStub(channel).Generate(  # type: ignore[no-untyped-call]
@@ -280,7 +282,7 @@ async def test_another_wire_version_is_told_so(address: str) -> None:
 
 
 async def services_at(address: str) -> set[str]:
-    """What reflection lists."""
+    """The services that reflection lists."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -294,7 +296,7 @@ async def test_reflection_lists_the_service(address: str) -> None:
     assert {"forethought.wire.v1.Rollouts", "grpc.health.v1.Health"} <= names
 
 
-async def test_a_replica_serves_it_beside_weights_and_health(engine: TorchEngine) -> None:
+async def test_a_replica_serves_it_next_to_weights_and_health(engine: TorchEngine) -> None:
     broker, stop = MemoryBroker(), asyncio.Event()
     host = ReplicaHost(
         "rollout",
@@ -309,12 +311,14 @@ async def test_a_replica_serves_it_beside_weights_and_health(engine: TorchEngine
         servicers=[RolloutServicer(engine, "rollout-t")],
     )
     consumer = broker.consumer(
-        stage=Stage.TASKS,
-        result_stage=Stage.ROLLOUTS,
-        name="rollout-t",
-        lease_s=30,
-        max_attempts=1,
-        error_result=error_result,
+        ConsumerOptions(
+            stage=Stage.TASKS,
+            result_stage=Stage.ROLLOUTS,
+            name="rollout-t",
+            lease_s=30,
+            max_attempts=1,
+            error_result=error_result,
+        )
     )
     handler = RolloutHandler(engine, host.receiver)
     worker = Worker(handler, consumer=consumer, max_batch_tasks=1, wait_s=0.05)

@@ -1,4 +1,4 @@
-"""What every rollout engine does with its tasks and with what it sampled for them."""
+"""Task handling shared by all rollout engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def thoughts(logprob: float) -> tuple[tuple[Thought, ...], ...]:
 
 
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])
-def test_logprobs_that_are_not_finite_fail_their_task_alone(logprob: float) -> None:
+def test_logprobs_that_are_not_finite_fail_only_their_task(logprob: float) -> None:
     sampled = [thoughts(-0.2), thoughts(logprob)]
     tasks, faults = [task(0), task(1), task(2)], [None, "refused", None]
     sound, refused, broken = rollouts_of(tasks, faults, lambda _: sampled, "r")

@@ -1,4 +1,4 @@
-"""What only an engine that changes its policy inside a running request has to show.
+"""Tests of in-flight weight updates, which only the vLLM engine has.
 
 The reference is that of ``test_engine``: one plain transformers pass over each whole sequence.
 """
@@ -42,7 +42,7 @@ PREFIX = (7, 20, 30, 40)
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two model directories that differ in weights alone."""
+    """Two model directories that differ only in their weights."""
     root = tmp_path_factory.mktemp("weights")
     return [
         tiny.build_model_directory(root / str(seed), "llama", seed=seed, head_dim=32)
@@ -109,7 +109,7 @@ def errors(rollouts: Sequence[Rollout], model: Any, version: int) -> list[float]
 
 
 async def started(engine: Engine, tokens: int) -> None:
-    """Return once thoughts of this length were sampled under the engine's present load."""
+    """Return once thoughts of this length were sampled under the engine's current load."""
     probe = Sampling(1, tokens, TEMPERATURE, ())
     await engine.generate([task(999, probe)])
 
@@ -197,7 +197,7 @@ async def test_a_bad_snapshot_is_refused_while_thoughts_run(
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process holds: memory that nobody shares with it, open files, mapped shared memory."""
+    """A process's resources: unshared memory, open files, mapped shared memory."""
 
     own_bytes: int
     num_files: int
@@ -205,7 +205,7 @@ class Footprint:
 
 
 def footprints() -> dict[int, Footprint]:
-    """Of this process and of every one that it started, by process id."""
+    """Of this process and all its descendants, by process id."""
     gc.collect()
     me = psutil.Process()
     return {
@@ -297,9 +297,9 @@ def argmax_tokens(model: Any, num_tokens: int) -> tuple[int, ...]:
     return tuple(token_ids[len(PREFIX) :])
 
 
-async def test_a_lost_vllm_is_told_and_serves_nothing(weights: list[Path]) -> None:
-    told = asyncio.Event()
-    engine = vllm_engines.new_engine(on_lost=told.set)
+async def test_a_lost_vllm_is_reported_and_serves_nothing(weights: list[Path]) -> None:
+    lost = asyncio.Event()
+    engine = vllm_engines.new_engine(on_lost=lost.set)
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     await serve(engine, weights[0], 1)
     for process in psutil.Process().children(recursive=True):
@@ -307,7 +307,7 @@ async def test_a_lost_vllm_is_told_and_serves_nothing(weights: list[Path]) -> No
             process.kill()
     with pytest.raises(EngineLost, match="core process died"):
         await engine.generate([task(0)])
-    assert told.is_set()
+    assert lost.is_set()
     assert engine.serving is None
     await engine.close()
 

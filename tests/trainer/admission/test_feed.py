@@ -20,7 +20,7 @@ MARKERS = Markers(open_id=90, close_id=91)
 
 
 class Endless:
-    """The given documents over and over; counts how many were drawn."""
+    """Repeats the given documents; counts how many were drawn."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
         self._documents: Iterator[Document] = cycle(documents)
@@ -115,7 +115,7 @@ def test_a_resumed_feed_makes_the_tasks_that_would_have_come() -> None:
     assert untraced(resumed.take(5, epoch=1, min_version=0)) == untraced(whole[4:])
 
 
-def test_documents_without_a_position_are_passed_over() -> None:
+def test_documents_without_a_position_are_skipped() -> None:
     documents = [document("long"), document("empty", 0), document("one", 1)]
     feed = make_feed(documents)
     tasks = feed.take(3, epoch=1, min_version=0)
@@ -161,7 +161,7 @@ def test_markers_are_never_a_target() -> None:
         make_feed([thinking], *wide).take(1, epoch=1, min_version=0)
 
 
-def test_adopted_tasks_change_epoch_and_version_alone() -> None:
+def test_adopted_tasks_change_only_epoch_and_version() -> None:
     feed = make_feed()
     tasks = feed.take(5, epoch=1, min_version=0)
     adopted = feed.adopt(tasks, epoch=2, min_version=7)
@@ -179,7 +179,7 @@ def rpt_feed(*words: str) -> TaskFeed:
     return TaskFeed(documents, rpt, MARKERS, prompting, settings, (), end_ids=(3, 4))
 
 
-def test_a_prediction_is_asked_for_behind_the_close() -> None:
+def test_a_prediction_is_requested_after_the_close() -> None:
     (boxed,) = rpt_feed().take(1, epoch=1, min_version=0)
     assert boxed.sampling.stop_ids == (91,)
     assert (boxed.sampling.prediction_tokens, boxed.sampling.prediction_stop_ids) == (256, (3, 4))

@@ -1,4 +1,4 @@
-"""What decides which result counts, what remembers it, and what a new learner continues from."""
+"""The ledger, the journal, checkpoints and epochs: which result counts, and how a new learner resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from forethought.config import load_settings
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.errors import InvalidInput, Superseded
 from forethought.preflight import check_run
-from forethought.queue.interface import Message, Stage
+from forethought.queue.interface import ConsumerOptions, Message, Stage
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.run.directory import RunDirectory
 from forethought.run.journal import BATCHES_PER_FILE, Journal, audit, first_kept_batch, read_journal
@@ -114,7 +114,7 @@ async def test_outstanding_includes_results_that_were_not_consumed() -> None:
     assert ids(ledger.outstanding) == [4, 5, 6, 7]
 
 
-async def test_a_close_that_is_given_up_consumes_nothing() -> None:
+async def test_a_cancelled_close_consumes_nothing() -> None:
     ledger = make_ledger()
     ledger.accept(result(0))
     closing = asyncio.create_task(ledger.close_batch(0))
@@ -127,8 +127,8 @@ async def test_a_close_that_is_given_up_consumes_nothing() -> None:
     assert len(await ledger.close_batch(0)) == N
 
 
-async def test_results_of_a_newer_learner_go_back_to_it() -> None:
-    """All learners of a run read one stream: who was superseded must not swallow what is not his."""
+async def test_results_of_a_newer_learner_are_released_to_it() -> None:
+    """All learners of a run read one stream: a superseded one must not consume another's results."""
     broker, settings = MemoryBroker(), load_settings(None, [])
     newer = [Message(i, 2, wire.encode_scored(result(i, epoch=2))) for i in range(3)]
     await broker.put(Stage.SCORED, newer)
@@ -136,7 +136,9 @@ async def test_results_of_a_newer_learner_go_back_to_it() -> None:
     with pytest.raises(Superseded, match="epoch 2 has taken over"):
         await asyncio.wait_for(old.intake(1), 5.0)
     consumer = broker.consumer(
-        stage=Stage.SCORED, result_stage=None, name="learner-2", lease_s=60.0, max_attempts=1
+        ConsumerOptions(
+            stage=Stage.SCORED, result_stage=None, name="learner-2", lease_s=60.0, max_attempts=1
+        )
     )
     assert [d.message for d in await consumer.receive(8, 1.0)] == newer
 
@@ -194,7 +196,7 @@ def test_the_audit_finds_what_is_lost_duplicated_and_failed(tmp_path: Path) -> N
 
 
 def test_the_audit_leaves_out_what_a_dead_learner_did_beyond_the_end(tmp_path: Path) -> None:
-    """It got to batch 5, its successor resumed at batch 2 and was stopped after batch 3."""
+    """It reached batch 5; its successor resumed at batch 2 and was stopped after batch 3."""
     write(tmp_path, 1, range(6))
     write(tmp_path, 2, [2, 3])
     found = audit(tmp_path, 4 * N)
@@ -251,7 +253,7 @@ def test_a_restored_learner_continues_bit_for_bit(tmp_path: Path, dtype: str) ->
     checkpoint = save(RunDirectory(tmp_path / "run"), first)
     random_state = torch.get_rng_state()
     again = make_learner(model, dtype)
-    torch.manual_seed(12345)  # a new process: nothing but the checkpoint says where to go on
+    torch.manual_seed(12345)  # a new process: it resumes from the checkpoint only
     progress, outstanding = load_checkpoint(checkpoint, again)
     assert progress == progress_of(first)
     assert list(outstanding) == [make_task(8), make_task(9)]

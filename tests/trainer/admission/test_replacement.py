@@ -1,4 +1,4 @@
-"""Dynamic sampling: what taught nothing is replaced within its batch, and the books still balance."""
+"""Dynamic sampling: tasks without a learning signal are replaced in their batch; counts still balance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forethought.background import end, first_failure
 from forethought.config import load_settings
 from forethought.config.sections import FilterSection
 from forethought.errors import InvalidInput
-from forethought.queue.interface import Broker, Message, Stage
+from forethought.queue.interface import Broker, ConsumerOptions, Message, Stage
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.run.journal import Journal, audit
 from forethought.types import (
@@ -102,12 +102,14 @@ Rewards = Callable[[Task], Sequence[float] | None]
 async def serve(broker: Broker, rewards: Rewards) -> None:
     """A rollout and a reward replica in one, until cancelled."""
     consumer = broker.consumer(
-        stage=Stage.TASKS,
-        result_stage=Stage.SCORED,
-        name="all",
-        lease_s=60.0,
-        max_attempts=1,
-        error_result=lambda message, reason: message,
+        ConsumerOptions(
+            stage=Stage.TASKS,
+            result_stage=Stage.SCORED,
+            name="all",
+            lease_s=60.0,
+            max_attempts=1,
+            error_result=lambda message, reason: message,
+        )
     )
     while True:
         for delivery in await consumer.receive(8, 0.05):
@@ -119,7 +121,7 @@ async def serve(broker: Broker, rewards: Rewards) -> None:
 async def taken(
     rewards: Rewards, max_rounds: int = 3, batch: int = 0
 ) -> tuple[list[ScoredRollout], WorkInFlight]:
-    """The results of a batch of 3 tasks, and the work that is left."""
+    """The results of a batch of 3 tasks, and the work still in flight."""
     settings = load_settings(None, ("learner.batch_tasks=3", "learner.max_staleness=1"), {})
     broker = MemoryBroker()
     work = WorkInFlight(broker, make_feed(ABC, "learner.max_staleness=1"), settings.learner)
@@ -133,8 +135,8 @@ async def taken(
     return results, work
 
 
-async def test_a_batch_is_filled_with_tasks_that_teach() -> None:
-    """Task 1 teaches at its second replacement, task 2 at once, task 0 never came."""
+async def test_tasks_without_learning_signal_are_replaced() -> None:
+    """Task 1 gives a signal at its second replacement, task 2 at once, task 0 never arrived."""
 
     def rewards(task: Task) -> Sequence[float] | None:
         if original_of(task.task_id) == 0:
@@ -158,8 +160,8 @@ async def test_rounds_are_bounded() -> None:
     assert RECIPE.build(results).trees == []
 
 
-async def test_stopped_in_between_nothing_is_forgotten() -> None:
-    """A checkpoint then holds the replaced and their replacements, and a resume goes on from there."""
+async def test_a_stop_between_rounds_loses_nothing() -> None:
+    """A checkpoint then holds the replaced tasks and their replacements, and a resume continues there."""
     settings = load_settings(None, ("learner.batch_tasks=3",), {})
     broker = MemoryBroker()
     work = WorkInFlight(broker, make_feed(), settings.learner)
@@ -220,7 +222,7 @@ def test_replacing_without_a_filter_is_refused() -> None:
         (("objective.parameters={reward = 'dense'}",), ("prediction",)),
     ],
 )
-def test_a_filter_of_likelihoods_asks_for_them(
+def test_a_filter_on_likelihoods_requests_them(
     words: tuple[str, ...], needed: tuple[str, ...]
 ) -> None:
     settings = load_settings(None, words, {})

@@ -94,7 +94,7 @@ def groups(results: Iterable[ScoredRollout]) -> list[tuple[Any, ...]]:
 
 
 def closed_by(thought: Thought) -> tuple[int, ...]:
-    """A close token that was sampled stands in the thought already."""
+    """A sampled close token is already part of the thought."""
     return PROMPTING.close_ids[1:] if thought.closed else PROMPTING.close_ids
 
 
@@ -229,7 +229,7 @@ def test_next_token_loss_joins_the_step_with_its_coefficient(
 def test_mixed_losses_are_masked_by_the_documents_own_weights(
     language_model: LanguageModel, results: list[ScoredRollout]
 ) -> None:
-    """A prompt of an SFT document weighs nothing, in the mixture too."""
+    """The prompt of an SFT document has no weight, in the mixture too."""
     result = results[0]
     ids = result.rollout.task.document.token_ids_N
     document = Document("d", "s", ids, nll_weights_N=(0.0,) * 6 + (1.0,) * (len(ids) - 6))

@@ -1,4 +1,4 @@
-"""Filters of groups and thoughts by hand, alone and in a lesson."""
+"""Filters of groups and thoughts by hand, separately and in a training batch."""
 
 from __future__ import annotations
 
@@ -96,21 +96,21 @@ def test_group_filters_by_hand() -> None:
     assert filters.kept_groups(FilterSection(), rewards_BG, logprobs_BG) == ([True] * 4, {})
 
 
-def test_a_group_without_likelihoods_is_no_group_without_spread() -> None:
-    """RPT asks for none, so nothing is known of them."""
+def test_a_group_without_likelihoods_is_not_a_group_without_spread() -> None:
+    """RPT requests no likelihoods, so there is no spread to filter by."""
     section = FilterSection(min_logprob_std=0.5)
     assert filters.kept_groups(section, [(0.0, 1.0)], [()])[0] == [True]
 
 
 def test_a_group_of_one_has_no_spread_and_is_kept() -> None:
-    """Where nothing is compared inside a group, as with the estimators none and batch_zscore."""
+    """For estimators that compare nothing within a group: none and batch_zscore."""
     section = FilterSection(zero_variance=True, min_reward_std=1.0, min_logprob_std=1.0)
     assert filters.kept_groups(section, [(0.5,)], [(-1.0,)])[0] == [True]
     assert not filters.is_flat((0.5,))
 
 
 def test_a_dropped_group_leaves_the_batch_smaller() -> None:
-    """What is left is learned as if it had been alone."""
+    """The rest is trained on as if it were the whole batch."""
     flat, other = result(0, (1.0, 1.0)), result(1, (2.0, 0.0))
     filtered = build([flat, other], zero_variance=True)
     assert filtered.metrics == {"dropped/zero_variance": 1}
@@ -119,7 +119,7 @@ def test_a_dropped_group_leaves_the_batch_smaller() -> None:
     assert learned(build([flat, other]))[2:] == [(0.125, 2.0), (0.125, -2.0)]
 
 
-def test_a_batch_of_nothing_else_is_an_empty_lesson() -> None:
+def test_a_batch_of_dropped_groups_is_an_empty_training_batch() -> None:
     empty = build([result(0, (1.0, 1.0))], zero_variance=True)
     assert (empty.trees, empty.metrics) == ([], {"dropped/zero_variance": 1})
     assert build([]).trees == []
@@ -148,7 +148,7 @@ def test_a_masked_thought_leaves_the_denominators_and_counts_in_the_mean(
     assert [a for _, a in got] == pytest.approx([-1.5, -1.5])  # 1 less the mean of 4 and 1
 
 
-def test_a_group_of_truncated_thoughts_alone_is_not_learned() -> None:
+def test_a_group_of_only_truncated_thoughts_is_not_learned() -> None:
     gone = result(0, (1.0, 2.0), (thought(8, closed=False),) * 2)
     other = result(1, (2.0, 0.0))
     masked = build([gone, other], truncated="mask")
@@ -175,7 +175,7 @@ def test_overlong_penalties_by_hand(
     assert got == [[expected]]
 
 
-def test_a_penalty_is_taken_off_before_advantages_and_filters() -> None:
+def test_a_penalty_is_subtracted_before_advantages_and_filters() -> None:
     """Rewards 1, 1, 1 would be a flat group; the truncated thought's is -1 after its penalty of 2."""
     given = [result(0, (1.0, 1.0, 1.0), CUT)]
     got = build(given, truncated="penalise", truncated_penalty=2.0, zero_variance=True)
@@ -183,7 +183,7 @@ def test_a_penalty_is_taken_off_before_advantages_and_filters() -> None:
     assert [a for _, a in learned(got)] == pytest.approx([1.0, -2.0, 1.0])
 
 
-def test_a_prediction_is_no_part_of_the_thoughts_length() -> None:
+def test_a_prediction_does_not_count_towards_the_thoughts_length() -> None:
     """Six tokens of thought, two of prediction: inside the margin by a quarter, and no more."""
     long = replace(thought(8), num_prediction_tokens=3)
     assert filters.overlong_penalties([[long]], BUDGET, 4, penalty=2.0) == [[0.5]]

@@ -1,6 +1,6 @@
-"""What the papers state of expectations, summed over an enumerable vocabulary instead of sampled.
+"""The papers' statements about expectations, summed over an enumerable vocabulary instead of sampled.
 
-Golden cases of single pieces live beside these: byte prefixes in ``test_rpt`` and ``test_match``;
+Golden cases of single parts are elsewhere: byte prefixes in ``test_rpt`` and ``test_match``;
 estimators in ``test_estimators`` and ``objectives/test_objectives``; surrogates and aggregations in
 ``test_surrogates``; filters and overlong thoughts in ``test_filters``; entropies in ``test_curation``;
 RLP's rewards, and where the baseline cancels in gradients, in ``test_rewards_of_rlp``; targets of several
@@ -71,7 +71,7 @@ def next_logprobs(model: Any, ids: tuple[int, ...], without: int | None = None) 
 
 
 def all_thoughts() -> list[tuple[int, ...]]:
-    """Every thought of at most :data:`BUDGET` tokens: closed as soon as it says so, or cut."""
+    """Every thought of at most :data:`BUDGET` tokens: ended by a close token, or truncated."""
     words = [token for token in range(VOCAB) if token != CLOSE]
     return [(CLOSE,), *itertools.product(words, range(VOCAB))]
 
@@ -88,7 +88,7 @@ def answer_prefix(thought: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def scored_gain(policy: Any, baseline: Any, thought: tuple[int, ...], target: int) -> float:
-    """The reward as the scorer and RLP make it."""
+    """The reward as the scorer and RLP compute it."""
     thinking = Continuation(answer_prefix(thought), (target,))
     plain = Continuation(CONTEXT, (target,), removed_id=OPEN)
     with_thought = score_continuations(policy, [thinking], 1000)[0].total
@@ -128,7 +128,7 @@ def test_every_thought_is_enumerated(policy: Any) -> None:
 
 @dataclass(frozen=True)
 class World:
-    """Every thought about one target as the policy would sample it, its probability and its reward."""
+    """Every thought about one target that the policy can sample, with its probability and reward."""
 
     policy: Any
     thoughts: tuple[Thought, ...]
@@ -153,7 +153,7 @@ def world(policy: Any) -> World:
 
 
 def group_of(world: World, chosen: tuple[int, ...]) -> ScoredRollout:
-    """What would come back had the policy sampled just these."""
+    """The result if the policy had sampled exactly these thoughts."""
     task = Task(
         0, 1, 0, 0, "rlp", "{}", Document("d", "s", (*CONTEXT, 1)),
         (Position(len(CONTEXT), (1,)),), Prompting((), (OPEN,), (CLOSE,)),
@@ -171,7 +171,7 @@ def flat_gradient(model: Any) -> torch.Tensor:
 def expected_gradient(world: World, estimator: str, aggregation: Any, loss: str) -> torch.Tensor:
     """The learner's gradient of a batch of one group, in expectation over every group of two thoughts.
 
-    All groups are one lesson, in which each weighs its probability instead of one share of the batch.
+    All groups are one training batch, in which each is weighted by its probability, not by an equal share.
     """
     section = LearnerSection(aggregation=aggregation)
     builder = BatchBuilder(objectives.load("rlp"), estimators.load(estimator), learner=section)
@@ -224,7 +224,7 @@ def test_leave_one_out_is_an_unbiased_policy_gradient(world: World, loss: str) -
 def test_other_divisors_are_another_gradient(
     world: World, estimator: str, aggregation: str
 ) -> None:
-    """Or the test above would show nothing."""
+    """Otherwise the test above would prove nothing."""
     truth = gradient_of_the_expected_reward(world)
     ours = BUDGET * expected_gradient(world, estimator, aggregation, "ppo_clip")
     assert float((ours - truth).abs().max()) > 1e-3
@@ -232,7 +232,7 @@ def test_other_divisors_are_another_gradient(
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["ema", "frozen", "none"])
-def test_the_gain_is_over_the_baseline_that_is_configured(kind: Any) -> None:
+def test_the_gain_is_relative_to_the_configured_baseline(kind: Any) -> None:
     """After updates to theta_1, 2, 3: the average in closed form, theta_0, or theta_3 itself."""
     decay, steps = 0.6, [tiny_model(seed) for seed in (0, 5, 6, 7)]
     thetas = [dict(model.named_parameters()) for model in steps]
@@ -278,7 +278,7 @@ BASELINES_B = ((1 / 4, 1 / 8), (1 / 16, 1 / 3))
         ({"transform": "threshold"}, "group_std", True),
     ],
 )
-def test_which_advantages_know_the_baseline(
+def test_which_advantages_depend_on_the_baseline(
     parameters: dict[str, Any], estimator: str, knows: bool
 ) -> None:
     rlp = objectives.load("rlp", parameters)
@@ -297,8 +297,8 @@ def test_which_advantages_know_the_baseline(
 
 
 @torch.no_grad()
-def test_of_a_vocabulary_smaller_than_k_the_entropy_is_the_whole(policy: Any) -> None:
-    """RPT's 16 likeliest tokens are all there are, so renormalising changes nothing."""
+def test_with_a_vocabulary_smaller_than_k_the_entropy_is_exact(policy: Any) -> None:
+    """RPT's 16 likeliest tokens are the whole vocabulary, so renormalising changes nothing."""
     ids = (0, 1, 1, 0, 2, 1)
     whole = []
     for size in range(1, len(ids)):

@@ -191,7 +191,7 @@ def test_failed_results_leave_the_batch_smaller(language_model: LanguageModel) -
     assert largest_difference(without, with_failed) == 0.0
 
 
-def test_the_version_advances_also_when_nothing_is_learned(language_model: LanguageModel) -> None:
+def test_the_version_advances_even_when_nothing_is_learned(language_model: LanguageModel) -> None:
     learner = Learner(language_model, SECTION, BaselineSection())
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     assert learner.step([]).skipped

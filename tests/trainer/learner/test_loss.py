@@ -100,7 +100,7 @@ def test_gspo_clips_whole_thoughts_of_any_length() -> None:
     assert parts.ratio_max == pytest.approx(math.sqrt(2), abs=1e-5)
 
 
-def test_the_effective_sample_is_what_the_importance_weights_leave() -> None:
+def test_the_effective_sample_share_by_hand() -> None:
     """(1.5 + 0.5 + 1 + 3)^2 / (4 (2.25 + 0.25 + 1 + 9)) = 36 / 50, over two micro-batches' sums."""
     parts, _ = loss_of("ppo_clip", [[1.5, 0.5, 1.0], [3.0]], [1.0, 1.0])
     assert parts.importance_sum == pytest.approx(6.0, abs=1e-5)
@@ -152,7 +152,7 @@ def test_aggregations_by_hand(name: str) -> None:
             assert aggregation.weights("", lengths, 5, rlp.token_weights) == got
 
 
-def test_nothing_to_learn_weighs_nothing() -> None:
+def test_nothing_to_learn_has_no_weight() -> None:
     for name in GOLDEN_WEIGHTS:
         assert aggregation.weights(name, [], 5, lambda lengths: [1.0]) == []
         assert aggregation.weights(name, [[0, 0]], 5, lambda lengths: [1.0]) == [[0.0, 0.0]]
@@ -176,7 +176,7 @@ def gradients(language_model: LanguageModel, given: list[ThoughtTree], size: int
 
 
 def plain_gradients(language_model: LanguageModel, results: list[ScoredRollout], name: str) -> Any:
-    """Every token on its own, divided by what the aggregation's definition says."""
+    """Every token separately, divided according to the aggregation's definition."""
     model = language_model.model
     model.zero_grad(set_to_none=True)
     groups = [
@@ -211,7 +211,7 @@ def plain_gradients(language_model: LanguageModel, results: list[ScoredRollout],
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN_WEIGHTS))
-def test_a_batch_is_normalised_as_a_whole_whatever_its_micro_batches(
+def test_normalisation_is_over_the_batch_not_the_micro_batch(
     language_model: LanguageModel, name: str
 ) -> None:
     results = off_policy(make_results(language_model))
@@ -264,7 +264,7 @@ def test_stale_samples_have_a_smaller_effective_share(language_model: LanguageMo
 
 
 def test_a_truncated_thought_counts_by_its_tokens_too(language_model: LanguageModel) -> None:
-    """Masks are the filter's: with `keep` a truncated thought is learned like any other."""
+    """Only the filter masks: with `keep` a truncated thought is learned like any other."""
     results = make_results(language_model)
     cut = [
         replace(

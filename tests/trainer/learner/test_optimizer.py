@@ -30,12 +30,12 @@ from trainer.metrics.step_log import MetricsLog, rollout_metrics
 
 def read(path: Path) -> list[dict[str, Any]]:
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
-def test_lines_are_json_that_any_reader_takes(tmp_path: Path) -> None:
+def test_lines_are_strict_json(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "run" / "metrics.jsonl", num_steps_done=0)
     log.write(1, {"loss": math.nan, "up": math.inf, "down": -math.inf, "fine": 0.5, "n": 3})
     (line,) = read(tmp_path / "run" / "metrics.jsonl")  # flushed, before it is closed
@@ -46,7 +46,7 @@ def test_lines_are_json_that_any_reader_takes(tmp_path: Path) -> None:
     assert line["time_unix_s"] > 1.7e9
 
 
-def test_a_resumed_run_drops_what_lies_past_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_lines_past_its_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path, num_steps_done=0)
     for step in range(1, 6):
@@ -131,7 +131,7 @@ def test_rollout_metrics_by_hand() -> None:
 
 
 def test_metrics_of_groups_without_likelihoods_and_without_spread() -> None:
-    """RPT asks for no likelihood: there is no gain to report, rather than a gain of nothing."""
+    """RPT requests no likelihoods: no gain is reported, rather than a gain of 0."""
     two = (thought(2, True, 5), thought(4, True, 5))
     bare = replace(result("s", ((1.0, 1.0),), (two,)), policy_logprobs_KG=((),))
     values = rollout_metrics([bare], version=5)
@@ -146,7 +146,7 @@ def test_the_95th_percentile_is_the_nearest_rank() -> None:
     assert values["thought_tokens_p95"] == 19
 
 
-def test_metrics_of_a_batch_that_failed_whole() -> None:
+def test_metrics_of_a_batch_in_which_every_task_failed() -> None:
     failed = result("s", (), (), error="no")
     assert rollout_metrics([failed], version=3) == {"num_groups": 0}
     assert rollout_metrics([], version=3) == {"num_groups": 0}
@@ -182,8 +182,8 @@ def test_schedules_rise_then_never_rise_again(schedule: str, warmup_steps: int) 
     assert all(a >= b for a, b in pairwise(factors[max(0, warmup_steps - 1) :]))
 
 
-def test_inner_epochs_and_steps_between_count_as_updates() -> None:
-    """100 batches of two epochs each, and a next-token step after every 10th: 210 updates."""
+def test_optimizer_passes_and_next_token_steps_count_as_updates() -> None:
+    """100 batches of two optimizer passes, and a next-token step after every 10th: 210 updates."""
     given = section(schedule="linear", inner_epochs=2, next_token_every_steps=10)
     assert [schedule_factor(given, n) for n in (0, 105, 210)] == pytest.approx([1.0, 0.5, 0.0])
 
@@ -232,7 +232,7 @@ def test_a_step_is_adamw_with_the_schedules_rate() -> None:
         assert torch.allclose(weights(model)[name], value, atol=1e-6)
 
 
-def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told() -> None:
+def test_gradients_are_clipped_and_the_norm_before_clipping_is_reported() -> None:
     model = make_model()
     optimizer = MasterOptimizer(model, section(grad_clip_norm=0.5))
     backward(model, 1)
@@ -260,7 +260,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_restored_optimizer_goes_on_as_if_it_had_never_stopped(dtype: torch.dtype) -> None:
+def test_a_restored_optimizer_continues_as_if_it_had_never_stopped(dtype: torch.dtype) -> None:
     model = make_model(dtype)
     optimizer = MasterOptimizer(model, section(weight_decay=0.1))
     for step in range(3):
