@@ -103,20 +103,9 @@ class Consumer(Protocol):
     All consumers of a stage must use the same ``lease_s``: expiry is judged by the claimer's.
     """
 
-    @property
-    def lease_s(self) -> float:
-        """Seconds that a lease lasts without renewal."""
-
-    @property
-    def num_buried(self) -> int:
-        """Messages that this consumer dead-lettered."""
-
-    def error_result(self, message: Message, reason: str) -> Message:
-        """The error result to publish for a failed message.
-
-        Raises:
-            InvalidInput: this consumer was made without ``error_result``.
-        """
+    options: ConsumerOptions
+    num_buried: int
+    """Messages that this consumer dead-lettered."""
 
     async def receive(self, max_items: int, wait_s: float) -> list[Delivery]:
         """Up to ``max_items`` deliveries: those with expired leases if there are any, else new ones.
@@ -174,24 +163,8 @@ class Broker(Protocol):
             InvalidInput: a body is larger than ``MAX_VALUE_BYTES``; nothing was appended.
         """
 
-    def consumer(
-        self,
-        *,
-        stage: Stage,
-        result_stage: Stage | None,
-        name: str,
-        lease_s: float,
-        max_attempts: int,
-        error_result: ErrorResult | None = None,
-    ) -> Consumer:
-        """A consumer of a stage; does no I/O.
-
-        ``name`` must be unique among the live consumers of the stage: it identifies the owner of a
-        lease. ``error_result`` is required with a ``result_stage``.
-
-        Raises:
-            InvalidInput: contradictory options.
-        """
+    def consumer(self, options: ConsumerOptions) -> Consumer:
+        """A consumer of a stage; does no I/O."""
 
     async def new_epoch(self, at_least: int) -> int:
         """Take a new epoch, atomically: one above the newest, and at least ``at_least``."""
@@ -263,7 +236,10 @@ def check_size(message: Message) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerOptions:
-    """The validated options of ``Broker.consumer``.
+    """What a consumer reads, where its results go, and how it leases; validated.
+
+    ``name`` must be unique among the live consumers of the stage, because leases are checked against it.
+    ``error_result`` is required whenever there is a ``result_stage``.
 
     Example:
         ``ConsumerOptions(Stage.TASKS, Stage.ROLLOUTS, "rollout-a1", 60.0, 3, error_rollout)``
@@ -277,7 +253,7 @@ class ConsumerOptions:
     name: str
     lease_s: float
     max_attempts: int
-    error_result: ErrorResult | None
+    error_result: ErrorResult | None = None
 
     def __post_init__(self) -> None:
         if self.lease_s <= 0 or self.max_attempts < 1 or not self.name:

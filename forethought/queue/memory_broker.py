@@ -22,7 +22,6 @@ from forethought.queue.interface import (
     ConsumerOptions,
     DeadLetter,
     Delivery,
-    ErrorResult,
     Message,
     Stage,
     StageDepth,
@@ -87,18 +86,8 @@ class MemoryBroker:
         for message in messages:
             self.append(stage, _Entry(message))
 
-    def consumer(
-        self,
-        *,
-        stage: Stage,
-        result_stage: Stage | None,
-        name: str,
-        lease_s: float,
-        max_attempts: int,
-        error_result: ErrorResult | None = None,
-    ) -> Consumer:
+    def consumer(self, options: ConsumerOptions) -> Consumer:
         """See ``Broker.consumer``."""
-        options = ConsumerOptions(stage, result_stage, name, lease_s, max_attempts, error_result)
         return MemoryConsumer(self, options)
 
     async def new_epoch(self, at_least: int) -> int:
@@ -217,35 +206,21 @@ class MemoryConsumer:
 
     def __init__(self, broker: MemoryBroker, options: ConsumerOptions) -> None:
         self._broker = broker
-        self._options = options
-        self._num_buried = 0
-
-    @property
-    def lease_s(self) -> float:
-        """See ``Consumer.lease_s``."""
-        return self._options.lease_s
-
-    @property
-    def num_buried(self) -> int:
-        """See ``Consumer.num_buried``."""
-        return self._num_buried
-
-    def error_result(self, message: Message, reason: str) -> Message:
-        """See ``Consumer.error_result``."""
-        return self._options.answer(message, reason)
+        self.options = options
+        self.num_buried = 0
 
     async def receive(self, max_items: int, wait_s: float) -> list[Delivery]:
         """See ``Consumer.receive``."""
         until_s = time.monotonic() + wait_s
         while True:
             taken = await self._claim(max_items) or self._broker.take(
-                self._options, max_items, lambda entry: not entry.owner
+                self.options, max_items, lambda entry: not entry.owner
             )
             left_s = until_s - time.monotonic()
             if taken or left_s <= 0:
                 return taken
-            slice_s = min(left_s, _SLICE_S, self.lease_s / 3)
-            await self._broker.arrival(self._options.stage, slice_s)
+            slice_s = min(left_s, _SLICE_S, self.options.lease_s / 3)
+            await self._broker.arrival(self.options.stage, slice_s)
 
     async def begin(self, delivery: Delivery) -> int:
         """See ``Consumer.begin``."""
@@ -268,7 +243,7 @@ class MemoryConsumer:
 
     async def finish(self, delivery: Delivery, result: Message | None) -> bool:
         """See ``Consumer.finish``."""
-        self._options.check_result(result)
+        self.options.check_result(result)
         retired = self._broker.retire(delivery)
         if retired:
             self._publish(result)
@@ -293,27 +268,29 @@ class MemoryConsumer:
         retired = self._broker.retire(delivery)
         if retired:
             self._broker.add_dead_letter(DeadLetter(delivery.stage, delivery.message, reason))
-            self._publish(self._options.error_result_or_none(delivery.message, reason))
-        self._num_buried += retired
+            self._publish(self.options.error_result_or_none(delivery.message, reason))
+        self.num_buried += retired
         return retired
 
     def _ours(self, delivery: Delivery) -> _Entry | None:
         entry = self._broker.entry(delivery)
-        return entry if entry is not None and entry.owner == self._options.name else None
+        return entry if entry is not None and entry.owner == self.options.name else None
 
     def _publish(self, result: Message | None) -> None:
-        if result is not None and self._options.result_stage is not None:
-            self._broker.append(self._options.result_stage, _Entry(result))
+        if result is not None and self.options.result_stage is not None:
+            self._broker.append(self.options.result_stage, _Entry(result))
 
     async def _claim(self, max_items: int) -> list[Delivery]:
         """Claim expired leases; dead-letter entries out of attempts, return the rest."""
         expired = self._broker.take(
-            self._options, max_items, lambda entry: self._broker.is_expired(entry, self.lease_s)
+            self.options,
+            max_items,
+            lambda entry: self._broker.is_expired(entry, self.options.lease_s),
         )
         alive = []
         for delivery in expired:
-            if delivery.num_earlier_attempts < self._options.max_attempts:
+            if delivery.num_earlier_attempts < self.options.max_attempts:
                 alive.append(delivery)
             else:
-                await self.bury(delivery, self._options.cap_reason())
+                await self.bury(delivery, self.options.cap_reason())
         return alive

@@ -22,7 +22,6 @@ from forethought.queue.interface import (
     Consumer,
     ConsumerOptions,
     DeadLetter,
-    ErrorResult,
     Message,
     Stage,
     StageDepth,
@@ -61,18 +60,8 @@ class RedisBroker:
                         pipeline.xadd(stream, fields_of(message))
                     await pipeline.execute()
 
-    def consumer(
-        self,
-        *,
-        stage: Stage,
-        result_stage: Stage | None,
-        name: str,
-        lease_s: float,
-        max_attempts: int,
-        error_result: ErrorResult | None = None,
-    ) -> Consumer:
+    def consumer(self, options: ConsumerOptions) -> Consumer:
         """See ``Broker.consumer``."""
-        options = ConsumerOptions(stage, result_stage, name, lease_s, max_attempts, error_result)
         return RedisConsumer(self._link, self._keys, options)
 
     async def new_epoch(self, at_least: int) -> int:

@@ -33,25 +33,11 @@ class RedisConsumer:
     def __init__(self, link: RedisLink, keys: Keys, options: ConsumerOptions) -> None:
         self._link = link
         self._keys = keys
-        self._options = options
+        self.options = options
         self._stream = keys.stream(options.stage)
         self._attempts = keys.attempts(options.stage)
         self._begun: set[str] = set()  # held entries on which this consumer began an attempt
-        self._num_buried = 0
-
-    @property
-    def lease_s(self) -> float:
-        """See ``Consumer.lease_s``."""
-        return self._options.lease_s
-
-    @property
-    def num_buried(self) -> int:
-        """See ``Consumer.num_buried``."""
-        return self._num_buried
-
-    def error_result(self, message: Message, reason: str) -> Message:
-        """See ``Consumer.error_result``."""
-        return self._options.answer(message, reason)
+        self.num_buried = 0
 
     async def receive(self, max_items: int, wait_s: float) -> list[Delivery]:
         """See ``Consumer.receive``."""
@@ -61,14 +47,14 @@ class RedisConsumer:
             if claimed:
                 return claimed
             left_s = until_s - time.monotonic()
-            slice_s = min(left_s, MAX_BLOCK_S, self.lease_s / 3)
+            slice_s = min(left_s, MAX_BLOCK_S, self.options.lease_s / 3)
             fresh = await self._with_group(partial(self._read, max_items, slice_s))
             if fresh or time.monotonic() >= until_s:
                 return fresh
 
     async def begin(self, delivery: Delivery) -> int:
         """See ``Consumer.begin``."""
-        args = [GROUP, self._options.name, delivery.entry_id]
+        args = [GROUP, self.options.name, delivery.entry_id]
         num_attempts = int(await self._if_group(scripts.BEGIN, args) or 0)
         if num_attempts:
             self._begun.add(delivery.entry_id)
@@ -78,17 +64,17 @@ class RedisConsumer:
         """See ``Consumer.renew``."""
         if not deliveries:
             return []
-        args = [GROUP, self._options.name, *(d.entry_id for d in deliveries)]
+        args = [GROUP, self.options.name, *(d.entry_id for d in deliveries)]
         ours = {entry_id.decode() for entry_id in await self._if_group(scripts.RENEW, args) or []}
         self._begun -= {d.entry_id for d in deliveries} - ours
         return [d for d in deliveries if d.entry_id in ours]
 
     async def finish(self, delivery: Delivery, result: Message | None) -> bool:
         """See ``Consumer.finish``."""
-        self._options.check_result(result)
+        self.options.check_result(result)
         keys, args = [self._stream, self._attempts], [GROUP, delivery.entry_id]
-        if result is not None and self._options.result_stage is not None:
-            keys.append(self._keys.stream(self._options.result_stage))
+        if result is not None and self.options.result_stage is not None:
+            keys.append(self._keys.stream(self.options.result_stage))
             args += _script_args(result)
         return await self._retire(delivery, scripts.FINISH, keys, args)
 
@@ -99,7 +85,7 @@ class RedisConsumer:
     async def release(self, delivery: Delivery) -> None:
         """See ``Consumer.release``."""
         num_begun = int(delivery.entry_id in self._begun)
-        args = [GROUP, self._options.name, delivery.entry_id, num_begun]
+        args = [GROUP, self.options.name, delivery.entry_id, num_begun]
         await self._if_group(scripts.RELEASE, args)
         self._begun.discard(delivery.entry_id)
 
@@ -109,12 +95,12 @@ class RedisConsumer:
         keys = [self._stream, self._attempts, self._keys.dead_letters]
         args: list[Any] = [GROUP, delivery.entry_id, MAX_DEAD_LETTERS, delivery.stage.value, reason]
         args += _script_args(delivery.message)
-        result = self._options.error_result_or_none(delivery.message, reason)
-        if result is not None and self._options.result_stage is not None:
-            keys.append(self._keys.stream(self._options.result_stage))
+        result = self.options.error_result_or_none(delivery.message, reason)
+        if result is not None and self.options.result_stage is not None:
+            keys.append(self._keys.stream(self.options.result_stage))
             args += _script_args(result)
         is_buried = await self._retire(delivery, scripts.BURY, keys, args)
-        self._num_buried += is_buried
+        self.num_buried += is_buried
         return is_buried
 
     async def _retire(
@@ -137,18 +123,18 @@ class RedisConsumer:
         alive = []
         for delivery, value in zip(expired, num_attempts, strict=True):
             num_begun = int(value or 0)
-            if num_begun < self._options.max_attempts:
+            if num_begun < self.options.max_attempts:
                 alive.append(replace(delivery, num_earlier_attempts=num_begun))
             else:
-                await self.bury(delivery, self._options.cap_reason())
+                await self.bury(delivery, self.options.cap_reason())
         return alive
 
     async def _claim_expired(self, max_items: int) -> list[Delivery]:
         """One pass over the pending list, which XAUTOCLAIM scans in bounded steps."""
-        min_idle_ms, cursor = max(1, round(self.lease_s * 1000)), b"0-0"
+        min_idle_ms, cursor = max(1, round(self.options.lease_s * 1000)), b"0-0"
         while True:
             reply = await self._link.client.xautoclaim(
-                self._stream, GROUP, self._options.name, min_idle_ms, cursor, max_items
+                self._stream, GROUP, self.options.name, min_idle_ms, cursor, max_items
             )
             cursor, entries = reply[0], reply[1]
             claimed = [self._delivery(entry_id, fields) for entry_id, fields in entries if fields]
@@ -160,7 +146,7 @@ class RedisConsumer:
         with self._link.reaching():
             streams: Any = await self._link.client.xreadgroup(
                 GROUP,
-                self._options.name,
+                self.options.name,
                 {self._stream: ">"},
                 count=max_items,
                 block=block_ms if block_ms > 0 else None,  # to Redis, 0 means forever
@@ -196,7 +182,7 @@ class RedisConsumer:
             return None
 
     def _delivery(self, entry_id: bytes, fields: dict[bytes, bytes]) -> Delivery:
-        return Delivery(self._options.stage, entry_id.decode(), message_of(fields))
+        return Delivery(self.options.stage, entry_id.decode(), message_of(fields))
 
 
 def fields_of(message: Message) -> dict[Any, Any]:

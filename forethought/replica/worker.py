@@ -94,7 +94,7 @@ class Worker:
         self._max_batch_tasks = max_batch_tasks
         self._wait_s = wait_s
         self._weights_timeout_s = (
-            consumer.lease_s if weights_timeout_s is None else weights_timeout_s
+            consumer.options.lease_s if weights_timeout_s is None else weights_timeout_s
         )
         self._held: dict[str, Delivery] = {}  # by entry id; waiting or being worked on
         self._release_at_s = 0.0  # when waiting deliveries are returned to the queue
@@ -245,7 +245,7 @@ class Worker:
     async def _fail(self, delivery: Delivery, reason: str) -> None:
         """Finish with an error result; if none can be made, dead-letter with the reason."""
         try:
-            result = self._consumer.error_result(delivery.message, reason)
+            result = self._consumer.options.answer(delivery.message, reason)
         except Exception:
             await self._bury(delivery, reason)
         else:
@@ -288,7 +288,10 @@ class Worker:
     def _may_still_hold(self, delivery: Delivery) -> bool:
         """Whether to keep retrying: while running, until the lease is known to be lost; when stopping,
         until it must have expired, or a dead Redis would keep this process from ever stopping."""
-        if self._stopping.is_set() and _now_s() > self._leased_at_s + self._consumer.lease_s:
+        if (
+            self._stopping.is_set()
+            and _now_s() > self._leased_at_s + self._consumer.options.lease_s
+        ):
             return False
         return delivery.entry_id in self._held
 
@@ -309,7 +312,7 @@ class Worker:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(self._consumer.lease_s / 3)
+            await asyncio.sleep(self._consumer.options.lease_s / 3)
             held = list(self._held.values())
             try:
                 ours = await self._consumer.renew(held)

@@ -14,7 +14,7 @@ from forethought import objectives
 from forethought.auth import Guard
 from forethought.config import Settings
 from forethought.errors import NotInstalled
-from forethought.queue.interface import Broker, Stage
+from forethought.queue.interface import Broker, ConsumerOptions, Stage
 from forethought.replica.host import ReplicaHost, new_replica_id
 from forethought.replica.worker import Worker
 from forethought.telemetry.metrics import process_registry
@@ -81,12 +81,14 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
             servicers=[RewardServicer(service)],
         )
         consumer = broker.consumer(
-            stage=Stage.ROLLOUTS,
-            result_stage=Stage.SCORED,
-            name=replica_id,
-            lease_s=section.lease_s,
-            max_attempts=section.max_attempts,
-            error_result=error_result,
+            ConsumerOptions(
+                stage=Stage.ROLLOUTS,
+                result_stage=Stage.SCORED,
+                name=replica_id,
+                lease_s=section.lease_s,
+                max_attempts=section.max_attempts,
+                error_result=error_result,
+            )
         )
         worker = Worker(handler, consumer=consumer, max_batch_tasks=section.max_batch_tasks)
         await host.run(worker, stop)
@@ -107,14 +109,14 @@ def load_objectives(settings: Settings) -> dict[str, objectives.Objective]:
         NotInstalled: the configured one needs a library that is not installed.
     """
     configured, folder = settings.objective, settings.objective.folder
-    loaded: dict[str, objectives.Objective] = {}
-    for name in objectives.names(folder):
+    chosen = objectives.load(configured.name, configured.parameters, folder)
+    loaded = {configured.name: chosen}
+    for name in set(objectives.names(folder)) - loaded.keys():
         try:
             loaded[name] = objectives.load(name, folder=folder)
         except NotInstalled as error:
             log.info("objective %s is not available: %s", name, error)
-    chosen = objectives.load(configured.name, configured.parameters, folder)
-    return loaded | {configured.name: chosen}
+    return loaded
 
 
 def make_scorer(

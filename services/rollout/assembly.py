@@ -12,7 +12,7 @@ from forethought import process
 from forethought.auth import Guard
 from forethought.config import Settings
 from forethought.config.sections import RolloutSection
-from forethought.queue.interface import Broker, Stage
+from forethought.queue.interface import Broker, ConsumerOptions, Stage
 from forethought.replica.host import ReplicaHost, new_replica_id
 from forethought.replica.worker import Worker
 from forethought.telemetry.metrics import process_registry
@@ -44,12 +44,14 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
             servicers=[RolloutServicer(engine, replica_id)],
         )
         consumer = broker.consumer(
-            stage=Stage.TASKS,
-            result_stage=Stage.ROLLOUTS,
-            name=replica_id,
-            lease_s=section.lease_s,
-            max_attempts=section.max_attempts,
-            error_result=error_result,
+            ConsumerOptions(
+                stage=Stage.TASKS,
+                result_stage=Stage.ROLLOUTS,
+                name=replica_id,
+                lease_s=section.lease_s,
+                max_attempts=section.max_attempts,
+                error_result=error_result,
+            )
         )
         handler = RolloutHandler(engine, host.receiver)
         worker = Worker(handler, consumer=consumer, max_batch_tasks=section.max_batch_tasks)

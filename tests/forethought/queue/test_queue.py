@@ -22,6 +22,7 @@ from forethought.queue import (
     StageDepth,
     connect,
 )
+from forethought.queue.interface import ConsumerOptions
 from forethought.queue.keys import MAX_DEAD_LETTERS
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.queue.redis_broker import RedisBroker
@@ -49,12 +50,14 @@ class Bench:
         lease_s: float = LEASE_S,
     ) -> Consumer:
         return self.broker.consumer(
-            stage=stage,
-            result_stage=result_stage,
-            name=name,
-            lease_s=lease_s,
-            max_attempts=max_attempts,
-            error_result=error_result,
+            ConsumerOptions(
+                stage=stage,
+                result_stage=result_stage,
+                name=name,
+                lease_s=lease_s,
+                max_attempts=max_attempts,
+                error_result=error_result,
+            )
         )
 
     async def results(self) -> list[Message]:
@@ -313,12 +316,14 @@ async def test_without_an_error_result_only_the_dead_letter_is_written(bench: Be
         raise ValueError("cannot read this body")
 
     consumer = bench.broker.consumer(
-        stage=Stage.TASKS,
-        result_stage=Stage.ROLLOUTS,
-        name="a",
-        lease_s=LEASE_S,
-        max_attempts=1,
-        error_result=refuse,
+        ConsumerOptions(
+            stage=Stage.TASKS,
+            result_stage=Stage.ROLLOUTS,
+            name="a",
+            lease_s=LEASE_S,
+            max_attempts=1,
+            error_result=refuse,
+        )
     )
     await bench.broker.put(Stage.TASKS, [task(1)])
     delivery = await one(consumer)
@@ -354,11 +359,15 @@ async def test_large_values_are_refused(bench: Bench) -> None:
 async def test_contradicting_options_are_refused(bench: Bench) -> None:
     with pytest.raises(InvalidInput, match="no error_result"):
         bench.broker.consumer(
-            stage=Stage.TASKS, result_stage=Stage.ROLLOUTS, name="a", lease_s=1, max_attempts=1
+            ConsumerOptions(
+                stage=Stage.TASKS, result_stage=Stage.ROLLOUTS, name="a", lease_s=1, max_attempts=1
+            )
         )
     with pytest.raises(InvalidInput, match="positive lease"):
         bench.broker.consumer(
-            stage=Stage.SCORED, result_stage=None, name="a", lease_s=0, max_attempts=1
+            ConsumerOptions(
+                stage=Stage.SCORED, result_stage=None, name="a", lease_s=0, max_attempts=1
+            )
         )
     learner = bench.consumer("learner", Stage.SCORED, None)
     await bench.broker.put(Stage.SCORED, [task(1)])
@@ -449,7 +458,9 @@ async def test_runs_do_not_see_each_other(bench: Bench) -> None:
     await bench.broker.announce(Replica("a", "rollout", "h:1", ()), ttl_s=30)
     other = bench.other_run
     stranger = other.consumer(
-        stage=Stage.TASKS, result_stage=None, name="a", lease_s=LEASE_S, max_attempts=1
+        ConsumerOptions(
+            stage=Stage.TASKS, result_stage=None, name="a", lease_s=LEASE_S, max_attempts=1
+        )
     )
     assert await stranger.receive(1, 0) == []
     assert await other.current_epoch() == 0

@@ -12,6 +12,7 @@ import pytest
 
 from forethought.queue import MAX_VALUE_BYTES, Broker, Consumer, Message, Stage, connect
 from forethought.queue.embedded import EmbeddedRedis
+from forethought.queue.interface import ConsumerOptions
 from forethought.replica.worker import Readiness, Worker
 from forethought.replica.worker_counts import Activity
 
@@ -74,12 +75,14 @@ def consumer_of(
     broker: Broker, name: str = "a", lease_s: float = LEASE_S, max_attempts: int = 1
 ) -> Consumer:
     return broker.consumer(
-        stage=Stage.TASKS,
-        result_stage=Stage.ROLLOUTS,
-        name=name,
-        lease_s=lease_s,
-        max_attempts=max_attempts,
-        error_result=error_result,
+        ConsumerOptions(
+            stage=Stage.TASKS,
+            result_stage=Stage.ROLLOUTS,
+            name=name,
+            lease_s=lease_s,
+            max_attempts=max_attempts,
+            error_result=error_result,
+        )
     )
 
 
@@ -102,7 +105,9 @@ async def running(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
 async def results(broker: Broker, num: int) -> dict[int, bytes]:
     """The next ``num`` results by task id."""
     learner = broker.consumer(
-        stage=Stage.ROLLOUTS, result_stage=None, name="learner", lease_s=60, max_attempts=1
+        ConsumerOptions(
+            stage=Stage.ROLLOUTS, result_stage=None, name="learner", lease_s=60, max_attempts=1
+        )
     )
     bodies: dict[int, bytes] = {}
     async with asyncio.timeout(10):

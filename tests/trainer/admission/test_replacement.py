@@ -207,7 +207,7 @@ async def test_the_journal_balances(tmp_path: Path) -> None:
 
 
 def test_replacing_without_a_filter_is_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"replace_from_step is 500 and no filter drops"):
+    with pytest.raises(InvalidInput, match=r"replace_from_step is 500, but no filter drops"):
         load_settings(None, ("filter.replace_from_step=500",), {})
     words = ("filter.replace_from_step=500", "filter.zero_variance=true")
     assert load_settings(None, words, {}).filter.replace_rounds == 4
