@@ -1,1 +1,1 @@
-"""Speed as ratios against a peer, both measured in one run. The last line of each is JSON."""
+"""Benchmarks report speed as a ratio to a peer, both measured in the same run; the last line is JSON."""

@@ -1,13 +1,13 @@
-"""The reward service's HTTP front, and what batching across callers is worth.
+"""The reward service's HTTP front, and the gain from batching across clients.
 
     python -m benchmarks.http [--requests 3000] [--rounds 5] [--callers 64]
 
 [front] CPU seconds of the server process per ``POST /v1/score`` with the forward pass stubbed, against
-a plain FastAPI + pydantic endpoint of the same schema with the whole scoring stubbed. Ours still goes
-through its reading, the line, objective and estimator. Both under uvicorn with uvloop and httptools,
+a plain FastAPI + pydantic endpoint with the same schema and all scoring stubbed. Ours still includes
+decoding, the queue, objective and estimator. Both under uvicorn with uvloop and httptools,
 16 connections on loopback, rounds interleaved.
 
-[batching] Thoughts scored per second of wall-clock by 64 concurrent callers against one caller, the
+[batching] Thoughts scored per second of wall-clock by 64 concurrent clients against one client, with the
 demo's base model, one compute thread, real tokens, rounds interleaved.
 """
 
@@ -47,11 +47,11 @@ SMALL_ITEM = {
 SMALL_BODY = json.dumps({"objective": "rlp", "items": [SMALL_ITEM]}).encode()
 
 
-# The servers, each a process of its own.
+# The servers, each in a separate process.
 
 
 def serve_role(role: str) -> None:
-    """Serve until the process is ended; the first line of standard output is the port."""
+    """Serve until the process is stopped; the first line of stdout is the port."""
     import uvloop
 
     app = {"ours": our_app, "peer": peer_app, "model": model_app}[role]()
@@ -69,7 +69,7 @@ async def serve_app(app: Any) -> None:
 
 
 def protocol_of(app: Any) -> Any:
-    """Our front has a protocol of its own, as the service does; the peer has uvicorn's."""
+    """Our front uses its own protocol class, as the service does; the peer uses uvicorn's."""
     from services.reward.http.fast_path import RewardProtocol
     from services.reward.http.server import RewardApp
 
@@ -91,7 +91,7 @@ def our_app() -> Any:
 
     class Constant(Scorer):
         async def run(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-            return function(*args, **kwargs)  # the thread exists for the forward pass alone
+            return function(*args, **kwargs)  # the thread exists only for the forward pass
 
         def score_groups(self, queries: Any) -> Any:
             return [
@@ -136,7 +136,7 @@ def app_over(scorer: Any) -> Any:
 
 
 def peer_app() -> Any:
-    """What one writes first: typed models in and out, and the scoring stubbed."""
+    """The straightforward implementation: typed models in and out, with scoring stubbed."""
     from fastapi import FastAPI
 
     from benchmarks.http_peer import ScoreReply, ScoreRequest, score
@@ -168,7 +168,7 @@ def server(role: str) -> Iterator[tuple[int, psutil.Process]]:
 
 
 def send(port: int, body: bytes, num_requests: int, num_connections: int) -> None:
-    """Ask ``num_requests`` times over kept-alive connections, one request at a time on each.
+    """Send ``num_requests`` requests over keep-alive connections, one at a time on each.
 
     Plain sockets: a client in asyncio costs more CPU than the servers and would set their pace.
     """
@@ -193,7 +193,7 @@ def send(port: int, body: bytes, num_requests: int, num_connections: int) -> Non
 
 
 def check_answer(connection: Any) -> None:
-    """Read one answer, which says 200 and holds scores."""
+    """Read one response and check that it is a 200 with scores."""
     answer = b""
     while b"\r\n\r\n" not in answer:
         answer += connection.recv(65_536)

@@ -1,9 +1,9 @@
-"""Sampling G thoughts after one context: our decode loop against transformers' ``generate``.
+"""Sampling G thoughts after one context: the embedded engine against transformers' ``generate``.
 
     python -m benchmarks.sampling [--context 512] [--thought 32] [--group 8]
 
 Thoughts per CPU second on one thread, rounds interleaved. ``generate`` repeats the context G times
-before the prefill; ours prefills it once. A random Llama of 11M parameters, float32.
+before the prefill; the embedded engine prefills it once. A random Llama of 11M parameters, float32.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Start Redis with one user, who may use the keys of Forethought and no command that administers the server.
-# Only the password's hash is written, into memory, and nothing of it stands on a command line.
+# Start Redis with one user, restricted to Forethought's keys and to non-administrative commands.
+# Only the password's hash is written, to memory, and never appears on a command line.
 set -eu
 hash=$(tr -d '\r\n' </run/secrets/redis/password | sha256sum | cut -d ' ' -f 1)
 printf 'user default on #%s ~forethought:* &* +@all -@admin -@dangerous +info\n' "$hash" >/tmp/users.acl
