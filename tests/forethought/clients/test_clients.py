@@ -237,7 +237,7 @@ BAD: dict[str, Callable[[AsyncRewardClient], Any]] = {
     "expected a list of at least one": lambda c: c.logprobs(CONTEXT, []),
     "got 1 token; expected": lambda c: c.entropy([5]),
     "expected token ids|token id": lambda c: c.logprobs([-1], [[5]]),
-    "cannot be written|half a surrogate": lambda c: c.logprobs("\ud800", ["a"]),
+    "cannot be encoded|half a surrogate": lambda c: c.logprobs("\ud800", ["a"]),
 }
 
 

@@ -265,7 +265,7 @@ def test_texts_for_the_tokenizer_are_those_of_the_corpus(tmp_path, cache):
     )
     assert list(iterate_texts(section, cache)) == ["one", "two", "three"]
     path = write_lines(tmp_path / "ids.jsonl", [{"token_ids": [1]}])
-    with pytest.raises(InvalidInput, match=r"give model\.path"):
+    with pytest.raises(InvalidInput, match=r"set model\.path"):
         list(iterate_texts(CorpusSection(path=str(path)), cache))
 
 

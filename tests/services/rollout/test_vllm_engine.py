@@ -316,8 +316,8 @@ async def test_a_lost_vllm_is_reported_and_serves_nothing(weights: list[Path]) -
     ("name", "says"),
     [
         ("max_num_seq", "did you mean 'max_num_seqs'"),
-        ("trust_remote_code", "decided"),
-        ("xyz", "no engine"),
+        ("trust_remote_code", "set by the rollout service"),
+        ("xyz", "not an engine argument"),
     ],
 )
 async def test_engine_arguments_are_checked(name: str, says: str) -> None:
