@@ -1,6 +1,6 @@
-"""Stand-ins for the processes that ``up`` starts: they do what ``up`` relies on, and nothing else.
+"""Fakes of the processes that ``up`` starts: they do what ``up`` relies on, and nothing else.
 
-``FAKE_TRAINER`` says how the trainer behaves: train (the default), refuse or deaf.
+``FAKE_TRAINER`` selects the behaviour of the trainer: train (the default), refuse or deaf.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def service(kind: str) -> None:
 
 
 def trainer() -> None:
-    """Steps every few milliseconds; stops at SIGTERM; leaves a checkpoint and a summary."""
+    """Steps every few milliseconds; stops on SIGTERM; writes a checkpoint and a summary."""
     behaviour = os.environ.get("FAKE_TRAINER", "train")
     if behaviour == "refuse":
         print(InvalidInput("trainer: got a cat, expected a dog; buy one"), file=sys.stderr)
@@ -58,7 +58,7 @@ def trainer() -> None:
 
 
 def base() -> None:
-    """Makes an empty base/model."""
+    """Create an empty base/model."""
     settings = _settings()
     assert settings.model.path == ""
     directory = RunDirectory(settings.run.directory / "base" / "run")

@@ -1,8 +1,8 @@
-"""``forethought doctor``: what this machine lacks, and the command that puts it right.
+"""``forethought doctor``: what this machine lacks, and the command that fixes it.
 
-Design: a check is a function that returns what it found and raises nothing; one that fails leaves
-the others to run, so that everything wrong is told at once. Checks of a configuration run only on
-a valid one.
+Design: a check is a function that returns its finding and never raises; a failed check does not stop the
+others, so that all problems are reported at once. Configuration checks run only on a valid configuration.
+The price is that a check must catch its own errors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INSTALL = 'pip install -e ".[local]"'
 
 
 class Level(StrEnum):
-    """How bad it is; only FAIL makes ``doctor`` exit with 1."""
+    """The severity; only FAIL makes ``doctor`` exit with 1."""
 
     OK = "ok"
     WARN = "warn"
@@ -44,7 +44,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the table. ``remedy`` is there whenever the level is not OK.
+    """One line of the table. ``remedy`` is set whenever the level is not OK.
 
     Example:
         ``Check("torch", Level.FAIL, "not installed", 'pip install -e ".[local]"')``
@@ -69,13 +69,13 @@ def doctor(
     console.print(render(checks))
     num_failed = sum(check.level is Level.FAIL for check in checks)
     if num_failed:
-        console.print(f"[bold red]{num_failed} to put right[/], see the last column")
+        console.print(f"[bold red]{num_failed} to fix[/], see the last column")
         sys.exit(1)
-    console.print("[green]everything needed is here[/]")
+    console.print("[green]everything needed is available[/]")
 
 
 def machine_checks() -> Iterator[Check]:
-    """What every run needs of the machine."""
+    """The requirements of every run on the machine."""
     yield _python()
     yield _package("torch", _MIN_TORCH)
     yield _package("transformers", _MIN_TRANSFORMERS)
@@ -84,7 +84,7 @@ def machine_checks() -> Iterator[Check]:
 
 
 def configuration_checks(path: Path | None, words: Sequence[str]) -> Iterator[Check]:
-    """What this configuration needs; without one, what the defaults need."""
+    """The requirements of this configuration, or of the defaults without one."""
     from forethought.cli.plan import resolve
     from forethought.preflight import check_run
 
@@ -111,7 +111,7 @@ def render(checks: Sequence[Check]) -> Table:
     styles = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
     table = Table("", "check")
     for heading in ("found", "what to do"):
-        table.add_column(heading, overflow="fold")  # a path or command is of use only whole
+        table.add_column(heading, overflow="fold")  # paths and commands must not be truncated
     for check in checks:
         words = (check.name, check.found, check.remedy)
         table.add_row(f"[{styles[check.level]}]{check.level}[/]", *map(escape, words))
@@ -122,7 +122,7 @@ def _python() -> Check:
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info >= _MIN_PYTHON:
         return Check("python", Level.OK, found)
-    return Check("python", Level.FAIL, found, "install Python 3.11 or newer and make a new .venv")
+    return Check("python", Level.FAIL, found, "install Python 3.11 or newer and create a new .venv")
 
 
 def _package(name: str, minimum: tuple[int, int]) -> Check:
@@ -156,7 +156,7 @@ def _gpu() -> Check:
 
 
 def _cores_and_memory() -> Check:
-    has_affinity = hasattr(os, "sched_getaffinity")  # what a container may use; not on macOS
+    has_affinity = hasattr(os, "sched_getaffinity")  # respects container limits; not on macOS
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     found = f"{cores} cores, {memory_gib:.1f} GiB"
@@ -169,7 +169,7 @@ def _auth(settings: Settings) -> Check:
     from forethought.auth import Guard
 
     if not settings.auth.has_tokens:
-        return Check("tokens", Level.OK, "none given: up asks for none; serve and train want one")
+        return Check("tokens", Level.OK, "none given: up requires none; serve and train need one")
     try:
         Guard.of_replica(settings.auth)
     except InvalidInput as error:
@@ -224,15 +224,17 @@ def _ports(settings: Settings) -> Iterator[Check]:
             yield Check(key, Level.OK, f"{host}:{port} is free")
         else:
             remedy = f"{key}=0 takes any free port"
-            yield Check(key, Level.WARN, f"{host}:{port} is taken or not ours", remedy)
+            yield Check(
+                key, Level.WARN, f"{host}:{port} is taken or not an address of this machine", remedy
+            )
 
 
 def _run_directory(directory: Path) -> Check:
     absolute = directory.absolute()
     existing = next(path for path in (absolute, *absolute.parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        remedy = "give another run.directory, or make it writable"
-        return Check("run directory", Level.FAIL, f"{directory} cannot be written", remedy)
+        remedy = "choose another run.directory, or make it writable"
+        return Check("run directory", Level.FAIL, f"{directory} is not writable", remedy)
     free_gib = shutil.disk_usage(existing).free / _GIB
     found = f"{directory}, {free_gib:.1f} GiB free"
     if free_gib < _MIN_DISK_GIB:

@@ -1,9 +1,9 @@
-"""Words: what a user typed, and what a process is started with.
+"""Command lines: parsing the user's arguments and building those of the processes.
 
-Design: processes are started as ``python -P -m MODULE``. ``-P`` keeps the current directory out of
-the import path: people run this inside projects that have a ``services`` or ``trainer`` folder of
-their own, and would otherwise start that. The price is that an objective of one's own must be
-installed or on ``PYTHONPATH``; lying in the current directory is not enough.
+Design: processes are started as ``python -P -m MODULE``. ``-P`` keeps the current directory out of the
+import path: users run this inside projects that have their own ``services`` or ``trainer`` folder, which
+would be started instead. The price is that a third-party objective module must be installed or on
+``PYTHONPATH``; being in the current directory is not enough.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import typer
 
 from forethought.errors import InvalidInput
 
-CONFIG_ARGUMENT = typer.Argument(None, metavar="CONFIG", help="A TOML file; defaults hold without.")
+CONFIG_ARGUMENT = typer.Argument(
+    None, metavar="CONFIG", help="A TOML file; defaults apply without one."
+)
 OVERRIDES_ARGUMENT = typer.Argument(
-    None, metavar="section.key=value", help="Settings that win over file and environment."
+    None, metavar="section.key=value", help="Settings that override file and environment."
 )
 
 
@@ -34,10 +36,10 @@ def examples(*commands: str) -> str:
 def split_words(
     config: str | None, overrides: Sequence[str] | None
 ) -> tuple[Path | None, tuple[str, ...]]:
-    """Tell the optional configuration file from the overrides: it is the first word without ``=``.
+    """Split the optional configuration file from the overrides: it is the first argument without ``=``.
 
     Raises:
-        InvalidInput: a folder where a file was expected.
+        InvalidInput: the file is a folder.
     """
     rest = tuple(overrides or ())
     if config is None:
@@ -54,7 +56,7 @@ def split_words(
 
 
 def override(key: str, text: str) -> str:
-    """An override that stays text, whatever TOML would make of it (``run.name=7``)."""
+    """An override whose value stays a string, even if TOML would parse it otherwise (``run.name=7``)."""
     return f"{key}={json.dumps(text, ensure_ascii=False)}"
 
 
@@ -65,7 +67,7 @@ def module_command(module: str, config: Path | None, words: Sequence[str]) -> tu
 
 
 def become(command: Sequence[str]) -> NoReturn:
-    """Replace this process, so that signals and exit status are the started one's own."""
+    """Replace this process, so that signals and exit status are those of the started one."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(command[0], list(command))

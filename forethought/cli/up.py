@@ -1,11 +1,11 @@
 """``forethought up``: a whole run on one machine, from an empty folder to a checkpoint.
 
-Design: one asyncio loop in one thread waits for whatever comes first: a child's end, a signal, or
-the next look at the metrics. Nothing else decides when the run is over. The price is that a slow
-Redis delays one look by up to a second.
+Design: one asyncio loop in one thread waits for the first of a child's exit, a signal, or the next poll
+of the metrics. Nothing else decides when the run is over. The price is that a slow Redis delays a poll by
+up to a second.
 
     loop     consumes               produces                waits for             unblocked by
-    _follow  child ends, metrics,   progress, the verdict   the first child end   a child; Ctrl-C;
+    _follow  child exits, metrics,  progress, the outcome   the first child exit  a child; Ctrl-C;
              registry                                       or Ctrl-C             ``_REFRESH_S``
 """
 
@@ -47,8 +47,8 @@ def up(
 ) -> None:
     """Run everything on this machine: Redis, rollout and reward replicas, the learner.
 
-    Without model.path, a small base model is trained on the corpus first. Ctrl-C stops in order and
-    leaves a checkpoint; the same command goes on from it. A second Ctrl-C kills.
+    Without model.path, a small base model is trained on the corpus first. Ctrl-C shuts down cleanly
+    and writes a checkpoint; the same command resumes from it. A second Ctrl-C kills.
     """
     from forethought.cli.plan import prepare
 
@@ -56,7 +56,7 @@ def up(
 
 
 def run_here(plan: Plan) -> int:
-    """Carry out a plan; returns the exit status."""
+    """Run a plan; returns the exit status."""
     from rich.console import Console
 
     from forethought.cli.progress import PlainDisplay, TerminalDisplay
@@ -72,12 +72,12 @@ def run_here(plan: Plan) -> int:
 
 
 def _print_line(text: str) -> None:
-    print(text, flush=True)  # a pipe is read while the run goes on
+    print(text, flush=True)  # a pipe is read during the run
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a stage ended: exit status, what to say, and the child whose log tells more.
+    """How a stage ended: exit status, message, and the child whose log has the details.
 
     Example:
         ``RunOutcome(2, "trainer refused to start", child)``
@@ -90,36 +90,38 @@ class RunOutcome:
 
 
 class _Run:
-    """One carrying out of a plan."""
+    """One execution of a plan."""
 
     def __init__(self, plan: Plan, display: Display) -> None:
         self._plan = plan
         self._redis_url = plan.settings.redis.url
         self._display = display
-        self._asked_to_stop = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._killed = False
         self._started_unix_s = time.time()
 
     async def run(self) -> int:
-        """From the first process to the last; returns the exit status."""
+        """Run all processes from start to shutdown; returns the exit status."""
         from forethought.cli.supervisor import Supervisor
         from forethought.queue.embedded import EmbeddedRedis
 
         supervisor = Supervisor(self._plan.logs, self._display.say)
-        self._listen(supervisor)  # before there is anything that a signal could leave behind
+        self._listen(supervisor)  # before anything exists that a signal could orphan
         with EmbeddedRedis(url=self._redis_url or None, data_dir=self._plan.logs) as redis:
             self._redis_url = redis.url
             async with supervisor:
-                verdict = await self._with_redis(supervisor)
-        self._conclude(verdict)
-        return _KILLED if self._killed else verdict.exit_status
+                outcome = await self._with_redis(supervisor)
+        self._conclude(outcome)
+        return _KILLED if self._killed else outcome.exit_status
 
     async def _with_redis(self, supervisor: Supervisor) -> RunOutcome:
         from forethought.queue import connect
 
         broker = connect(self._redis_url, self._plan.settings.run.name)
         try:
-            await broker.ping()  # a configured Redis may be away: say so before anything starts
+            await (
+                broker.ping()
+            )  # a configured Redis may be unreachable: report it before anything starts
             self._announce()
             return await self._stages(supervisor, broker)
         finally:
@@ -127,17 +129,17 @@ class _Run:
 
     async def _stages(self, supervisor: Supervisor, broker: Broker) -> RunOutcome:
         if self._plan.needs_base:
-            verdict = await self._train_base(supervisor)
-            if verdict.exit_status or verdict.stopped:
-                return verdict
+            outcome = await self._train_base(supervisor)
+            if outcome.exit_status or outcome.stopped:
+                return outcome
         services = [supervisor.start(program) for program in self._plan.services(self._redis_url)]
         trainer = supervisor.start(self._plan.trainer(self._redis_url))
         settings, directory = self._plan.settings, self._plan.directory
         reading = _reading(settings.objective.name, settings.learner.steps, directory)
         registry = broker if self._plan.thinks else None
-        verdict = await self._follow(trainer, services, reading, directory, registry)
+        outcome = await self._follow(trainer, services, reading, directory, registry)
         await self._stop(supervisor, trainer, services)
-        return verdict
+        return outcome
 
     async def _train_base(self, supervisor: Supervisor) -> RunOutcome:
         self._display.say(
@@ -146,11 +148,11 @@ class _Run:
         child = supervisor.start(self._plan.base_program(self._redis_url), restart=False)
         directory = self._plan.base_run
         reading = _reading("base", self._plan.settings.base.steps, directory)
-        verdict = await self._follow(child, [], reading, directory, None)
+        outcome = await self._follow(child, [], reading, directory, None)
         await child.stop(_LEARNER_GRACE_S)
-        if not verdict.stopped and not verdict.exit_status and not self._plan.base_model.exists():
-            return RunOutcome(1, f"base ended without leaving {self._plan.base_model}", child)
-        return verdict
+        if not outcome.stopped and not outcome.exit_status and not self._plan.base_model.exists():
+            return RunOutcome(1, f"base exited without writing {self._plan.base_model}", child)
+        return outcome
 
     async def _follow(
         self,
@@ -160,39 +162,39 @@ class _Run:
         directory: RunDirectory,
         broker: Broker | None,
     ) -> RunOutcome:
-        """Show progress until ``main`` is done, a child cannot go on, or we are asked to stop."""
+        """Show progress until ``main`` is done, a child fails for good, or a stop is requested."""
         from forethought.cli.progress import MetricsTail
 
         tail = MetricsTail(directory.metrics)
-        asked = asyncio.create_task(self._asked_to_stop.wait())
+        stopping = asyncio.create_task(self._stop_requested.wait())
         children = {child.ended: child for child in (main, *others)}
-        next_look_s = 0.0
+        next_poll_s = 0.0
         try:
             while True:
-                waited_for: set[asyncio.Task[Any]] = {asked, *children}
+                waited_for: set[asyncio.Task[Any]] = {stopping, *children}
                 ended, _ = await asyncio.wait(
                     waited_for, timeout=_REFRESH_S, return_when=asyncio.FIRST_COMPLETED
                 )
-                if asked in ended:
+                if stopping in ended:
                     return RunOutcome(0, "stopped", stopped=True)
                 reading.add(tail.read())
-                if broker is not None and time.monotonic() >= next_look_s:
+                if broker is not None and time.monotonic() >= next_poll_s:
                     reading.replicas = await _count_replicas(broker)
-                    next_look_s = time.monotonic() + _REGISTRY_INTERVAL_S
+                    next_poll_s = time.monotonic() + _REGISTRY_INTERVAL_S
                 self._display.show(reading)
                 for child in [children.pop(task) for task in ended]:
-                    verdict = judge(child, needed=child is main, running=children.values())
-                    if verdict is not None:
-                        return verdict
-                    self._display.say(f"{child.name} has left; the run goes on without it")
+                    outcome = judge(child, needed=child is main, running=children.values())
+                    if outcome is not None:
+                        return outcome
+                    self._display.say(f"{child.name} has exited; the run continues without it")
         finally:
-            asked.cancel()
+            stopping.cancel()
             self._display.clear()
 
     async def _stop(
         self, supervisor: Supervisor, trainer: Child, services: Sequence[Child]
     ) -> None:
-        """The learner before the services it needs; Redis goes last, when its context ends."""
+        """Stop the learner before the services it needs; Redis stops last, when its context exits."""
         settings = self._plan.settings
         await supervisor.stop([trainer], _LEARNER_GRACE_S)
         drain_s = max(settings.rollout.drain_s, settings.reward.drain_s)
@@ -206,12 +208,12 @@ class _Run:
             loop.add_signal_handler(number, self._on_signal, supervisor)
 
     def _on_signal(self, supervisor: Supervisor) -> None:
-        if self._asked_to_stop.is_set():
+        if self._stop_requested.is_set():
             self._killed = True
-            self._display.say("killing what is left")
+            self._display.say("killing the remaining processes")
             supervisor.kill()
             return
-        self._asked_to_stop.set()
+        self._stop_requested.set()
         self._display.clear()
         self._display.say(
             "stopping: the learner writes a checkpoint, then the services drain "
@@ -224,14 +226,14 @@ class _Run:
         for line in opening_lines(self._plan, self._redis_url):
             self._display.say(line)
 
-    def _conclude(self, verdict: RunOutcome) -> None:
+    def _conclude(self, outcome: RunOutcome) -> None:
         from forethought.cli.summary import closing_lines
 
-        if verdict.culprit is not None:
-            error = f"error: {verdict.reason}; the end of {verdict.culprit.log}:"
+        if outcome.culprit is not None:
+            error = f"error: {outcome.reason}; the end of {outcome.culprit.log}:"
             typer.secho(error, fg=typer.colors.RED, err=True)
-            typer.echo(verdict.culprit.last_lines(), err=True)
-        for line in closing_lines(self._plan.directory, self._fresh_summary(), verdict.stopped):
+            typer.echo(outcome.culprit.last_lines(), err=True)
+        for line in closing_lines(self._plan.directory, self._fresh_summary(), outcome.stopped):
             self._display.say(line)
 
     def _fresh_summary(self) -> dict[str, object] | None:
@@ -243,7 +245,7 @@ class _Run:
 
 
 def _reading(stage: str, num_steps: int, directory: RunDirectory) -> Reading:
-    """A stage as it stands before its process runs; a resumed one does not begin at 0."""
+    """The state of a stage before its process starts; a resumed stage does not begin at 0."""
     from forethought.cli.progress import Reading
 
     latest = directory.latest_checkpoint()
@@ -251,9 +253,9 @@ def _reading(stage: str, num_steps: int, directory: RunDirectory) -> Reading:
 
 
 def judge(child: Child, *, needed: bool, running: Iterable[Child]) -> RunOutcome | None:
-    """What the end of a child means for the run; None: the run goes on without it.
+    """The outcome of the run after a child's exit; None: the run continues without it.
 
-    A replica that was told to drain has done so; one that keeps dying is missed only if it was the
+    Exit 0 of a replica is a finished drain; a replica that keeps failing ends the run only if it was the
     last of its kind.
     """
     from forethought.cli.supervisor import DONE, REFUSED, SUPERSEDED, describe_exit
@@ -275,7 +277,7 @@ def _kind(child: Child) -> str:
 
 
 async def _count_replicas(broker: Broker) -> str:
-    """``"2 rollout + 1 reward"``, or why that is not known."""
+    """``"2 rollout + 1 reward"``, or why the count is unknown."""
     try:
         async with asyncio.timeout(_REGISTRY_TIMEOUT_S):
             kinds = Counter(replica.kind for replica in await broker.replicas())

@@ -1,7 +1,7 @@
-"""A deployment of overlays/cpu on the cluster of KUBECONFIG, and what a test does to it.
+"""A deployment of overlays/cpu on the cluster of KUBECONFIG, and the operations of its tests.
 
-Everything is applied as shipped, but for what an old or bare cluster lacks: API versions it does not know
-are replaced by those it does, and without a storage class volumes are made on its node.
+Everything is applied as shipped, except what an old or bare cluster lacks: unknown API versions
+are replaced by known ones, and without a storage class volumes are created on its node.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.deploy.rendering import NAMESPACE, SECRET_FILES, Object, copy_sources
 
 OLDER = {"policy/v1": "policy/v1beta1"}
 CLIENTS = "default"
-"""The namespace of what asks the reward service from outside."""
+"""The namespace of the reward service's external client."""
 
 _POLL_S = 2.0
 _WHO_WORKED = """
@@ -47,7 +47,7 @@ except urllib.error.HTTPError as error:
 
 
 def kubectl(*words: str, given: str | None = None, timeout_s: float = 120.0) -> str:
-    """Run kubectl; what it says. What goes wrong is an error with what it said."""
+    """Run kubectl; returns its output. A failure raises with that output."""
     command = ["kubectl", f"--request-timeout={timeout_s:.0f}s", *words]
     run = subprocess.run(
         command, input=given, capture_output=True, text=True, check=False, timeout=timeout_s + 10
@@ -58,7 +58,7 @@ def kubectl(*words: str, given: str | None = None, timeout_s: float = 120.0) -> 
 
 
 def eventually(what: str, look: Callable[[], Any], timeout_s: float) -> Any:
-    """Poll until ``look`` gives something true, and say how long that took."""
+    """Poll until ``look`` returns a true value, and print how long it took."""
     started_s = time.monotonic()
     trouble = ""
     while time.monotonic() < started_s + timeout_s:
@@ -66,14 +66,14 @@ def eventually(what: str, look: Callable[[], Any], timeout_s: float) -> Any:
             if value := look():
                 print(f"  {time.monotonic() - started_s:6.1f} s  {what}", flush=True)
                 return value
-        except RuntimeError as error:  # a pod that is being replaced cannot be asked
+        except RuntimeError as error:  # a pod that is being replaced does not answer
             trouble = str(error)
         time.sleep(_POLL_S)
     pytest.fail(f"{what}: not within {timeout_s:.0f} s; {trouble}")
 
 
 class Deployment:
-    """The overlay, applied; leaving the context removes everything that was made."""
+    """The applied overlay; leaving the context removes everything it created."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -102,7 +102,7 @@ class Deployment:
             self._on_the_node(f"rm -rf {self._on_node}/*")
 
     def describe(self) -> str:
-        """How everything stands, for a test that failed."""
+        """The state of the deployment, for a failed test."""
         parts = [kubectl("get", "pods", "-n", NAMESPACE, "-o", "wide")]
         parts.append(kubectl("get", "events", "-n", NAMESPACE, "--sort-by=.lastTimestamp"))
         for pod in self.pods():
@@ -115,7 +115,7 @@ class Deployment:
         return "\n".join(parts)
 
     def pods(self, component: str = "") -> list[Object]:
-        """Pods that are there and not on their way out."""
+        """Existing pods that are not terminating."""
         selector = f"app.kubernetes.io/component={component}" if component else ""
         words = ("get", "pods", "-n", NAMESPACE, "-o", "json", "-l", selector)
         found: list[Object] = json.loads(kubectl(*words))["items"]
@@ -126,12 +126,12 @@ class Deployment:
         return [pod["metadata"]["name"] for pod in self.pods(component) if _is_ready(pod)]
 
     def restarts(self) -> int:
-        """How often a container was started again by its kubelet."""
+        """Number of container restarts by the kubelet."""
         statuses = [s for pod in self.pods() for s in pod["status"]["containerStatuses"]]
         return sum(status["restartCount"] for status in statuses)
 
     def scale(self, count: int) -> None:
-        """Ask for a number of rollout replicas."""
+        """Set the number of rollout replicas."""
         kubectl("scale", "deployment/rollout", "-n", NAMESPACE, f"--replicas={count}")
 
     def delete(self, pod: str, *words: str) -> None:
@@ -139,47 +139,47 @@ class Deployment:
         kubectl("delete", "pod", pod, "-n", NAMESPACE, *words, timeout_s=180)
 
     def add_client_token(self, token: str) -> None:
-        """Another line for the file of clients' tokens, applied as the overlay is."""
+        """Add a line to the client token file, by applying the overlay again."""
         self.tokens["client-token"] += f"\n{token}"
         self._write_secrets()
         self._apply([o for o in self._objects() if o["kind"] == "Secret"])
 
     def set_steps(self, count: int) -> None:
-        """Give the learner another end, as a user would."""
+        """Set the learner's last step, as a user would."""
         word = f"FORETHOUGHT_LEARNER_STEPS={count}"
         kubectl("set", "env", "statefulset/learner", "-n", NAMESPACE, "-c", "learner", word)
 
     def in_learner(self, *command: str) -> str:
-        """What a command says in the learner's pod."""
+        """The output of a command in the learner's pod."""
         return kubectl("exec", "learner-0", "-n", NAMESPACE, "-c", "learner", "--", *command)
 
     def metrics(self) -> list[Object]:
-        """The run's metrics so far, a line each step."""
+        """The run's metrics so far, one line per step."""
         text = self.in_learner("cat", "/runs/default/metrics.jsonl")
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def num_steps(self) -> int:
-        """Steps done."""
+        """Steps finished."""
         return int(self.metrics()[-1]["step"])
 
     def summary(self) -> Object:
-        """What the run came to."""
+        """The summary of the run."""
         summary: Object = json.loads(self.in_learner("cat", "/runs/default/summary.json"))
         return summary
 
     def journal(self) -> Object:
-        """From the journal: results by replica, the ids learned from, the epoch of each batch."""
+        """From the journal: results by replica, trained task ids, the epoch of each batch."""
         journal: Object = json.loads(self.in_learner("python", "-c", _WHO_WORKED))
         return journal
 
     def workers(self) -> set[str]:
-        """The rollout pods whose work was learned from; a replica's id holds the pod's name."""
+        """The rollout pods whose results were trained on; a replica's id contains the pod's name."""
         return {
             name.removeprefix("rollout-").rpartition("-")[0] for name in self.journal()["names"]
         }
 
     def ask(self, path: str, body: Object, token: str = "") -> tuple[int, Object]:
-        """(status, answer) of the reward service, asked by a pod of another namespace."""
+        """(status, answer) of the reward service to a request from a pod in another namespace."""
         words = ("exec", "-i", "reward-client", "-n", CLIENTS, "--", "python", "-c", _ASK)
         status, answer = json.loads(kubectl(*words, given=json.dumps([path, token, body])))
         return status, answer
@@ -218,7 +218,7 @@ class Deployment:
         )
 
     def _make_volumes(self, objects: Sequence[Object]) -> None:
-        """One for each claim, on the node and open to the pods' user."""
+        """One per claim, on the node and writable by the pods' user."""
         print("  no storage class: volumes are made on the node", flush=True)
         claims = [o for o in objects if o["kind"] == "PersistentVolumeClaim"]
         names = [claim["metadata"]["name"] for claim in claims] + ["data-redis-0"]

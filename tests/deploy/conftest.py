@@ -11,9 +11,7 @@ from tests.deploy.rendering import COMPOSED, Rendered, kustomize, render_all
 def all_rendered() -> dict[str, Rendered]:
     """Every composition by name."""
     if kustomize() is None:
-        pytest.skip(
-            "needs kustomize 5, or kubectl 1.27 or newer; `make check-deploy` insists on it"
-        )
+        pytest.skip("needs kustomize 5, or kubectl 1.27 or newer; `make check-deploy` requires it")
     return {rendered.name: rendered for rendered in render_all()}
 
 

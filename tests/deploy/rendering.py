@@ -1,6 +1,6 @@
-"""What the overlays come to, rendered by kustomize from a copy with made-up secrets.
+"""The overlays, rendered by kustomize from a copy with generated secrets.
 
-python tests/deploy/rendering.py FOLDER     writes one file for each, for the checkers of `k8s/check`
+python tests/deploy/rendering.py FOLDER     writes one file per composition, for the checkers of `k8s/check`
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPOSED = {
     "cpu-learner-job": ("overlays/cpu", ("learner-job",)),
     "gpu-everything": ("overlays/gpu", ("keda", "podmonitor", "ingress", "learner-job")),
 }
-"""What is checked: a folder of k8s/, and components on top of it, as users compose them."""
+"""The checked compositions: a folder of k8s/ and components on top of it, as users compose them."""
 
 Object = dict[str, Any]
 
@@ -104,7 +104,7 @@ def plain_name(thing: Object) -> str:
 
 
 def kustomize() -> list[str] | None:
-    """The command that renders a folder, or None where there is none of version 5."""
+    """The command that renders a folder, or None without kustomize 5."""
     tools = (("kustomize", "build"), ("kubectl", "kustomize"))
     for path, words in ((shutil.which(tool), (tool, word)) for tool, word in tools):
         if path and _is_five(words):
@@ -125,7 +125,7 @@ def render_all() -> Iterator[Rendered]:
 
 
 def copy_sources(folder: Path) -> None:
-    """The manifests, and secrets that are none."""
+    """Copy the manifests, with dummy secrets."""
     shutil.copytree(ROOT / "k8s", folder / "k8s")
     (folder / "secrets").mkdir()
     shutil.copy(ROOT / "secrets" / "kustomization.yaml", folder / "secrets")
@@ -152,14 +152,14 @@ def _compose(folder: Path, base: str, components: tuple[str, ...]) -> Path:
 
 
 def _is_five(words: tuple[str, str]) -> bool:
-    """kubectl carries kustomize 5 from 1.27 on; what is older knows no components."""
+    """kubectl includes kustomize 5 from 1.27 on; older ones do not support components."""
     flag = ["version"] if words[0] == "kustomize" else ["version", "--client"]
     run = subprocess.run([words[0], *flag], capture_output=True, text=True, check=False)
     return "v5." in run.stdout
 
 
 def main(folder: Path) -> int:
-    """Write what every composition comes to; the exit status."""
+    """Write every rendered composition; returns the exit status."""
     if kustomize() is None:
         print(
             "rendering: neither kustomize 5 nor kubectl 1.27 or newer is on PATH; install one: "

@@ -1,4 +1,4 @@
-"""docker compose for tests: a project of its own, watched, timed, and removed with its volumes."""
+"""docker compose for tests: a separate project, watched, timed, and removed with its volumes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Stack:
-    """One project of docker-compose.yml; leaving the context removes everything but the images.
+    """One project of docker-compose.yml; leaving the context removes everything except the images.
 
     ``settings`` are FORETHOUGHT_… variables of learner and replicas.
     """
@@ -72,7 +72,7 @@ class Stack:
         return (self._folder / "secrets" / name).read_text(encoding="utf-8")
 
     def container(self, service: str) -> str:
-        """The id of the one container of a service, also of one that has ended."""
+        """The id of a service's only container, even if it has ended."""
         (found,) = self.compose("ps", "--all", "--quiet", service).split()
         return found
 
@@ -81,23 +81,23 @@ class Stack:
         return {found[:12] for found in self.compose("ps", "--quiet", service).split()}
 
     def scale(self, service: str, count: int) -> None:
-        """Add or remove replicas, and touch nothing else."""
+        """Add or remove replicas without touching other services."""
         words = ("up", "--detach", "--no-deps", "--no-recreate", "--scale", f"{service}={count}")
         self.compose(*words, service)
 
     def status(self) -> dict[str, Any]:
-        """``forethought status``, asked from within; nothing while Redis is away."""
+        """``forethought status`` from inside a container; empty while Redis is unreachable."""
         said = self.compose("exec", "-T", "trainer", "forethought", "status", "--json", check=False)
         lines = [line for line in said.splitlines() if line.startswith("{")]
         found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         return found
 
     def step(self) -> int:
-        """The step that the learner has announced, 0 before."""
+        """The last step that the learner has logged; 0 before the first."""
         return int((self.status().get("manifest") or {}).get("step", 0))
 
     def exit_status(self, service: str) -> int | None:
-        """Of the one container of a service; None while it runs."""
+        """The exit status of a service's only container; None while it runs."""
         state = json.loads(docker("inspect", self.container(service)))[0]["State"]
         return None if state["Running"] or state["Restarting"] else int(state["ExitCode"])
 
@@ -108,7 +108,7 @@ class Stack:
         return copied
 
     def left_behind(self) -> str:
-        """Containers, volumes and networks of the project that are still there."""
+        """Remaining containers, volumes and networks of the project."""
         label = f"{_PROJECT_LABEL}{self._project}"
         kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         return "".join(docker(*words, "--quiet", "--filter", label) for words in kinds)
@@ -137,7 +137,7 @@ def docker(*words: str, check: bool = True, environment: Mapping[str, str] | Non
 
 
 def build_images() -> None:
-    """``make images``: by compose they would carry the labels of a test's project for ever."""
+    """``make images``: built by compose they would keep the labels of the test's project."""
     done = subprocess.run(["make", "images"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -158,7 +158,7 @@ def has_engine() -> bool:
 
 
 def eventually(what: str, look: Callable[[], T], timeout_s: float) -> T:
-    """Poll ``look`` until it gives something true, and return that."""
+    """Poll ``look`` until it returns a true value, and return it."""
     deadline_s = time.monotonic() + timeout_s
     while not (seen := look()):
         if time.monotonic() > deadline_s:

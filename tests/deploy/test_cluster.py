@@ -1,7 +1,7 @@
-"""A whole run on a real cluster, and everything that happens to pods while it goes on.
+"""A whole run on a real cluster, with every disturbance of its pods.
 
-`make e2e-k8s` runs it, on the cluster of KUBECONFIG, in the namespace `forethought`, which must not be
-there before and is deleted after. The cluster's nodes need the images forethought-*:cpu and redis:7.
+`make e2e-k8s` runs it, on the cluster of KUBECONFIG, in the namespace `forethought`, which must not
+exist before and is deleted afterwards. The cluster's nodes need the images forethought-*:cpu and redis:7.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ QUESTION = {
 }
 
 
-def test_a_run_and_all_that_happens_to_it(tmp_path: Path) -> None:
+def test_a_run_under_disturbance(tmp_path: Path) -> None:
     started_s = time.monotonic()
     with Deployment(tmp_path) as deployment:
         everything_becomes_ready(deployment)
-        the_service_asks_for_a_token(deployment)
-        the_shipped_run_comes_to_its_end(deployment)
+        the_service_requires_a_token(deployment)
+        the_shipped_run_finishes(deployment)
         print(
             f"  {time.monotonic() - started_s:6.1f} s  from nothing to the end of the shipped run"
         )
         a_reward_pod_that_joins_later_gets_weights(deployment)
         a_token_is_added_without_a_restart(deployment)
-        it_goes_on_where_it_ended(deployment)
+        it_continues_with_more_steps(deployment)
         replicas_join_and_work(deployment)
         a_rollout_pod_is_replaced(deployment)
         a_killed_learner_resumes(deployment)
         redis_is_replaced(deployment)
         replicas_leave(deployment)
-        it_comes_to_an_end_again(deployment)
+        it_finishes_again(deployment)
         assert deployment.restarts() == 0, "a probe or a crash started a container again"
     print(f"  {time.monotonic() - started_s:6.1f} s  altogether", flush=True)
 
@@ -64,7 +64,7 @@ def everything_becomes_ready(deployment: Deployment) -> None:
         eventually(f"{component} is ready", lambda c=component: deployment.ready(c), 600)
 
 
-def the_service_asks_for_a_token(deployment: Deployment) -> None:
+def the_service_requires_a_token(deployment: Deployment) -> None:
     """Through the Service and cluster DNS, from another namespace."""
 
     def answered() -> bool:
@@ -80,8 +80,8 @@ def the_service_asks_for_a_token(deployment: Deployment) -> None:
         assert sum(item["advantages"]) == pytest.approx(0.0, abs=1e-5)
 
 
-def the_shipped_run_comes_to_its_end(deployment: Deployment) -> None:
-    """As shipped it learns: thoughts come to predict the answer."""
+def the_shipped_run_finishes(deployment: Deployment) -> None:
+    """The shipped run learns: thoughts come to predict the answer."""
     summary = eventually("the shipped run has ended", deployment.summary, 1200)
     assert summary["steps"] == SHIPPED_STEPS
     assert_nothing_lost(deployment, SHIPPED_STEPS)
@@ -114,10 +114,10 @@ def a_token_is_added_without_a_restart(deployment: Deployment) -> None:
     assert deployment.ready("reward") == pods
 
 
-def it_goes_on_where_it_ended(deployment: Deployment) -> None:
+def it_continues_with_more_steps(deployment: Deployment) -> None:
     deployment.set_steps(ENDLESS)
     more = SHIPPED_STEPS + 2
-    eventually("the run goes on", lambda: deployment.num_steps() >= more, 300)
+    eventually("the run continues", lambda: deployment.num_steps() >= more, 300)
 
 
 def replicas_join_and_work(deployment: Deployment) -> None:
@@ -126,7 +126,7 @@ def replicas_join_and_work(deployment: Deployment) -> None:
         "three rollout replicas are ready", lambda: len(deployment.ready("rollout")) == 3, 600
     )
     pods = set(deployment.ready("rollout"))
-    eventually("work of all three was learned from", lambda: pods <= deployment.workers(), 300)
+    eventually("results of all three were trained on", lambda: pods <= deployment.workers(), 300)
 
 
 def a_rollout_pod_is_replaced(deployment: Deployment) -> None:
@@ -140,11 +140,11 @@ def a_rollout_pod_is_replaced(deployment: Deployment) -> None:
         300,
     )
     (new,) = set(deployment.ready("rollout")) - set(pods)
-    eventually("its work was learned from", lambda: new in deployment.workers(), 300)
+    eventually("its results were trained on", lambda: new in deployment.workers(), 300)
 
 
 def a_killed_learner_resumes(deployment: Deployment) -> None:
-    """Killed in the middle of whatever it does; the newest checkpoint is some steps old."""
+    """Killed at an arbitrary point; the newest checkpoint is some steps old."""
     epoch = max(deployment.journal()["epochs"])
     done = deployment.num_steps()
     deployment.delete("learner-0", "--grace-period=1")
@@ -156,25 +156,25 @@ def redis_is_replaced(deployment: Deployment) -> None:
     deployment.delete("redis-0")
     eventually("another Redis is ready", lambda: deployment.ready("redis"), 120)
     done = deployment.num_steps()
-    eventually("the run goes on", lambda: deployment.num_steps() >= done + 3, 300)
+    eventually("the run continues", lambda: deployment.num_steps() >= done + 3, 300)
 
 
 def replicas_leave(deployment: Deployment) -> None:
     deployment.scale(1)
     eventually("one rollout replica is left", lambda: len(deployment.pods("rollout")) == 1, 120)
     done = deployment.num_steps()
-    eventually("the run goes on", lambda: deployment.num_steps() >= done + 3, 300)
+    eventually("the run continues", lambda: deployment.num_steps() >= done + 3, 300)
 
 
-def it_comes_to_an_end_again(deployment: Deployment) -> None:
-    end = deployment.num_steps() + 60  # it works on until its pod is replaced
+def it_finishes_again(deployment: Deployment) -> None:
+    end = deployment.num_steps() + 60  # it keeps working until its pod is replaced
     deployment.set_steps(end)
     eventually("the run has ended", lambda: deployment.summary()["steps"] == end, 600)
     assert_nothing_lost(deployment, end)
 
 
 def assert_nothing_lost(deployment: Deployment, num_steps: int) -> None:
-    """By the summary, and by the journal itself: each task once in the history that survived."""
+    """According to the summary and the journal: each task once in the surviving history."""
     summary = deployment.summary()
     assert (summary["lost"], summary["duplicated"], summary["tasks_failed"]) == (0, 0, 0)
     assert summary["policy_version"] == num_steps

@@ -1,7 +1,7 @@
-"""A whole run under docker compose with vLLM, and everything that happens to containers while it goes on.
+"""A whole run under docker compose with vLLM, with every disturbance of its containers.
 
-`make e2e-compose` builds the images and runs it, on the Docker engine of DOCKER_HOST. What it starts is
-a project of its own that is removed with its volumes; the images stay.
+`make e2e-compose` builds the images and runs it, on the Docker engine of DOCKER_HOST. It starts
+a separate project that is removed with its volumes; the images stay.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = [
 BATCH_TASKS = 32
 STEPS = int(os.environ.get("E2E_COMPOSE_STEPS", "300"))
 REPLICA_TIMEOUT_S = 300.0
-"""Enough for two vLLM to start at once on two busy cores."""
+"""Enough for two vLLM engines to start at once on two busy cores."""
 QUESTION = {
     "objective": "rlp",
     "items": [
@@ -46,7 +46,7 @@ QUESTION = {
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    """The compose file's whole system, built, and in the end removed."""
+    """The compose file's whole system, built and removed at the end."""
     assert has_engine(), "no Docker engine with compose answers; start one, or set DOCKER_HOST"
     with Stack(tmp_path, {"FORETHOUGHT_LEARNER_STEPS": str(STEPS)}) as started:
         yield started
@@ -54,12 +54,12 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     print_table(started)
 
 
-def test_a_run_and_all_that_happens_to_it(stack: Stack) -> None:
+def test_a_run_under_disturbance(stack: Stack) -> None:
     with stack.timed("build, with whatever was cached"):
         build_images()
     with stack.timed("up, until everything is healthy"):
         stack.compose("up", "--detach", "--wait")
-    the_service_asks_for_a_token(stack)
+    the_service_requires_a_token(stack)
     rollouts = {*stack.running("rollout"), *replicas_join_and_work(stack)}
     survives(stack, "redis")
     survives(stack, "reward")
@@ -75,7 +75,7 @@ def test_a_run_and_all_that_happens_to_it(stack: Stack) -> None:
     the_finished_run_stays_finished(stack)
 
 
-def the_service_asks_for_a_token(stack: Stack) -> None:
+def the_service_requires_a_token(stack: Stack) -> None:
     url = f"http://127.0.0.1:{stack.port}/v1/score"
     with httpx.Client(timeout=60.0, trust_env=False) as client:
         assert client.post(url, json=QUESTION).status_code == 401
@@ -89,7 +89,7 @@ def the_service_asks_for_a_token(stack: Stack) -> None:
 
 
 def replicas_join_and_work(stack: Stack) -> set[str]:
-    """1 to 3, until both newcomers have finished tasks; returns their host names."""
+    """Scale from 1 to 3, until both new replicas have finished tasks; returns their host names."""
     old = stack.running("rollout")
     with stack.timed("rollout 1 to 3, until both newcomers have contributed"):
         stack.scale("rollout", 3)
@@ -110,7 +110,7 @@ def host_of(replica_id: str) -> str:
 
 
 def survives(stack: Stack, service: str) -> None:
-    """The run goes on after a restart of ``service``."""
+    """The run continues after a restart of ``service``."""
     with stack.timed(f"restart of {service}, until five more steps are done"):
         before = stack.step()
         assert before < STEPS - 20, "the run was nearly over before it could be disturbed"
@@ -132,7 +132,7 @@ def registered(stack: Stack) -> set[str]:
 
 
 def nothing_was_lost(run: RunDirectory, rollouts: set[str]) -> None:
-    """From the run directory: every task once, by all three replicas, and something was learned."""
+    """From the run directory: every task once, by all three replicas, and the model improved."""
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
     assert summary["steps"] == STEPS
     assert (summary["lost"], summary["duplicated"], summary["tasks_failed"]) == (0, 0, 0)
@@ -151,7 +151,7 @@ def nothing_was_lost(run: RunDirectory, rollouts: set[str]) -> None:
 
 
 def the_finished_run_stays_finished(stack: Stack) -> None:
-    """The learner was not started again by its restart policy, and replicas go on serving."""
+    """The learner is not restarted by its restart policy, and replicas keep serving."""
     assert stack.exit_status("trainer") == 0
     state = stack.compose("ps", "--all", "--format", "{{.Service}} {{.Health}}")
     assert "reward healthy" in state

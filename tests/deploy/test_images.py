@@ -1,4 +1,4 @@
-"""What can be said of Dockerfiles, constraints and compose file without an engine."""
+"""Checks of Dockerfiles, constraints and compose file that need no engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pins(variant: str) -> dict[str, str]:
 
 
 def required(extras: set[str]) -> Iterator[Requirement]:
-    """What the package and some of its extras require, its own extras followed."""
+    """The requirements of the package and some of its extras, resolving its own extras."""
     project = tomllib.loads(text_of("pyproject.toml"))["project"]
     lines = [*project["dependencies"]]
     for extra in extras:
@@ -52,8 +52,8 @@ def required(extras: set[str]) -> Iterator[Requirement]:
             yield requirement
 
 
-def test_what_the_images_share_is_the_same_text() -> None:
-    """Only then it is one layer, built and stored once."""
+def test_the_shared_part_of_the_dockerfiles_is_identical() -> None:
+    """Only then is it one layer, built and stored once."""
     shared = [
         re.findall(r"^# --- shared.*?^# --- end of shared ---$", text_of(path), re.M | re.S)
         for path in DOCKERFILES
@@ -94,7 +94,7 @@ def test_the_torch_of_the_images_is_the_torch_of_make() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(compose()["services"]))
-def test_a_container_can_do_little(name: str) -> None:
+def test_containers_are_restricted(name: str) -> None:
     service = compose()["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -107,7 +107,7 @@ def test_a_container_can_do_little(name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "-gpu"])
-def test_nobody_waits_in_a_circle_and_everybody_has_time_to_drain(suffix: str) -> None:
+def test_no_dependency_is_circular_and_every_service_has_time_to_drain(suffix: str) -> None:
     services = compose()["services"]
     assert set(services[f"trainer{suffix}"]["depends_on"]) == {"redis", f"init{suffix}"}
     for kind in ("rollout", "reward"):

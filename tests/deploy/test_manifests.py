@@ -1,4 +1,4 @@
-"""The manifests hold together: what refers to something finds it, and what is promised is there."""
+"""The manifests are consistent: references resolve, and the documented properties hold."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ CUSTOM_KINDS = {
     "monitoring.coreos.com/v1": {"PodMonitor"},
 }
 PROVIDED = {"forethought-auth": {"token", "client-token"}, "forethought-redis": {"password"}}
-"""Secrets that whoever applies the manifests brings, unless an overlay generates them."""
+"""Secrets that the user supplies, unless an overlay generates them."""
 
 
 def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Whether a label selector takes labels."""
+    """Whether a label selector matches labels."""
     wanted = selector.get("matchLabels", {})
     among = selector.get("matchExpressions", [])
     assert all(expression["operator"] == "In" for expression in among)
@@ -68,7 +68,7 @@ def strings(tree: object) -> Iterator[tuple[str, str]]:
             yield from strings(value)
 
 
-def test_only_what_a_bare_cluster_has_but_for_the_components(rendered: Rendered) -> None:
+def test_only_components_need_more_than_a_bare_cluster(rendered: Rendered) -> None:
     has_components = "-" in rendered.name
     for thing in rendered.objects:
         kinds = KINDS.get(thing["apiVersion"], set())
@@ -103,7 +103,7 @@ def test_the_four_components_are_there(rendered: Rendered) -> None:
         assert labels["app.kubernetes.io/component"] == workload["metadata"]["name"]
 
 
-def test_selectors_take_their_own_pods(rendered: Rendered) -> None:
+def test_selectors_match_only_their_own_pods(rendered: Rendered) -> None:
     for workload in rendered.workloads:
         if workload["kind"] != "Job":
             assert selected(rendered, workload["spec"]["selector"]) == [
@@ -125,7 +125,7 @@ def test_selectors_take_their_own_pods(rendered: Rendered) -> None:
         }
 
 
-def test_services_lead_to_ports_that_are_there(rendered: Rendered) -> None:
+def test_services_target_existing_ports(rendered: Rendered) -> None:
     expected = {
         "redis": {"redis": 6379},
         "rollout": {"grpc": 50051},
@@ -154,7 +154,7 @@ def test_services_lead_to_ports_that_are_there(rendered: Rendered) -> None:
                 assert service["port"]["name"] in {port["name"] for port in ports}
 
 
-def test_budgets_leave_room_for_a_drain(rendered: Rendered) -> None:
+def test_disruption_budgets_allow_a_drain(rendered: Rendered) -> None:
     budgets = {b["metadata"]["name"]: b["spec"] for b in rendered.of_kind("PodDisruptionBudget")}
     assert set(budgets) == {"rollout", "reward"}
     for name, spec in budgets.items():
@@ -165,7 +165,7 @@ def test_budgets_leave_room_for_a_drain(rendered: Rendered) -> None:
             assert spec["maxUnavailable"] >= 1
 
 
-def test_a_scaler_owns_the_number_alone(rendered: Rendered) -> None:
+def test_only_the_scaler_sets_the_number_of_replicas(rendered: Rendered) -> None:
     scaled = {
         (o["spec"]["scaleTargetRef"]["kind"], o["spec"]["scaleTargetRef"]["name"])
         for o in rendered.of_kind("ScaledObject")
@@ -216,7 +216,7 @@ def _secrets_of(volume: Object) -> Iterator[tuple[str, set[str]]]:
         yield source["secret"]["name"], {item["key"] for item in source["secret"].get("items", [])}
 
 
-def test_no_secret_is_anywhere_but_in_secrets(rendered: Rendered) -> None:
+def test_secrets_appear_only_in_secrets(rendered: Rendered) -> None:
     for thing in rendered.objects:
         if thing["kind"] == "Secret":
             continue
@@ -226,7 +226,7 @@ def test_no_secret_is_anywhere_but_in_secrets(rendered: Rendered) -> None:
                 assert not [e for e in container.get("env", []) if "valueFrom" in e]
 
 
-def test_volumes_and_mounts_belong_together(rendered: Rendered) -> None:
+def test_volumes_and_mounts_match(rendered: Rendered) -> None:
     for workload in rendered.workloads:
         templates = workload["spec"].get("volumeClaimTemplates", [])
         volumes = {v["name"] for v in pod_of(workload)["volumes"]}
@@ -268,7 +268,7 @@ def test_pods_meet_the_restricted_standard(rendered: Rendered) -> None:
     assert account["automountServiceAccountToken"] is False
 
 
-def test_what_has_to_be_writable_is_and_nothing_else(rendered: Rendered) -> None:
+def test_only_the_necessary_paths_are_writable(rendered: Rendered) -> None:
     expected = {
         "redis": {"/data", "/tmp"},
         "rollout": {"/tmp", "/cache", "/dev/shm"},
@@ -287,7 +287,7 @@ def _in_memory(volume: Object) -> bool:
     return bool(volume.get("emptyDir", {}).get("medium") == "Memory")
 
 
-def test_only_the_learner_has_volumes_that_last(rendered: Rendered) -> None:
+def test_only_the_learner_has_persistent_volumes(rendered: Rendered) -> None:
     for workload in rendered.workloads:
         claims = {
             v["persistentVolumeClaim"]["claimName"]
@@ -300,7 +300,7 @@ def test_only_the_learner_has_volumes_that_last(rendered: Rendered) -> None:
     assert template["metadata"]["name"] == "data"
 
 
-def test_a_small_node_holds_the_demo(all_rendered: dict[str, Rendered]) -> None:
+def test_the_demo_fits_a_small_node(all_rendered: dict[str, Rendered]) -> None:
     """Two cores, of which the node needs half; three rollout replicas."""
     replicas = {"rollout": 3}
     total_millicores = 0

@@ -25,13 +25,13 @@ OUTSIDE = {
     ("forethought-monitoring", "reward", 9100),
     ("forethought-monitoring", "learner", 9100),
 }
-"""By the label that lets in."""
+"""Peers by the label that admits them."""
 
 COMPONENTS = {"keda": ("keda", "redis", 6379), "ingress": ("ingress-nginx", "reward", 8080)}
 
 
 def policies_of(rendered: Rendered, component: str, direction: str) -> Iterator[Object]:
-    """The rules of all policies that concern a component's pods, in one direction."""
+    """The rules of all policies that select a component's pods, in one direction."""
     labels = labels_of(rendered.workload(component))
     for policy in rendered.of_kind("NetworkPolicy"):
         spec = policy["spec"]
@@ -41,7 +41,7 @@ def policies_of(rendered: Rendered, component: str, direction: str) -> Iterator[
 
 
 def opened(rendered: Rendered, component: str, direction: str) -> set[tuple[str, int]]:
-    """(who, port) on the other side, pods of ours by component, others by what lets them in."""
+    """(peer, port) of the other side: Forethought's pods by component, others by the admitting label."""
     found = set()
     for rule in policies_of(rendered, component, direction):
         assert rule["ports"], "a rule without ports opens all"
@@ -76,7 +76,7 @@ def test_everything_else_is_denied(rendered: Rendered) -> None:
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
-def test_what_connects_may_connect_and_nothing_else(rendered: Rendered) -> None:
+def test_exactly_the_used_connections_are_allowed(rendered: Rendered) -> None:
     ours = [workload["metadata"]["name"] for workload in rendered.workloads]
     inward = {(who, to, port) for to in ours for who, port in opened(rendered, to, "ingress")}
     outward = {
@@ -94,13 +94,13 @@ def test_what_connects_may_connect_and_nothing_else(rendered: Rendered) -> None:
     assert inward == INTERNAL | OUTSIDE | extra
 
 
-def test_everyone_may_ask_for_names(rendered: Rendered) -> None:
+def test_every_pod_may_resolve_names(rendered: Rendered) -> None:
     for workload in rendered.workloads:
         asked = opened(rendered, workload["metadata"]["name"], "egress")
         assert {("kube-system", 53), ("169.254.20.10/32", 53)} <= asked
 
 
-def test_opened_ports_are_listened_on(rendered: Rendered) -> None:
+def test_open_ports_have_listeners(rendered: Rendered) -> None:
     for workload in rendered.workloads:
         name = workload["metadata"]["name"]
         listening = {port["containerPort"] for port in main_container(workload)["ports"]}
@@ -108,7 +108,7 @@ def test_opened_ports_are_listened_on(rendered: Rendered) -> None:
         assert asked <= listening
 
 
-def test_scaler_asks_the_redis_of_this_namespace(rendered: Rendered) -> None:
+def test_the_scaler_queries_the_redis_of_this_namespace(rendered: Rendered) -> None:
     for scaler in rendered.of_kind("ScaledObject"):
         for trigger in scaler["spec"]["triggers"]:
             host, _, port = trigger["metadata"]["address"].partition(":")

@@ -1,4 +1,4 @@
-"""What the processes are told in a cluster: by run.toml, by the manifests and by the images' own ENV."""
+"""The settings of the processes in a cluster: from run.toml, the manifests and the images' ENV."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def manifest_environment(container: Object) -> dict[str, str]:
 
 
 def resolved(rendered: Rendered, component: str, folder: Path) -> Settings:
-    """The settings of a component as it would see them, with secrets that are made up."""
+    """The settings that a component resolves, with generated secrets."""
     for name in ("token", "client-token", "redis-password"):
         (folder / name).write_text("made-up\n", encoding="utf-8")
     (folder / "run.toml").write_text(rendered.run_toml(), encoding="utf-8")
@@ -115,7 +115,7 @@ def _environment_names(environment: dict[str, str] | list[str]) -> list[str]:
     return [word.partition("=")[0] for word in environment]
 
 
-def test_settings_in_manifests_exist_and_are_sound(rendered: Rendered, tmp_path: Path) -> None:
+def test_settings_in_manifests_exist_and_are_valid(rendered: Rendered, tmp_path: Path) -> None:
     for component in MODULES:
         for container in containers_of(rendered.workload(component)):
             assert not [name for name in manifest_environment(container) if not known(name)]
@@ -125,17 +125,19 @@ def test_settings_in_manifests_exist_and_are_sound(rendered: Rendered, tmp_path:
         check_redis(settings, objective)
 
 
-def test_nothing_in_run_toml_is_overruled_by_the_environment(rendered: Rendered) -> None:
-    """The environment wins over the file, so a key that stands in both would mislead its reader."""
-    told = tomllib.loads(rendered.run_toml())
+def test_nothing_in_run_toml_is_overridden_by_the_environment(rendered: Rendered) -> None:
+    """The environment overrides the file, so a key set in both would be misleading."""
+    settings_table = tomllib.loads(rendered.run_toml())
     for component in MODULES:
         container = main_container(rendered.workload(component))
         for name in image_environment(component) | manifest_environment(container):
             section, _, key = name.removeprefix(PREFIX).lower().partition("_")
-            assert key not in told.get(section, {}), f"{component}: {name} overrules run.toml"
+            assert key not in settings_table.get(section, {}), (
+                f"{component}: {name} overrides run.toml"
+            )
 
 
-def test_every_replica_is_told_where_it_listens(rendered: Rendered, tmp_path: Path) -> None:
+def test_every_replica_has_a_listen_address(rendered: Rendered, tmp_path: Path) -> None:
     for component in MODULES:
         settings = resolved(rendered, component, tmp_path)
         section = getattr(settings, component)
@@ -149,7 +151,7 @@ def test_every_replica_is_told_where_it_listens(rendered: Rendered, tmp_path: Pa
             assert (section.http_host, section.http_port) == ("0.0.0.0", ports["http"])
 
 
-def test_everyone_finds_redis_and_shows_a_token(rendered: Rendered, tmp_path: Path) -> None:
+def test_every_process_reaches_redis_and_has_a_token(rendered: Rendered, tmp_path: Path) -> None:
     for component in MODULES:
         settings = resolved(rendered, component, tmp_path)
         url = urlsplit(settings.redis.url)
@@ -187,10 +189,14 @@ def test_redis_reads_its_password_where_it_is_mounted(rendered: Rendered) -> Non
     for text in (files["redis-start.sh"], ping):
         assert "/run/secrets/redis/password" in text
     assert {"/run/secrets/redis", "/etc/redis", "/data", "/tmp"} <= mounts
-    told = dict(
-        line.split(maxsplit=1) for line in files["redis.conf"].splitlines() if _is_told(line)
+    settings_table = dict(
+        line.split(maxsplit=1) for line in files["redis.conf"].splitlines() if _is_directive(line)
     )
-    assert (told["appendonly"], told["maxmemory-policy"], told["dir"]) == (
+    assert (
+        settings_table["appendonly"],
+        settings_table["maxmemory-policy"],
+        settings_table["dir"],
+    ) == (
         "yes",
         "noeviction",
         "/data",
@@ -199,7 +205,7 @@ def test_redis_reads_its_password_where_it_is_mounted(rendered: Rendered) -> Non
     assert Keys("any").epoch.startswith("forethought:"), "the user of the ACL may use no other key"
 
 
-def _is_told(line: str) -> bool:
+def _is_directive(line: str) -> bool:
     return bool(line) and not line.startswith("#")
 
 
@@ -230,17 +236,17 @@ def test_the_demo_is_initialised_where_the_learner_looks(
     init(tmp_path / "demo", if_missing=True)
     written = (tmp_path / "demo" / "run.toml").read_text(encoding="utf-8")
     demo = tomllib.loads(written.replace(str(tmp_path / "demo"), "/models/demo"))
-    told = tomllib.loads(rendered.run_toml())
-    assert demo.keys() < told.keys()
+    settings_table = tomllib.loads(rendered.run_toml())
+    assert demo.keys() < settings_table.keys()
     for section in demo.keys() - {"run"}:
-        for key, value in told[section].items():
+        for key, value in settings_table[section].items():
             assert value == demo[section][key], f"{section}.{key}"
-    for path in (told["model"]["path"], told["corpus"]["path"]):
+    for path in (settings_table["model"]["path"], settings_table["corpus"]["path"]):
         assert Path(path.replace("/models/demo", str(tmp_path / "demo"))).exists()
 
 
-def test_each_kind_of_learner_ends_in_its_way(rendered: Rendered, tmp_path: Path) -> None:
-    """A StatefulSet starts again what ended well; a Job counts 0 as done, whoever asked it to stop."""
+def test_each_kind_of_learner_ends_as_documented(rendered: Rendered, tmp_path: Path) -> None:
+    """A StatefulSet restarts a pod after success; a Job counts exit 0 as complete, whatever stopped it."""
     workload = rendered.workload("learner")
     section = resolved(rendered, "learner", tmp_path).learner
     if workload["kind"] == "StatefulSet":
@@ -257,7 +263,7 @@ def test_each_kind_of_learner_ends_in_its_way(rendered: Rendered, tmp_path: Path
     assert actions == {section.stopped_status: "Ignore", 2: "FailJob", 3: "FailJob"}
 
 
-def test_draining_fits_into_the_grace(rendered: Rendered, tmp_path: Path) -> None:
+def test_draining_fits_into_the_grace_period(rendered: Rendered, tmp_path: Path) -> None:
     for component in ("rollout", "reward"):
         pod = pod_of(rendered.workload(component))
         drain_s = getattr(resolved(rendered, component, tmp_path), component).drain_s
@@ -269,7 +275,7 @@ def test_draining_fits_into_the_grace(rendered: Rendered, tmp_path: Path) -> Non
     assert pod_of(rendered.workload("learner"))["terminationGracePeriodSeconds"] >= 120
 
 
-def test_probes_ask_pages_that_exist(rendered: Rendered, tmp_path: Path) -> None:
+def test_probes_query_existing_endpoints(rendered: Rendered, tmp_path: Path) -> None:
     ops = OpsServer("127.0.0.1", 0, lambda: True, dict, CollectorRegistry())
     pages = set(re.findall(r'"(/\w+)"', inspect.getsource(type(ops).__init__)))
     assert pages == {"/healthz", "/readyz", "/metrics"}
@@ -319,7 +325,7 @@ def test_images_run_as_the_user_of_the_manifests(component: str) -> None:
     assert last["EXPOSE"] == exposed[component]
 
 
-def test_gpus_are_asked_for_in_the_gpu_overlay_alone(rendered: Rendered, tmp_path: Path) -> None:
+def test_only_the_gpu_overlay_requests_gpus(rendered: Rendered, tmp_path: Path) -> None:
     has_gpus = rendered.name.startswith("gpu")
     for component in MODULES:
         resources = main_container(rendered.workload(component))["resources"]

@@ -31,7 +31,7 @@ def example() -> str:
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of policy and baseline."""
+    """The model directories of policy and baseline."""
     policy, baseline = (
         build_model_directory(tmp_path_factory.mktemp("model"), seed=seed) for seed in (1, 2)
     )

@@ -17,7 +17,7 @@ from forethought.types import ScoredRollout, Thought
 
 @lru_cache(maxsize=4)
 def load(model: Path, which: str = "policy") -> Any:
-    """A checkpoint's model as anyone would load it, or with its baseline's weights put in."""
+    """A checkpoint's model loaded with plain transformers, optionally with its baseline's weights."""
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if which == "baseline":
         state = load_file(model.parent / "state.safetensors")
@@ -28,12 +28,12 @@ def load(model: Path, which: str = "policy") -> Any:
 
 
 def policy_sha256(model: Path) -> str:
-    """Of the payload that a learner holding this checkpoint publishes."""
+    """The hash of the payload that a learner with this checkpoint publishes."""
     return hashlib.sha256(serialise(named_weights(load(model)))).hexdigest()
 
 
 def baseline_sha256(model: Path) -> str:
-    """Of the baseline's payload."""
+    """The hash of the baseline's payload."""
     return hashlib.sha256(serialise(named_weights(load(model, "baseline")))).hexdigest()
 
 

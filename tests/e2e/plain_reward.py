@@ -1,4 +1,4 @@
-"""What the reward service answers, computed plainly: one row at a time, transformers and nothing else."""
+"""The reward service's answers, recomputed one row at a time with plain transformers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Real processes for end-to-end tests: started, watched, frozen, killed, and never left behind.
+"""Real processes for end-to-end tests: started, watched, frozen, killed, and never orphaned.
 
-Every wait is a bounded poll of something that the system itself shows: a log, ``metrics.jsonl``, the
-registry. A wait that fails says what it waited for and how the processes it depends on stand.
+Every wait is a bounded poll of something that the system exposes: a log, ``metrics.jsonl``, the
+registry. A failed wait reports what it waited for and the state of the processes it depends on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _REPLICA_WORDS = (f"lease_s={LEASE_S}", f"heartbeat_s={HEARTBEAT_S}", "num_threa
 
 
 class Process:
-    """One ``python -m MODULE`` with its log; it is given the run's token unless told otherwise."""
+    """One ``python -m MODULE`` with its log; it gets the run's token by default."""
 
     def __init__(self, module: str, words: Sequence[str], log: Path, token: str = TOKEN) -> None:
         self.name, self._log = log.stem, log
@@ -66,12 +66,12 @@ class Process:
 
     @property
     def log(self) -> str:
-        """Everything it has said."""
+        """The whole log."""
         return self._log.read_text(encoding="utf-8")
 
     @property
     def exit_status(self) -> int | None:
-        """None while it lives."""
+        """The exit status; None while it runs."""
         return self._child.poll()
 
     def find(self, pattern: str) -> str | None:
@@ -84,24 +84,24 @@ class Process:
         self._child.send_signal(number)
 
     def wait(self, timeout_s: float = 30.0) -> int:
-        """The exit status, once it has ended by itself."""
+        """Wait for the process to exit by itself; returns the exit status."""
         try:
             return self._child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             pytest.fail(f"{self.describe()} did not end within {timeout_s} s")
 
     def end(self) -> int:
-        """SIGTERM and the exit status that it leads to."""
+        """Send SIGTERM; returns the exit status."""
         self.signal(signal.SIGTERM)
         return self.wait()
 
     def kill(self) -> None:
-        """SIGKILL, which also ends a frozen process."""
+        """Send SIGKILL, which also ends a frozen process."""
         self._child.kill()
         self._child.wait()
 
     def describe(self) -> str:
-        """Name, state and last words."""
+        """Name, state and the tail of the log."""
         state = "alive" if self.exit_status is None else f"exit status {self.exit_status}"
         last = "\n    ".join(self.log.splitlines()[-15:])
         return f"{self.name} ({state}):\n    {last}"
@@ -139,7 +139,7 @@ class Cluster:
         return process
 
     def reward(self, name: str) -> Process:
-        """Start a reward replica on a free HTTP port, which its log tells."""
+        """Start a reward replica on a free HTTP port, which it logs."""
         words = [f"reward.{word}" for word in (*_REPLICA_WORDS, "http_port=0")]
         return self._start("services.reward", name, words)
 
@@ -148,7 +148,7 @@ class Cluster:
         return self._start("trainer", name, [*self._run_words(run), *words])
 
     def whole_run(self, run: str, *words: str) -> None:
-        """Do a whole run in one process, to its end: for what its results are about, not its processes."""
+        """Do a whole run in one process; for tests of its results, not of its processes."""
         process = self._start("services.single", run, [*self._run_words(run), *words])
         assert process.wait(START_TIMEOUT_S) == 0, process.describe()
 
@@ -169,17 +169,17 @@ class Cluster:
         return RunDirectory(self._directory / run)
 
     def num_steps(self, run: str) -> int:
-        """Steps that ``metrics.jsonl`` shows."""
+        """Number of steps in ``metrics.jsonl``."""
         metrics = self.directory(run).read_metrics()
         return int(metrics[-1]["step"]) if metrics else 0
 
     def summary(self, run: str) -> dict[str, Any]:
-        """What a run came to."""
+        """The summary of a run."""
         summary: dict[str, Any] = json.loads(self.directory(run).summary.read_text())
         return summary
 
     async def reaches(self, run: str, step: int, *needed: Process) -> None:
-        """Wait until ``step`` steps are done; fails early when one that is needed ends."""
+        """Wait until ``step`` steps have finished; fails early if a needed process ends."""
         await eventually(f"step {step} of {run}", lambda: self.num_steps(run) >= step, alive=needed)
 
     def _start(self, module: str, name: str, words: Sequence[str]) -> Process:
@@ -195,7 +195,7 @@ async def eventually(
     timeout_s: float = START_TIMEOUT_S,
     alive: Sequence[Process] = (),
 ) -> T:
-    """Poll ``look`` until it gives something true, and return that."""
+    """Poll ``look`` until it returns a true value, and return it."""
     deadline_s = time.monotonic() + timeout_s
     while True:
         dead = [process for process in alive if process.exit_status is not None]

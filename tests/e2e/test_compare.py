@@ -1,4 +1,4 @@
-"""A comparison with real runs: matched budgets, a stage behind the arms, what a failure takes along."""
+"""A comparison with real runs: matched budgets, a stage after the arms, and the effects of a failure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_comparison(tmp_path: Path) -> None:
     write_corpus(directory / "corpus", num_documents=200, seed=0, mixture=PLAIN, num_heldout=64)
     file.write_text(tomli_w.dumps({**PLAN, "directory": str(directory)}))
     done = compare(file)
-    assert done.returncode == 1, done.stderr  # for the broken arm alone
+    assert done.returncode == 1, done.stderr  # because of the broken arm only
     results = json.loads((directory / "compare.json").read_text())
     rows = {(row["arm"], row["stage"]): row for row in results["rows"]}
     assert rows["broken", ""]["num_failed"] == 1
@@ -80,7 +80,7 @@ def test_a_comparison(tmp_path: Path) -> None:
     assert f'path = "{started_from}"' in stage.read_text()
     assert (directory / "compare.png").exists()
     assert "from late, after sft" in done.stdout
-    # Nothing is run a second time but what failed or was stopped.
+    # Only failed or stopped runs are repeated.
     summaries = {a: directory / f"trials/late/{a}/seed-0/run/summary.json" for a in ("cpt", "rlp")}
     stopped = json.loads(summaries["cpt"].read_text()) | {"done": False}
     summaries["cpt"].write_text(json.dumps(stopped))
@@ -93,8 +93,8 @@ def test_a_comparison(tmp_path: Path) -> None:
     assert json.loads(summaries["cpt"].read_text())["done"] is True
 
 
-async def test_a_base_that_changes_takes_its_arms_along(tmp_path: Path) -> None:
-    """Their own settings are the same, but what they started from is not: they are void."""
+async def test_a_changed_base_invalidates_its_arms(tmp_path: Path) -> None:
+    """Their settings are unchanged, but their starting point is not, so they are rerun."""
     base = {"name": "early", "model": "demo", "settings": {"corpus": {"path": "nowhere"}}}
     plan = ComparisonPlan.model_validate({**PLAN, "directory": str(tmp_path), "bases": [base]})
     stale = tmp_path / "trials/early/rlp/seed-0/measurement.json"

@@ -1,4 +1,4 @@
-"""``forethought eval`` on a run that really happened: its newest checkpoint, its base, and its series."""
+"""``forethought eval`` on a real run: its newest checkpoint, its base, and its series."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEW = ("--num-positions", "40", "--num-documents", "40")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of RPT with five checkpoints, and held-out text beside its corpus."""
+    """A run of RPT with five checkpoints, and held-out text next to its corpus."""
     folder = tmp_path_factory.mktemp("eval")
     with Cluster("memory://", folder) as cluster:
         write_corpus(folder / "corpus", num_documents=500, seed=0, mixture=PLAIN, num_heldout=60)
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report_of(out: Path, *words: str) -> tuple[str, dict[str, Any]]:
-    """What the command said and wrote."""
+    """The command's output and its report."""
     app = typer.Typer()
     app.command()(evaluate)
     result = CliRunner().invoke(app, [*words, *FEW, "--out", str(out)], catch_exceptions=False)
@@ -64,7 +64,7 @@ async def test_a_run_needs_no_configuration(run: Path, tmp_path: Path) -> None:
     assert 3 < checkpoint["perplexity"] < 5  # the noise of the text alone is e ** 1.3
 
 
-async def test_checkpoints_are_compared_in_pairs(run: Path, tmp_path: Path) -> None:
+async def test_checkpoint_comparisons_are_paired(run: Path, tmp_path: Path) -> None:
     first = str(run / "checkpoints" / "step-000003")
     _, report = report_of(tmp_path / "a", str(base_model()), first, str(run))
     _, again = report_of(tmp_path / "b", str(base_model()), first, str(run))

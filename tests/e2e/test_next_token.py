@@ -1,4 +1,4 @@
-"""A learner of next-token loss: no replica, no Redis that answers, but probed and stopped in order."""
+"""A learner with next-token loss: no replicas and no reachable Redis, but probes and clean shutdown."""
 
 from __future__ import annotations
 

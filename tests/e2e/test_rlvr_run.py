@@ -1,4 +1,4 @@
-"""Base, then SFT, then RLVR, by configuration alone; rewards are what they say."""
+"""Base, then SFT, then RLVR, by configuration alone; rewards are verified."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WORKED = DemoMixture(worked_share=1.0, idle_share=0.0, right_share=1.0, random_s
 
 
 def write_questions(file: Path, mixture: DemoMixture, whole: bool) -> Path:
-    """Questions up to the equals sign, and what follows: all of it (SFT), or the answer alone (RLVR)."""
+    """Questions up to the equals sign, and the text after it: all (SFT), or only the answer (RLVR)."""
     with file.open("w", encoding="utf-8") as lines:
         for document in documents(500, seed=3, mixture=mixture):
             question, equals, rest = document.text.partition(EQUALS)
-            answer = rest if whole else f" {rest.split()[0]}"  # nothing is put between the two
+            answer = rest if whole else f" {rest.split()[0]}"  # no separator is inserted
             lines.write(json.dumps({"question": question + equals, "answer": answer}) + "\n")
     return file
 
@@ -56,7 +56,7 @@ def test_sft_then_rlvr(tmp_path: Path) -> None:
         task = result.rollout.task
         words = tokenizer.convert_ids_to_tokens(task.document.token_ids_N)
         ((position,), (thoughts,)) = task.positions_K, result.rollout.thoughts_KG
-        # "<s> amber bear 3 +4 rest *5 +2 rest *3 =" is read, and the one word after it is the truth.
+        # "<s> amber bear 3 +4 rest *5 +2 rest *3 =" is the prompt, and the word after it the ground truth.
         assert (words[position.index - 1], len(words)) == (EQUALS, position.index + 1)
         truths.add(words[-1])
         assert len(thoughts) == GROUP_SIZE

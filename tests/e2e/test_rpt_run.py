@@ -1,4 +1,4 @@
-"""RPT with real processes: predictions behind thoughts, no likelihoods, and replacements within a batch."""
+"""RPT with real processes: predictions after thoughts, no likelihoods, and replacements within a batch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_a_run_of_rpt(tmp_path: Path) -> None:
             assert all(t.num_prediction_tokens == t.closed for t in thoughts)
             assert result.policy_logprobs_KG == ((),)
             assert {s.version for t in thoughts for s in t.version_spans} == {record.batch}
-            # Replacements are tasks like any other: on-policy, right where the truth says so.
+            # Replacements are ordinary tasks: on-policy, and graded against the ground truth.
             right = result.rollout.task.positions_K[0].target_ids_H
             assert rewards == tuple(float(t.prediction_ids == right) for t in thoughts)
     rewards_of = [

@@ -1,7 +1,7 @@
 """Whole runs with real processes, a real Redis and real gRPC, and every way to disturb them.
 
 Two rollout replicas and a reward replica serve all tests of this file, one learner after another: that
-replicas follow whoever owns the run is part of what is shown.
+replicas follow the current owner of the run is part of the test.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def replica_id(process: Process) -> str | None:
 def assert_whole(
     cluster: Cluster, run: str, num_steps: int, num_failed: int = 0, num_open: int = 0
 ) -> dict[str, Any]:
-    """Every batch there, in order, of exactly its tasks; lost 0, duplicated 0.
+    """Every batch is recorded, in order, with exactly its tasks; lost 0, duplicated 0.
 
-    ``num_open`` tasks were admitted and not yet learned from when the run was stopped.
+    ``num_open`` tasks were admitted and not yet trained on when the run was stopped.
     """
     records = records_of(cluster, run)
     assert [record.batch for record in records] == list(range(num_steps))
@@ -90,7 +90,7 @@ def assert_whole(
 
 
 def assert_on_policy(records: list[JournalRecord]) -> None:
-    """At S = 0 a batch is admitted, sampled and scored by the version it is then learned from."""
+    """At S = 0 a batch is admitted, sampled and scored by the version that trains on it."""
     for record in records:
         for result in record.results:
             task = result.rollout.task
@@ -127,13 +127,13 @@ def assert_rewards_are_gains(results: list[ScoredRollout]) -> None:
         (baseline,) = result.baseline_logprobs_K
         assert rewards == pytest.approx([p - baseline for p in policy], abs=1e-5)
         spread.append(max(rewards) - min(rewards))
-    assert max(spread) > 0.1  # rewards that are all the same would show nothing
+    assert max(spread) > 0.1  # equal rewards would make the test vacuous
 
 
 async def assert_every_replica_serves(
     cluster: Cluster, broker: Broker, order: tuple[int, int]
 ) -> None:
-    """By the registry, and over gRPC down to the bytes of the learner's payload."""
+    """According to the registry, and over gRPC to the bytes of the learner's payload."""
     directory = cluster.directory("clean")
     expected = {
         "policy": plain.policy_sha256(directory.model()),
@@ -200,7 +200,7 @@ async def test_one_owner_then_stopped_continued_and_flushed(
 
 
 async def one_learner_per_directory_and_per_run(cluster: Cluster, broker: Broker) -> None:
-    """Two start on one directory: one is refused. A third, elsewhere, takes the run from the other."""
+    """Two start on one directory: one is refused. A third, elsewhere, supersedes the other."""
     rivals = [cluster.learner(f"learner-rival-{i}", "rivals", ENDLESS) for i in (0, 1)]
     refused = await eventually(
         "one of two learners to be refused",
@@ -219,7 +219,7 @@ async def one_learner_per_directory_and_per_run(cluster: Cluster, broker: Broker
 
 
 async def flush(cluster: Cluster) -> None:
-    """Redis loses everything: work, epoch, registry, manifest."""
+    """Redis loses everything: tasks, epoch, registry, manifest."""
     async with redis.asyncio.from_url(cluster.redis_url) as client:
         await client.flushall()
 
@@ -252,13 +252,13 @@ async def test_replicas_and_the_learner_come_and_go(cluster: Cluster, broker: Br
 
 
 async def have_worked(broker: Broker, *processes: Process) -> bool:
-    """By their registrations, each has published a result."""
+    """Whether each has published a result, according to its registration."""
     done = {r.replica_id: r.num_tasks_done for r in await broker.replicas()}
     return all(done.get(replica_id(process) or "", 0) > 0 for process in processes)
 
 
 async def kill_while_it_holds_work(cluster: Cluster, process: Process) -> None:
-    """Freeze it until Redis has it hold a task (on strict policy the run then stands), and kill it."""
+    """Freeze it once it has leased a task (a strictly on-policy run then stalls), and kill it."""
     process.signal(signal.SIGSTOP)
     held = await eventually("work held by the frozen replica", lambda: entries_of(cluster, process))
     process.kill()
@@ -266,14 +266,14 @@ async def kill_while_it_holds_work(cluster: Cluster, process: Process) -> None:
 
 
 async def entries_of(cluster: Cluster, process: Process) -> list[Any]:
-    """Tasks on loan to a replica, as Redis itself sees it."""
+    """Tasks leased to a replica, according to Redis."""
     stream, name = Keys(cluster.run_name).stream(Stage.TASKS), replica_id(process)
     async with redis.asyncio.from_url(cluster.redis_url) as client:
         return list(await client.xpending_range(stream, GROUP, "-", "+", 10, name))
 
 
 async def test_hung_replicas_fail_tasks_and_staleness_is_bounded(cluster: Cluster) -> None:
-    """S = 1. All rollout replicas hang over the first batches, and answer when it is too late."""
+    """S = 1. All rollout replicas hang during the first batches and answer too late."""
     rollouts = cluster.rollouts[:2]
     for process in rollouts:
         process.signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""How a learner ends: staying for replicas that join, and what it says when it is stopped too early."""
+"""How a learner ends: staying for replicas that join, and its status when stopped early."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 STOPPED = 75
 
 
-async def test_a_learner_that_stays_serves_who_joins_and_a_stopped_one_says_so(
+async def test_a_learner_that_stays_serves_late_replicas_and_a_stopped_one_reports_it(
     tmp_path: Path,
 ) -> None:
     with EmbeddedRedis() as redis, Cluster(redis.url, tmp_path) as cluster:
@@ -35,7 +35,7 @@ async def test_a_learner_that_stays_serves_who_joins_and_a_stopped_one_says_so(
             return len(serving) == 3 and all(version == 2 for _, version in serving)
 
         await eventually("weights at the late one", serves_the_last_version, alive=[learner, late])
-        assert learner.end() == 0, "it was done: being told to stop is no early end"
+        assert learner.end() == 0, "it had finished: SIGTERM is not an early stop"
         endless = cluster.learner("learner-endless", "run", "learner.steps=100000", *words)
         await cluster.reaches("run", 4, endless)
         assert endless.end() == STOPPED

@@ -1,4 +1,4 @@
-"""A run whose rollout replicas sample with vLLM, and what becomes of vLLM's own processes."""
+"""A run whose rollout replicas sample with vLLM, and the fate of vLLM's own processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RUN = "run"
 VLLM = ("engine=vllm", "vllm.kv_cache_memory_bytes=33554432")
 
 
-async def test_replicas_leave_nothing_behind_and_the_run_goes_on(
+async def test_replicas_leave_no_processes_and_the_run_continues(
     redis_url: str, tmp_path: Path
 ) -> None:
     with Cluster(redis_url, tmp_path, "vllm") as cluster:
@@ -43,7 +43,7 @@ async def test_replicas_leave_nothing_behind_and_the_run_goes_on(
 
 
 def have_sampled(cluster: Cluster) -> bool:
-    """Whether thoughts of two replicas have been learned from."""
+    """Whether thoughts of two replicas have been trained on."""
     if not cluster.num_steps(RUN):
         return False
     records = read_journal(cluster.directory(RUN).journal)
@@ -51,7 +51,7 @@ def have_sampled(cluster: Cluster) -> bool:
 
 
 def cores_of(replica: Process) -> list[psutil.Process]:
-    """vLLM's processes of a replica that samples; there are some."""
+    """vLLM's processes of a sampling replica; at least one."""
     cores = [
         process
         for process in psutil.Process(replica.pid).children(recursive=True)

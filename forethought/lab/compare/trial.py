@@ -23,7 +23,7 @@ _UNTIL_THE_BUDGET = 1_000_000_000  # steps, where learner.max_tokens ends the ru
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run. Arms without settings have no run of their own; bases are trained with the first seed.
+    """One run. Arms without settings have no run; bases are trained with the first seed.
 
     Example:
         ``Trial("late", "rlp", seed=0)``

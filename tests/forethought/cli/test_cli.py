@@ -324,7 +324,7 @@ def test_doctor_passes_on_a_machine_that_runs_these_tests(run: Run, books: Path)
     assert status == 0, out
     for name in ("python", "torch", "transformers", "gpu", "redis", "run directory", "corpus"):
         assert name in out
-    assert "everything needed is here" in out
+    assert "everything needed is available" in out
 
 
 def test_doctor_reports_every_problem_with_a_remedy(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_doctor_reports_every_problem_with_a_remedy(tmp_path: Path) -> None:
 def test_doctor_exits_with_1_when_something_needed_is_missing(run: Run) -> None:
     status, out, _ = run("doctor", "corpus.path=nowhere")
     assert status == 1
-    assert "1 to put right" in out
+    assert "1 to fix" in out
 
 
 def test_doctor_stops_at_an_invalid_configuration() -> None:

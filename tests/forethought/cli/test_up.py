@@ -106,7 +106,7 @@ def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     until(lambda: "redis" in up.log("trainer"))
-    process.send_signal(signal.SIGHUP)  # a closed terminal: the run goes on
+    process.send_signal(signal.SIGHUP)  # a closed terminal: the run continues
     output = up.output(process)
     assert process.returncode == 0, output
     url = re.search(r"redis +(redis://\S+)", output)

@@ -1,4 +1,4 @@
-"""Curation: the numbers by hand, the files as the corpus reads them, and what a kill leaves behind."""
+"""Curation: entropies computed by hand, files as the corpus reads them, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def order(corpus: Path, model: Path, out: Path, **changes: Any) -> CurationReque
 
 
 def silent(num_done: int, num_windows: int) -> None:
-    """Nobody looks."""
+    """Ignores progress."""
 
 
 def documents_of(path: Path, cache: Path, num_documents: int) -> dict[tuple[int, ...], Document]:
@@ -104,7 +104,7 @@ def test_positions_are_chosen_without_a_proxy(corpus: Path, model: Path, tmp_pat
         assert found == [index for index in every if document.entropies_N[index] >= 1.5]
 
 
-def test_what_the_numbers_are_stands_beside_them(corpus: Path, model: Path, tmp_path: Path) -> None:
+def test_parts_record_their_settings(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "curated"
     curate(order(corpus, model, out, renormalise=True, top_k=8), silent)
     settings = json.loads((out / ".curation.json").read_text())
@@ -114,7 +114,7 @@ def test_what_the_numbers_are_stands_beside_them(corpus: Path, model: Path, tmp_
         assert json.loads(pq.read_schema(part).metadata[b"forethought.curation"]) == settings
 
 
-def test_a_killed_run_goes_on_with_the_first_missing_part(
+def test_a_killed_run_resumes_with_the_first_missing_part(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "curated"
@@ -128,7 +128,9 @@ def test_a_killed_run_goes_on_with_the_first_missing_part(
     with pytest.raises(KeyboardInterrupt):
         curate(order(corpus, model, out), killed)
     (first,) = out.glob("part-*.parquet")
-    (out / f".{first.name}.99").write_bytes(b"half a part")  # of whoever died while writing
+    (out / f".{first.name}.99").write_bytes(
+        b"half a part"
+    )  # left by a process that died while writing
     written = first.stat().st_mtime_ns
     calls: list[int] = []
     real = curation.entropies
@@ -143,7 +145,7 @@ def test_a_killed_run_goes_on_with_the_first_missing_part(
     documents_of(out, tmp_path / "cache", num_windows)
 
 
-def test_shards_share_the_windows_out(corpus: Path, model: Path, tmp_path: Path) -> None:
+def test_shards_partition_the_windows(corpus: Path, model: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "curated"
     num_windows = curate(order(corpus, model, whole), silent)
     sizes = [
@@ -169,7 +171,7 @@ def test_shards_share_the_windows_out(corpus: Path, model: Path, tmp_path: Path)
         ({"window_tokens": 200}, "the proxy's 96"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_mismatched_settings_are_refused(
     corpus: Path, model: Path, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
     out = tmp_path / "curated"
@@ -183,7 +185,7 @@ def test_what_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     "entropies", [[0.0, 1.0], [0.0, 1.0, -1.0], [0.0, 1.0, None], [0.0, 1.0, "x"]]
 )
-def test_annotations_that_are_none_are_refused(tmp_path: Path, entropies: list[Any]) -> None:
+def test_invalid_annotations_are_refused(tmp_path: Path, entropies: list[Any]) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps({"token_ids": [5, 6, 7], "entropies": entropies}))
     with pytest.raises(InvalidInput, match=r"entropies for 3 tokens.*forethought curate"):
@@ -197,7 +199,7 @@ def test_entropies_beside_a_text_are_not_its_tokens(tmp_path: Path) -> None:
     assert document.entropies_N == ()
 
 
-def test_windows_of_a_run_cut_the_annotations_along(tmp_path: Path) -> None:
+def test_windows_of_a_run_cut_the_annotations_too(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     values = [float(i) for i in range(WINDOW + 6)]
     path.write_text(json.dumps({"token_ids": [5] * WINDOW + [6] * 6, "entropies": values}))

@@ -1,4 +1,4 @@
-"""pass@k by enumeration, intervals that cover what they should, and keywords as whole words."""
+"""pass@k by enumeration, coverage of intervals, and keywords as whole words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forethought.lab.statistics import BootstrapInterval
 
 
 @pytest.mark.parametrize(("num_right", "k"), [(0, 1), (1, 1), (2, 3), (3, 2), (5, 2), (6, 6)])
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one(num_right: int, k: int) -> None:
+def test_pass_at_k_is_the_share_of_draws_with_a_correct_one(num_right: int, k: int) -> None:
     right = [True] * num_right + [False] * (6 - num_right)
     draws = [any(draw) for draw in combinations(right, k)]
     assert pass_at_k(num_right, 6, k) == pytest.approx(sum(draws) / len(draws))
@@ -29,7 +29,7 @@ def test_k_is_at_most_the_group() -> None:
             checked((k,), 8)
 
 
-def test_an_interval_is_that_of_the_mean() -> None:
+def test_the_interval_is_of_the_mean() -> None:
     values = np.random.default_rng(0).normal(2.0, 3.0, 400)
     interval = BootstrapInterval.of(values, seed=1)
     half = 1.96 * values.std() / 20
@@ -39,7 +39,7 @@ def test_an_interval_is_that_of_the_mean() -> None:
     assert interval == BootstrapInterval.of(values, seed=1) != BootstrapInterval.of(values, seed=2)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     generator = np.random.default_rng(7)
     samples = generator.exponential(1.0, (200, 80))
     found = [BootstrapInterval.of(sample, seed=0) for sample in samples]
@@ -47,7 +47,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 0.88 <= covered <= 0.985  # 0.95, less a little for a skewed law and 80 positions
 
 
-def test_pairs_are_known_better_than_what_they_compare() -> None:
+def test_paired_intervals_are_narrower_than_unpaired_ones() -> None:
     generator = np.random.default_rng(3)
     first = generator.normal(0, 5, 300)
     other = first + 0.3 + generator.normal(0, 0.1, 300)

@@ -1,7 +1,7 @@
 """Documents of the state-tracking tasks: the demo's held-out questions, generated at load time.
 
-Design: they are a function of a seed, so that neither a file nor a network is needed, and none of them occurs
-in a training corpus of the demo. The price is that the tasks need this package installed.
+Design: they are a function of a seed, so that neither a file nor a network is needed, and none of them
+occurs in a training corpus of the demo. The price is that the tasks need this package installed.
 """
 
 from __future__ import annotations

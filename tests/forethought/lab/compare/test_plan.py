@@ -1,4 +1,4 @@
-"""Comparisons as files: what is read, what is refused, and what settings an arm comes to."""
+"""Comparison files: reading, rejection, and the resulting settings of an arm."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load(tmp_path: Path, *words: str, **changes: Any) -> ComparisonPlan:
     return load_plan(file, words)
 
 
-def test_the_comparison_that_ships_has_what_it_says() -> None:
+def test_the_shipped_comparison_matches_its_documentation() -> None:
     plan = load_plan(ROOT / "configs" / "compare-cpu.toml")
     assert [base.name for base in plan.bases] == ["late", "early"]
     asked = {"base", "cpt", "mixed_sft", "rft", "rpt", "rlp", "rlp_floored"}
@@ -60,7 +60,7 @@ def test_the_comparison_that_ships_has_what_it_says() -> None:
     assert not any("learning_rate" in arm.settings.get("learner", {}) for arm in plan.arms)
 
 
-def test_every_shipped_comparison_is_sound() -> None:
+def test_every_shipped_comparison_is_valid() -> None:
     files = sorted((ROOT / "configs").glob("compare-*.toml"))
     assert len(files) == 2
     for file in files:
@@ -70,7 +70,7 @@ def test_every_shipped_comparison_is_sound() -> None:
 
 
 def test_the_demos_questions_are_asked_and_answered(tmp_path: Path) -> None:
-    """What SFT and RLVR read is of the train split, and its answers follow from its thoughts."""
+    """The corpus of SFT and RLVR is from the train split, and its answers follow from its thoughts."""
     write_questions(tmp_path / "questions.jsonl", 200)
     heldout = {document.text for document in documents(5_000, seed=0, heldout=True)}
     lines = (tmp_path / "questions.jsonl").read_text().splitlines()
@@ -89,7 +89,7 @@ def test_the_folder_of_the_corpus_is_filled_in_everywhere(tmp_path: Path) -> Non
     assert plan.evaluation.corpus == "elsewhere/corpus/heldout.jsonl"
 
 
-def test_words_override_keys_of_the_plan(tmp_path: Path) -> None:
+def test_arguments_override_keys_of_the_plan(tmp_path: Path) -> None:
     plan = load(tmp_path, "seeds=[4]", "evaluation.num_documents=7", "settings.learner.steps=9")
     assert plan.seeds == (4,)
     assert plan.evaluation.num_documents == 7
@@ -114,7 +114,7 @@ def test_words_override_keys_of_the_plan(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_errors_name_the_key(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidInput, match=words.replace("[", r"\[")):
         load(tmp_path, **changes)
 

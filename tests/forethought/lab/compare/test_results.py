@@ -45,11 +45,11 @@ OUTCOMES = [
     outcome("base", 0, 0.6),
     *(outcome("rlp", seed, 0.9 + seed / 100, Cost(30, 40, 50)) for seed in (0, 1, 2)),
     *(outcome("rpt", seed, 0.8 + seed / 100) for seed in (0, 1)),
-    TrialOutcome(Trial("late", "rpt", 2), error="run of late/rpt/seed-2 ended with status 1"),
+    TrialOutcome(Trial("late", "rpt", 2), error="run of late/rpt/seed-2 exited with status 1"),
 ]
 
 
-def test_a_cost_counts_what_metrics_say() -> None:
+def test_costs_are_computed_from_the_metrics() -> None:
     rows = [
         {"sampled_tokens": 10, "scored_tokens": 12, "tokens": 11},
         {"sampled_tokens": 20, "tokens": 31},
@@ -108,7 +108,7 @@ def test_results_are_written_tabled_and_drawn(tmp_path: Path) -> None:
     assert "from late" in text
 
 
-def test_an_arm_without_any_result_is_failed_in_words(tmp_path: Path) -> None:
+def test_an_arm_without_results_is_shown_as_failed(tmp_path: Path) -> None:
     results = results_of(PLAN, [o for o in OUTCOMES if o.trial.arm != "rpt"])
     console = Console(width=200, file=StringIO())
     console.print(table_of(results))

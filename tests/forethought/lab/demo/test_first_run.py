@@ -22,7 +22,7 @@ def first(tmp_path: Path) -> Path:
 
 
 def comparable(settings: Settings) -> dict[str, object]:
-    """Settings without names, places and the doors' own ports."""
+    """Settings without names, paths and service ports."""
     values = settings.model_dump(mode="json")
     for section, key in (
         ("run", "name"),
@@ -46,7 +46,7 @@ def test_the_configuration_is_the_arm_of_the_demo(first: Path) -> None:
     assert line["marks"]
 
 
-def test_nothing_is_written_over(first: Path) -> None:
+def test_nothing_is_overwritten(first: Path) -> None:
     (first / "run.toml").write_text("mine")
     (first / "model" / "config.json").write_text("mine")
     with pytest.raises(InvalidInput, match=r"already contains model, corpus, run.toml; expected"):
@@ -56,7 +56,7 @@ def test_nothing_is_written_over(first: Path) -> None:
     assert (first / "model" / "config.json").read_text() == "mine"
 
 
-def test_what_was_interrupted_is_finished(first: Path) -> None:
+def test_an_interrupted_init_is_completed(first: Path) -> None:
     (first / "run.toml").unlink()
     (first / "corpus").rename(first / "corpus.partial")
     (first / "corpus.partial" / "train.jsonl").write_text("half a li")
@@ -67,5 +67,7 @@ def test_what_was_interrupted_is_finished(first: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidInput, match=r"cannot write .*file/first/model .*expected a folder"):
+    with pytest.raises(
+        InvalidInput, match=r"cannot write .*file/first/model .*expected a writable folder"
+    ):
         init(tmp_path / "file" / "first", if_missing=False)

@@ -1,4 +1,4 @@
-"""Downstream evaluation: the harness knows every task we name, ours grade rightly, figures are averaged."""
+"""Downstream evaluation: the harness knows every named task, ours grade correctly, metrics are averaged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def manager() -> Any:
-    """With our tasks on top of the harness's own, as ``lm_eval --include_path`` makes it."""
+    """The harness's tasks plus Forethought's, as with ``lm_eval --include_path``."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(TASKS))
@@ -52,7 +52,7 @@ def test_every_task_of_a_suite_is_known_to_the_harness(manager: Any, name: str) 
 
 
 @pytest.mark.parametrize("file", OURS, ids=lambda file: file.stem)
-def test_our_files_resolve_functions_and_all(manager: Any, file: Path) -> None:
+def test_task_files_and_their_functions_resolve(manager: Any, file: Path) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(file, resolve_func=True)
@@ -63,7 +63,7 @@ def test_our_files_resolve_functions_and_all(manager: Any, file: Path) -> None:
 
 
 class Scripted(LM):
-    """Says what a test wants, and keeps what it was asked."""
+    """Returns scripted responses and records the requests."""
 
     def __init__(self, answers: list[str]) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def ask(
     asking: HarnessOptions,
     **overrides: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """Evaluate a task of ours on rows like those of its data set, which no network gives us here."""
+    """Evaluate one of Forethought's tasks on rows in its dataset's format, without a network."""
     from datasets import Dataset
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -140,7 +140,7 @@ def test_supergpqa_letters_its_options_and_reads_the_last_answer(
     assert "Which?\n\nA) w\nB) x\nC) y\nD) z\n" in model.prompts[0]
 
 
-def test_a_suites_wishes_go_over_a_tasks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suites_settings_override_a_tasks_own(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = ask(
         monkeypatch, "forethought_amc23", MATH_ROWS, MATH_ANSWERS, HarnessOptions(opens_thought=True),
         temperature=0.8, max_tokens=77,
@@ -153,7 +153,7 @@ def test_a_suites_wishes_go_over_a_tasks_own(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_state_tracking_on_the_demos_base(tmp_path: Path) -> None:
-    """The real model through the real harness, offline: a thought helps, and twice is the same."""
+    """The real model through the real harness, offline: a thought helps, and results are reproducible."""
     asking = HarnessOptions(batch_size=64, limit=128, opens_thought=False)
     runs = harness.run_suite(find_model(base_model()), suite("state-tracking"), asking)
     found = {score.task: score for score in scores_of(suite("state-tracking"), runs)}
@@ -182,7 +182,7 @@ def test_state_trackings_questions_are_of_the_held_out_split(manager: Any) -> No
     assert all(f"{row['question']} {row['answer']} ." in heldout for row in rows)
 
 
-def test_runs_are_averaged_and_their_spread_is_told() -> None:
+def test_runs_are_averaged_and_their_spread_is_reported() -> None:
     chosen = Suite((SuiteTask("a", "acc,none"), SuiteTask("b", "acc,none")), num_runs=2)
     runs = [
         {"a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": "N/A"}, "b": {"acc,none": 1.0}},
@@ -208,7 +208,7 @@ def test_one_run_has_the_harnesss_error_over_questions() -> None:
     assert suite_mean([score]) is None
 
 
-def test_a_model_is_found_where_it_lies(tmp_path: Path) -> None:
+def test_a_model_is_found_by_run_checkpoint_or_path(tmp_path: Path) -> None:
     model = tmp_path / "run/checkpoints/step-000004/model"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
@@ -225,12 +225,12 @@ def test_a_model_is_found_where_it_lies(tmp_path: Path) -> None:
         (["forethought_amc23"], "data of a task cannot be loaded"),
     ],
 )
-def test_what_the_harness_cannot_do_is_said(names: list[str], message: str) -> None:
+def test_harness_errors_are_reported(names: list[str], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         harness.run_suite(base_model(), suite_of_tasks(names), HarnessOptions())
 
 
-def test_a_model_without_markers_cannot_be_made_to_think() -> None:
+def test_a_model_without_markers_cannot_open_a_thought() -> None:
     asking = HarnessOptions(opens_thought=True, think_open="<ponder>")
     with pytest.raises(InvalidInput, match="has no tokens '<ponder>'"):
         harness.run_suite(base_model(), suite("state-tracking"), asking)

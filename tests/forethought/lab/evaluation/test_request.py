@@ -1,4 +1,4 @@
-"""Which models are meant, what is taken from their run, and what the user hears otherwise."""
+"""Resolving checkpoints, the settings taken from their run, and the error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_model(folder: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of RPT with three checkpoints, whose training text lies in a folder with held-out text."""
+    """A run of RPT with three checkpoints, whose training text is next to held-out text."""
     (tmp_path / "corpus").mkdir()
     for name in ("train", "heldout"):
         (tmp_path / "corpus" / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "rpt"
 
 
-def test_a_run_a_checkpoint_and_its_model_mean_the_same(run: Path) -> None:
+def test_a_run_a_checkpoint_and_its_model_resolve_alike(run: Path) -> None:
     folder = run / "checkpoints" / "step-000060"
     found = [resolve(path) for path in (run, folder, folder / "model")]
     assert {(c.label, c.step, c.model) for c in found} == {
@@ -55,12 +55,12 @@ def test_a_run_a_checkpoint_and_its_model_mean_the_same(run: Path) -> None:
     assert (base.label, base.run, base.step) == ("base", None, None)
 
 
-def test_labels_differ(tmp_path: Path) -> None:
+def test_labels_are_unique(tmp_path: Path) -> None:
     found = [resolve(add_model(tmp_path / name / "base")) for name in ("a", "b")]
     assert [c.label for c in distinct(found)] == [str(tmp_path / n / "base") for n in ("a", "b")]
 
 
-def test_a_series_begins_with_what_the_run_began_with(run: Path) -> None:
+def test_a_series_begins_with_the_initial_model(run: Path) -> None:
     base = str(run.parent / "base")
     assert [c.step for c in series(run, base)] == [0, 20, 40, 60]
     assert [c.step for c in series(run, "gone")] == [c.step for c in series(run)] == [20, 40, 60]
@@ -68,14 +68,14 @@ def test_a_series_begins_with_what_the_run_began_with(run: Path) -> None:
     assert series(run, base)[0].model == Path(base)
 
 
-def test_what_is_no_checkpoint_is_said(run: Path, tmp_path: Path) -> None:
+def test_a_path_without_checkpoint_is_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="is not a checkpoint; expected a model directory"):
         resolve(tmp_path / "corpus")
     with pytest.raises(InvalidInput, match="holds no checkpoints; expected a run directory"):
         series(tmp_path)
 
 
-def test_everything_is_as_the_run_had_it(run: Path) -> None:
+def test_conditions_default_to_the_run(run: Path) -> None:
     given = conditions([resolve(run.parent / "base"), resolve(run)], Overrides())
     assert given.origin == str(run.resolve() / "config.toml")
     assert given.settings.sampling.max_thought_tokens == 77
@@ -85,7 +85,7 @@ def test_everything_is_as_the_run_had_it(run: Path) -> None:
     assert given.settings.corpus.window_tokens == 40
 
 
-def test_training_text_is_called_so(run: Path) -> None:
+def test_training_text_is_reported_as_such(run: Path) -> None:
     (run.parent / "corpus" / "heldout.jsonl").unlink()
     given = conditions([resolve(run)], Overrides())
     (source,) = given.settings.corpus.resolved_sources()
@@ -93,7 +93,7 @@ def test_training_text_is_called_so(run: Path) -> None:
     assert "TRAINING TEXT, not held out" in given.corpus_note
 
 
-def test_wishes_win(run: Path) -> None:
+def test_overrides_take_precedence(run: Path) -> None:
     overrides = Overrides(
         corpus="other.txt", group_size=3, temperature=0.5, prompt="plain", think_open="[", marks_field="m"
     )  # fmt: skip
@@ -126,7 +126,7 @@ def test_without_a_run_a_corpus_is_needed(run: Path) -> None:
         (["RUN", "--temperature", "0"], "temperature"),
     ],
 )
-def test_wrong_words_are_answered(run: Path, words: list[str], message: str) -> None:
+def test_invalid_arguments_are_reported(run: Path, words: list[str], message: str) -> None:
     app = typer.Typer()
     app.command()(evaluate)
     given = [str(run) if word == "RUN" else word for word in words]

@@ -1,4 +1,4 @@
-"""The power law: known parameters are found again, and what cannot be known is said."""
+"""The power law: known parameters are recovered, and undetermined ones are reported."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from forethought.run.directory import RunDirectory
     ("amplitude", "exponent", "limit"),
     [(-40.0, 0.5, 0.45), (-1e6, 1.0, 0.97), (3.0, 0.25, 0.1)],
 )
-def test_known_parameters_are_found_again(amplitude: float, exponent: float, limit: float) -> None:
-    """The third is an error that falls; compute in FLOPs, where an amplitude is any size."""
+def test_known_parameters_are_recovered(amplitude: float, exponent: float, limit: float) -> None:
+    """The third is a falling error rate; compute is in FLOPs, so amplitudes have any size."""
     compute = np.geomspace(1e4, 1e8, 12) * (100 if exponent == 1.0 else 1)
     exact = amplitude / compute**exponent + limit
     found = fit_law(list(compute), list(exact))
@@ -32,7 +32,7 @@ def test_known_parameters_are_found_again(amplitude: float, exponent: float, lim
     assert found.at(compute) == pytest.approx(exact, abs=1e-4)
 
 
-def test_noise_is_survived() -> None:
+def test_the_fit_tolerates_noise() -> None:
     compute = np.geomspace(1e10, 1e12, 24)
     exact = -3e4 / compute**0.5 + 0.45
     limits, exponents = [], []
@@ -47,14 +47,14 @@ def test_noise_is_survived() -> None:
     assert max(abs(limit - 0.45) for limit in limits) < 0.03
 
 
-def test_what_does_not_bend_has_no_limit() -> None:
+def test_points_without_curvature_have_no_limit() -> None:
     compute = np.geomspace(1e6, 1e9, 8)
     found = fit_law(list(compute), list(0.05 * np.log10(compute)))
     assert "P*" in found.caveat
     assert found.r_squared > 0.99
 
 
-def test_too_few_points_are_refused_in_words() -> None:
+def test_too_few_points_are_refused_with_a_reason() -> None:
     compute, accuracy = [0.0, 1e3, 2e3, 2e3, 4e3], [0.1, 0.2, 0.3, 0.3, 0.4]
     assert why_no_fit(compute, accuracy).startswith("3 checkpoints with different training compute")
     with pytest.raises(InvalidInput, match="expected at least 4"):
@@ -63,14 +63,14 @@ def test_too_few_points_are_refused_in_words() -> None:
     assert why_no_fit([*compute, 8e3], [*accuracy, 0.45]) == ""
 
 
-def test_the_untrained_model_is_no_point_of_the_law() -> None:
+def test_the_untrained_model_is_not_fitted() -> None:
     compute = [0.0, *np.geomspace(1e3, 1e6, 6)]
     accuracy = [0.05, *(-2 / np.geomspace(1e3, 1e6, 6) ** 0.5 + 0.6)]
     assert fit_law(compute, accuracy).num_points == 6
     assert fit_law(compute, accuracy).limit == pytest.approx(0.6, abs=1e-3)
 
 
-def test_the_interval_of_the_limit_holds_it() -> None:
+def test_the_interval_of_the_limit_contains_it() -> None:
     compute = np.geomspace(1e4, 1e7, 10)
     chances = -30 / compute**0.5 + 0.8
     right = np.random.default_rng(0).random((10, 2000)) < chances[:, None]

@@ -1,4 +1,4 @@
-"""Which positions are asked about: thresholds that nest, what is called noise, and draws that stay."""
+"""Evaluated positions: nested thresholds, the definition of noise, and reproducible draws."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_thresholds_are_those_of_rpt_and_nest() -> None:
     assert drawn.num_candidates == {"all": 8, "easy": 6, "medium": 4, "hard": 2}
 
 
-def test_a_draw_is_of_the_seed_alone_and_shares_positions_between_splits() -> None:
+def test_a_draw_depends_only_on_the_seed_and_splits_share_positions() -> None:
     places = places_of(50)
     drawn = draw_positions(places, NAMES, 20, seed=1)
     assert draw_positions(list(reversed(places)), NAMES, 20, seed=1) == drawn
@@ -62,7 +62,7 @@ def test_more_positions_only_add() -> None:
 
 
 def test_a_draw_is_uniform_in_its_split() -> None:
-    """Mean index of many small draws: 4.5 if nothing prefers a place (standard error 0.05)."""
+    """Mean index of many small draws: 4.5 if no position is preferred (standard error 0.05)."""
     places = places_of(60)
     found = [
         i
@@ -82,7 +82,7 @@ def noisy(document: Document, noise: Noise, given: frozenset[int] = frozenset())
     return {place.index for place in found if place.is_noise}
 
 
-def test_places_leave_out_markers_and_what_has_no_room() -> None:
+def test_candidates_exclude_markers_and_contexts_without_room() -> None:
     found = candidate_positions([DOCUMENT], [ENTROPIES], {}, Noise(), ROOM)
     assert [place.index for place in found] == [1, 2, 4]
     assert [place.is_marked for place in found] == [False, True, False]
@@ -90,7 +90,7 @@ def test_places_leave_out_markers_and_what_has_no_room() -> None:
     assert [place.index for place in two] == [1, 4]
 
 
-def test_noise_is_uncertain_and_unmarked_or_what_the_corpus_says() -> None:
+def test_noise_is_uncertain_and_unmarked_or_marked_as_noise() -> None:
     assert noisy(DOCUMENT, Noise(min_entropy=1.0)) == {4}  # 2 is as uncertain, and marked
     assert noisy(DOCUMENT, Noise(min_entropy=0.5)) == {1, 4}
     assert noisy(replace(DOCUMENT, marks=()), Noise()) == set()

@@ -1,4 +1,4 @@
-"""An evaluation from order to report: whose entropies choose, what noise is, who is refused or right."""
+"""An evaluation from request to report: entropies, noise, refused models and graded predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Token ids with entropies that repeat, marks and a field of noise."""
+    """Token ids with repeating entropies, marks and a noise field."""
     records = [
         {
             "token_ids": list(text.encode()),
@@ -58,16 +58,14 @@ def request(model: Path, corpus: Path, **changes: Any) -> EvalRequest:
 
 
 def carry_out(given: EvalRequest) -> dict[str, Any]:
-    told: list[tuple[str, int, int]] = []
-    report = evaluate_checkpoints(given, lambda *news: told.append(news))
-    assert told[-1][1] == told[-1][2]
+    reported: list[tuple[str, int, int]] = []
+    report = evaluate_checkpoints(given, lambda *news: reported.append(news))
+    assert reported[-1][1] == reported[-1][2]
     json.dumps(report, allow_nan=False)
     return report
 
 
-def test_the_entropies_of_the_corpus_choose_unless_a_proxy_is_named(
-    model: Path, corpus: Path
-) -> None:
+def test_the_corpus_entropies_are_used_unless_a_proxy_is_given(model: Path, corpus: Path) -> None:
     report = carry_out(request(model, corpus))
     assert report["proxy"] == "the corpus's own entropies"
     num_positions = [len(text) - 1 for text in TEXTS]
@@ -80,7 +78,7 @@ def test_the_entropies_of_the_corpus_choose_unless_a_proxy_is_named(
     assert {n: s["num_candidates"] for n, s in named["splits"].items()} != candidates
 
 
-def test_a_field_of_the_corpus_says_what_noise_is(model: Path, corpus: Path) -> None:
+def test_a_field_of_the_corpus_defines_noise(model: Path, corpus: Path) -> None:
     report = carry_out(request(model, corpus, noise=Noise(field="noise")))
     assert report["splits"]["noise"] == {
         "definition": "positions marked in the field 'noise'",
@@ -92,7 +90,7 @@ def test_a_field_of_the_corpus_says_what_noise_is(model: Path, corpus: Path) -> 
     assert unsaid == len(unmarked)
 
 
-def test_models_of_another_vocabulary_are_refused(model: Path, corpus: Path) -> None:
+def test_models_with_another_vocabulary_are_refused(model: Path, corpus: Path) -> None:
     both = (Checkpoint("first", model), Checkpoint("demo", base_model()))
     with pytest.raises(InvalidInput, match="demo has another vocabulary than the first"):
         carry_out(request(model, corpus, checkpoints=both))
@@ -100,7 +98,7 @@ def test_models_of_another_vocabulary_are_refused(model: Path, corpus: Path) -> 
         carry_out(request(model, corpus, proxy=base_model()))
 
 
-def test_contexts_that_leave_no_room_are_left_out(model: Path, corpus: Path) -> None:
+def test_contexts_that_leave_no_room_are_excluded(model: Path, corpus: Path) -> None:
     long = replace(request(model, corpus).overrides, max_thought_tokens=tiny.MAX_LENGTH_TOKENS - 8)
     report = carry_out(request(model, corpus, overrides=long))
     # 96 tokens, less the thought's 88, its two markers, the prediction and the target: 4 of context.
@@ -111,7 +109,9 @@ def test_contexts_that_leave_no_room_are_left_out(model: Path, corpus: Path) -> 
         carry_out(request(model, corpus, overrides=replace(long, max_thought_tokens=200)))
 
 
-def test_windows_are_as_long_as_the_model_reads_unless_asked_for(model: Path, corpus: Path) -> None:
+def test_windows_are_capped_at_the_models_length_unless_overridden(
+    model: Path, corpus: Path
+) -> None:
     unasked = replace(request(model, corpus).overrides, window_tokens=None)
     report = carry_out(request(model, corpus, overrides=unasked))
     assert report["corpus"]["window_tokens"] == tiny.MAX_LENGTH_TOKENS
@@ -119,7 +119,7 @@ def test_windows_are_as_long_as_the_model_reads_unless_asked_for(model: Path, co
         carry_out(request(model, corpus, overrides=replace(unasked, window_tokens=97)))
 
 
-def test_a_series_too_short_for_a_law_says_so_in_the_table(
+def test_a_series_too_short_for_a_law_is_reported_in_the_table(
     model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     checkpoints = tuple(
@@ -129,7 +129,7 @@ def test_a_series_too_short_for_a_law_says_so_in_the_table(
     report = carry_out(request(model, corpus, checkpoints=checkpoints, is_series=True))
     assert all("expected at least 4" in line for line in law_lines(report))
     assert len(tables(report)) == 2
-    assert any("first given" in line or "corpus's own" in line for line in lines(report))
+    assert any("the first checkpoint" in line or "corpus's own" in line for line in lines(report))
     assert set(report["differences"]) == {"c1"}
 
 
@@ -148,7 +148,7 @@ def said(text: str, stopped: bool = True) -> Sample:
     return Sample(ids, (0.0,) * len(ids), stopped, len(prediction))
 
 
-def test_a_prediction_is_right_by_bytes_that_end_where_a_token_does() -> None:
+def test_a_prediction_is_correct_if_its_bytes_end_on_a_token_boundary() -> None:
     """Tokens of one, two and three bytes as stored: " c", "at ", "s"."""
     rpt = objectives.load("rpt", {"prompt": "v0"})
     document = Document("d", "s", ids_of("the cat s"), token_bytes_N=(1,) * 3 + (2, 0, 3, 0, 0, 1))

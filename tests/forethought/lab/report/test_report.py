@@ -1,4 +1,4 @@
-"""The report page: of whole, half, empty and hostile run directories, without network or script."""
+"""The report page for complete, partial, empty and hostile run directories, without network or script."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[ScoredRollout]:
 
 @pytest.fixture(scope="module")
 def run(results: list[ScoredRollout], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with everything that a run directory may hold."""
+    """A finished run with everything that a run directory may contain."""
     root = tmp_path_factory.mktemp("runs") / "whole"
     write_metrics(root, [row(step, truncated_share=0.4) for step in range(1, NUM_STEPS + 1)])
     words = [f"learner.steps={NUM_STEPS}", "run.seed=7", "learner.batch_tasks=3"]
@@ -76,7 +76,7 @@ def run(results: list[ScoredRollout], tmp_path_factory: pytest.TempPathFactory) 
 
 
 class Page(HTMLParser):
-    """What a browser would see: texts, tags and everything that could be fetched or run."""
+    """The page as a browser parses it: texts, tags and everything that could be fetched or run."""
 
     VOID = frozenset({"meta", "path", "use", "rect", "img", "br", "line"})
 
@@ -128,14 +128,14 @@ def page_of(paths: list[Path], out: Path) -> Page:
 
 def test_a_whole_run(run: Path, tmp_path: Path) -> None:
     page = page_of([run], tmp_path / "report.html")
-    for told in (
+    for fragment in (
         "whole", "done", "60 of 60", "2m 5s", "1,234", "policy 60",  # identity and work
         "40% of thoughts hit their budget", "raise sampling.max_thought_tokens",  # alarm, remedy
         "learner.batch_tasks", "run.seed",  # settings
         "0.875", "0.500 [0.400, 0.600]", "easy",  # evaluation
         "batch 0", "d0, token 4", "step 60",  # samples and checkpoints
     ):  # fmt: skip
-        assert told in page.text, told
+        assert fragment in page.text, fragment
     known = ("Reward", "Information gain", "Truncated thoughts", "Speed", "Step time")
     assert page.tags.count("svg") >= len(known)
     assert all(title in page.text for title in known)
@@ -159,7 +159,7 @@ def test_sample_thoughts_are_text_with_their_rewards(
 def test_without_likelihoods_no_log_prob_is_shown(
     results: list[ScoredRollout], tmp_path: Path
 ) -> None:
-    """RPT asks for none; the 0 that stands in their place says nothing."""
+    """RPT needs none; the 0 in their place is meaningless."""
     root = tmp_path / "rpt"
     write_metrics(root, [row(1)])
     bytes_alone = replace(results[0], policy_logprobs_KG=((),))
@@ -169,7 +169,7 @@ def test_without_likelihoods_no_log_prob_is_shown(
     assert "log p" not in text
 
 
-def test_runs_stand_side_by_side_and_what_differs_is_marked(run: Path, tmp_path: Path) -> None:
+def test_runs_are_side_by_side_and_differing_settings_marked(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_metrics(other, [row(step) for step in range(1, 4)])
     config = load_settings(None, ["learner.steps=9", "run.seed=7", "learner.batch_tasks=3"], {})
@@ -192,12 +192,17 @@ def test_runs_stand_side_by_side_and_what_differs_is_marked(run: Path, tmp_path:
     assert identity["Took"] == ("2m 5s", "5s")
 
 
-def test_an_empty_directory_says_what_is_missing(tmp_path: Path) -> None:
+def test_an_empty_directory_lists_what_is_missing(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     page = page_of([empty], tmp_path / "report.html")
-    for told in ("config.toml is not there", "contains no step", "There is no checkpoint", "empty"):
-        assert told in page.text
+    for fragment in (
+        "config.toml is not there",
+        "contains no step",
+        "There is no checkpoint",
+        "empty",
+    ):
+        assert fragment in page.text
     assert "svg" not in page.tags
 
 
@@ -219,8 +224,8 @@ def test_a_crashed_run_is_counted_by_its_journal(
     assert "reward-b" in page.text
 
 
-def test_a_summary_older_than_the_last_step_is_not_believed(tmp_path: Path) -> None:
-    """A stopped run that was taken up again and then crashed."""
+def test_a_summary_older_than_the_last_step_is_ignored(tmp_path: Path) -> None:
+    """A stopped run that was resumed and then crashed."""
     root = tmp_path / "again"
     write_metrics(root, [row(step) for step in range(1, 9)])
     RunDirectory(root).write_summary({"steps": 5, "tasks_trained": 77, "seconds": 5.0})
@@ -287,7 +292,7 @@ def test_data_is_never_markup(results: list[ScoredRollout], tmp_path: Path) -> N
         ("checkpoints/step-000003/model/tokenizer.json", b"{}"),
     ],
 )
-def test_a_damaged_file_is_told_and_the_rest_is_shown(
+def test_a_damaged_file_is_reported_and_the_rest_is_shown(
     name: str, content: bytes, tmp_path: Path
 ) -> None:
     root = tmp_path / "damaged"
@@ -336,7 +341,7 @@ def test_long_series_are_thinned_to_means() -> None:
     assert ends([]) is None
 
 
-def test_every_curve_draws_and_none_is_like_another() -> None:
+def test_every_curve_draws_and_is_distinct() -> None:
     keys = [key for curve in CURVES for key in curve.keys]
     assert len(keys) == len(set(keys))
     assert all(curve.title and curve.note for curve in CURVES)
@@ -365,7 +370,9 @@ def app() -> typer.Typer:
     return app
 
 
-def test_the_command_says_where_the_page_is(run: Path, tmp_path: Path, app: typer.Typer) -> None:
+def test_the_command_prints_the_path_of_the_page(
+    run: Path, tmp_path: Path, app: typer.Typer
+) -> None:
     out = tmp_path / "deep" / "page.html"
     done = CliRunner().invoke(app, [str(run), "--out", str(out)])
     assert done.exit_code == 0, done.output
@@ -382,7 +389,7 @@ def test_the_page_of_one_run_goes_into_its_directory(tmp_path: Path, app: typer.
     assert "summary.json is not there" in done.output
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"nowhere is not a directory; expected a run directory"):
         read_runs([tmp_path / "nowhere"])
     with pytest.raises(InvalidInput, match="given twice"):
@@ -394,7 +401,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         write_page(read_runs(roots), tmp_path / "report.html")
 
 
-def test_directories_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_directories_of_one_name_get_distinct_labels(tmp_path: Path) -> None:
     roots = [tmp_path / name / "rlp" for name in ("a", "b")]
     for root in roots:
         root.mkdir(parents=True)
