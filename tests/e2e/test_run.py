@@ -25,6 +25,7 @@ from forethought.types import ScoredRollout
 from forethought.weights.grpc_weights import WeightsClient
 from tests.e2e import plain
 from tests.e2e.processes import BATCH_TASKS, BEARER, GROUP_SIZE, Cluster, Process, eventually
+from tests.redis_loss import lose_everything
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -220,8 +221,7 @@ async def one_learner_per_directory_and_per_run(cluster: Cluster, broker: Broker
 
 async def flush(cluster: Cluster) -> None:
     """Redis loses everything: tasks, epoch, registry, manifest."""
-    async with redis.asyncio.from_url(cluster.redis_url) as client:
-        await client.flushall()
+    await lose_everything(cluster.redis_url)
 
 
 async def test_replicas_and_the_learner_come_and_go(cluster: Cluster, broker: Broker) -> None:

@@ -315,7 +315,9 @@ def test_a_missing_objective_is_refused_in_words(plugins: Path, name: str) -> No
         objectives.load(name)
 
 
-@pytest.mark.parametrize("name", ["ftplug.nothing", "parts", "forethought.objectives.parts.positions"])
+@pytest.mark.parametrize(
+    "name", ["ftplug.nothing", "parts", "forethought.objectives.parts.positions"]
+)
 def test_a_module_without_an_objective_is_refused_in_words(plugins: Path, name: str) -> None:
     with pytest.raises(InvalidInput, match="defines 0 objectives; expected exactly one"):
         objectives.load(name)

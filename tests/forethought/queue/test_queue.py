@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
-import redis.asyncio
 
 from forethought.errors import InvalidInput, Unreachable
 from forethought.queue import (
@@ -27,6 +26,7 @@ from forethought.queue.keys import MAX_DEAD_LETTERS
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.queue.redis_broker import RedisBroker
 from forethought.types import Replica
+from tests.redis_loss import lose_everything
 
 LEASE_S = 0.15
 EXPIRED_S = 0.2  # longer than a lease
@@ -94,11 +94,7 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     url = request.getfixturevalue("redis_url")
     brokers = [RedisBroker(url, f"test-{uuid.uuid4().hex}") for _ in range(2)]
 
-    async def flush_all() -> None:
-        async with redis.asyncio.Redis.from_url(url) as client:
-            await client.flushall()
-
-    yield Bench(brokers[0], brokers[1], asyncio.sleep, flush_all)
+    yield Bench(brokers[0], brokers[1], asyncio.sleep, lambda: lose_everything(url))
     for broker in brokers:
         await broker.close()
 

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -330,10 +331,10 @@ async def test_dead_letters_of_deliveries_out_of_attempts_are_counted(broker: Br
 
 
 class RedisProxy:
-    """A TCP proxy to Redis that can be cut and restored; the Redis behind it keeps its data."""
+    """A TCP proxy to a Redis on a socket that can be cut and restored; the Redis behind it keeps its data."""
 
     def __init__(self, redis_url: str) -> None:
-        self._port = urlsplit(redis_url).port
+        self._socket_path = urlsplit(redis_url).path
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self._pumps: set[asyncio.Task[None]] = set()
@@ -352,7 +353,7 @@ class RedisProxy:
         self._writers.clear()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        there_reader, there_writer = await asyncio.open_unix_connection(self._socket_path)
         self._writers += [writer, there_writer]
         for source, sink in ((reader, there_writer), (there_reader, writer)):
             pump = asyncio.create_task(self._pump(source, sink))
@@ -405,16 +406,15 @@ async def test_stopping_without_redis_ends_with_the_lease(redis_url: str) -> Non
     await broker.close()
 
 
-async def test_survives_a_redis_that_restarts_empty() -> None:
-    with EmbeddedRedis() as redis:
-        port = urlsplit(redis.url).port
+async def test_survives_a_redis_that_restarts_empty(socket_dir: Path) -> None:
+    with EmbeddedRedis(socket_dir=socket_dir) as redis:
         broker = connect(redis.url, "run")
         await broker.put(Stage.TASKS, [task(1)])
         worker = worker_of(Weights(), consumer_of(broker))
         run = asyncio.create_task(worker.run())
         assert await results(broker, 1) == {1: b"done"}
         life = await broker.instance_id()
-    with EmbeddedRedis(port=port):
+    with EmbeddedRedis(socket_dir=socket_dir):
         assert await broker.instance_id() != life
         await broker.put(Stage.TASKS, [task(2)])
         assert await results(broker, 1) == {2: b"done"}
