@@ -74,10 +74,10 @@ def test_importing_the_library_is_light() -> None:
 
 
 def test_clients_load_a_transport_when_a_url_names_it() -> None:
-    transports = {"httpx", "grpc", "google"}
+    transports = {"httpx", "httpx2", "grpc", "google"}
     code = "import forethought.clients as c\n"
     assert not loaded_after(code) & (HEAVY | transports | {"numpy"})
-    assert loaded_after(code + "c.RewardClient('http://h:1')") & transports == {"httpx"}
+    assert loaded_after(code + "c.RewardClient('http://h:1')") & transports == {"httpx2"}
     loaded = loaded_after(code + "c.RewardClient('grpc://h:1').close()")
     assert loaded & transports == {"grpc", "google"}
     assert not loaded & HEAVY

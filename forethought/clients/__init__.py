@@ -3,7 +3,7 @@
     RewardClient("http://host:8080")     scores thoughts (HTTP or gRPC)
     RolloutClient("grpc://host:50051")   samples thoughts (gRPC only)
 
-Importing this loads neither httpx nor grpc: a client loads the one its URL requires.
+Importing this loads neither httpx2 nor grpc: a client loads the one its URL requires.
 """
 
 from forethought.clients.retrying import Retries

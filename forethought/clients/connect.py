@@ -14,7 +14,7 @@ from forethought.errors import InvalidInput
 
 
 def transport_of(url: str, service: str, bearer: Bearer) -> Transport:
-    """The blocking transport for the URL's scheme; loads httpx or grpc, not both.
+    """The blocking transport for the URL's scheme; loads httpx2 or grpc, not both.
 
     Raises:
         InvalidInput: the URL has another scheme or no host, or the service does not support the scheme.

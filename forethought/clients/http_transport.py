@@ -1,7 +1,7 @@
-"""Questions over HTTP, with httpx.
+"""Questions over HTTP, with httpx2.
 
 Design: connections are kept and not limited in number, because a caller's own concurrency is the limit
-it chose. httpx bounds each phase of a call (connect, write, read), so a blocking call whose server
+it chose. httpx2 bounds each phase of a call (connect, write, read), so a blocking call whose server
 dribbles its answer may outlive its deadline; the async one may not.
 """
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
+import httpx2
 
 from forethought.auth import Bearer
 from forethought.clients.retrying import AttemptFailed, Call
@@ -27,7 +27,7 @@ from forethought.errors import (
     is_known_http,
 )
 
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
 _MAY_PASS = (429, 503)
 
 
@@ -36,7 +36,7 @@ class HttpTransport:
 
     def __init__(self, url: str, bearer: Bearer) -> None:
         self._url, self._bearer = url, bearer
-        self._client = httpx.Client(base_url=url, limits=_LIMITS)
+        self._client = httpx2.Client(base_url=url, limits=_LIMITS)
 
     def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """One attempt."""
@@ -55,7 +55,7 @@ class AsyncHttpTransport:
 
     def __init__(self, url: str, bearer: Bearer) -> None:
         self._url, self._bearer = url, bearer
-        self._client = httpx.AsyncClient(base_url=url, limits=_LIMITS)
+        self._client = httpx2.AsyncClient(base_url=url, limits=_LIMITS)
 
     async def ask(self, question: Call[Any], timeout_s: float) -> Any:
         """One attempt."""
@@ -71,11 +71,11 @@ class AsyncHttpTransport:
 
 
 def _request(
-    client: httpx.Client | httpx.AsyncClient,
+    client: httpx2.Client | httpx2.AsyncClient,
     question: Call[Any],
     timeout_s: float,
     bearer: Bearer,
-) -> httpx.Request:
+) -> httpx2.Request:
     headers = list(bearer.header())
     if question.body is None:
         return client.build_request("GET", question.path, headers=headers, timeout=timeout_s)
@@ -101,18 +101,18 @@ def _request(
 def _failures_as_refusals(url: str, timeout_s: float) -> Iterator[None]:
     try:
         yield
-    except (httpx.TimeoutException, TimeoutError) as error:
+    except (httpx2.TimeoutException, TimeoutError) as error:
         raise AttemptFailed(
             Unreachable(f"{url} gave no answer within {timeout_s:.3g} s; raise timeout_s")
         ) from error
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         reason = str(error) or type(error).__name__
         raise AttemptFailed(
             Unreachable(f"cannot reach {url}: {reason}; is the service running there?"), True
         ) from error
 
 
-def _reply(url: str, response: httpx.Response) -> Any:
+def _reply(url: str, response: httpx2.Response) -> Any:
     """The JSON of a 200; everything else is a refusal."""
     try:
         reply = response.json()
@@ -130,7 +130,7 @@ def _reply(url: str, response: httpx.Response) -> Any:
     return reply
 
 
-def _refusal(response: httpx.Response, message: str) -> AttemptFailed:
+def _refusal(response: httpx2.Response, message: str) -> AttemptFailed:
     status = response.status_code
     error = error_of_http(status, message, wait_s := _retry_after_s(response))
     return AttemptFailed(error, status in _MAY_PASS, wait_s)
@@ -142,7 +142,7 @@ def _message(reply: Any) -> str:
     return message if isinstance(message, str) else ""
 
 
-def _retry_after_s(response: httpx.Response) -> float:
+def _retry_after_s(response: httpx2.Response) -> float:
     """Retry-After in seconds, which may also be given as a date; 0 where there is none."""
     text = response.headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():

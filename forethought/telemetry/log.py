@@ -12,7 +12,7 @@ import sys
 
 from forethought.errors import InvalidInput
 
-_CHATTY = ("asyncio", "grpc", "httpcore", "httpx", "urllib3", "uvicorn.access")
+_CHATTY = ("asyncio", "grpc", "httpcore2", "httpx2", "urllib3", "uvicorn.access")
 _LEVELS = ("debug", "info", "warning", "error")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-import httpx
+import httpx2
 import pytest
 
 from forethought.run.directory import RunDirectory
@@ -77,7 +77,7 @@ def test_a_run_under_disturbance(stack: Stack) -> None:
 
 def the_service_requires_a_token(stack: Stack) -> None:
     url = f"http://127.0.0.1:{stack.port}/v1/score"
-    with httpx.Client(timeout=60.0, trust_env=False) as client:
+    with httpx2.Client(timeout=60.0, trust_env=False) as client:
         assert client.post(url, json=QUESTION).status_code == 401
         wrong = {"authorization": "Bearer wrong"}
         assert client.post(url, json=QUESTION, headers=wrong).status_code == 401

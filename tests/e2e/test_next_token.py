@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.e2e.processes import Cluster, eventually
@@ -17,10 +17,10 @@ async def test_a_learner_without_replicas_is_probed_and_stopped_in_order(tmp_pat
         learner = cluster.learner("learner", "run", "objective.name=ntp", "learner.steps=100000")
         await cluster.reaches("run", 2, learner)
         port = await eventually("its port", lambda: learner.find(r"ops port (\d+)"))
-        ready = httpx.get(f"http://127.0.0.1:{port}/readyz").json()
+        ready = httpx2.get(f"http://127.0.0.1:{port}/readyz").json()
         assert ready["ready"]
         assert ready["step"] >= 2
-        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         assert "process_resident_memory_bytes" in metrics
         assert learner.end() == 0
         assert cluster.summary("run")["steps"] == cluster.num_steps("run") >= ready["step"]

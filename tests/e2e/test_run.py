@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import redis.asyncio
 
@@ -161,7 +161,7 @@ async def assert_scores_are_those_of_the_checkpoint(
     assert url is not None
     items = [plain.score_item(result) for result in record.results]
     headers = dict(BEARER.header())
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=20.0) as client:
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=20.0) as client:
         reply = await client.post("/v1/score", json={"objective": "rlp", "items": items})
         pages = [await client.get(path) for path in ("/docs", "/openapi.json", "/v1/models")]
     assert [page.status_code for page in (reply, *pages)] == [200] * 4

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.e2e.plain_reward import PlainModel
@@ -58,24 +58,24 @@ async def port_of(process: Process, pattern: str) -> int:
 
 
 @pytest.fixture
-async def client(standalone: Alone) -> AsyncIterator[httpx.AsyncClient]:
+async def client(standalone: Alone) -> AsyncIterator[httpx2.AsyncClient]:
     port = await port_of(standalone.process, r"HTTP on http://127\.0\.0\.1:(\d+)")
-    limits = httpx.Limits(max_connections=NUM_CALLERS)
+    limits = httpx2.Limits(max_connections=NUM_CALLERS)
     url, headers = f"http://127.0.0.1:{port}", dict(BEARER.header())
-    async with httpx.AsyncClient(
+    async with httpx2.AsyncClient(
         base_url=url, headers=headers, limits=limits, timeout=60
     ) as client:
         yield client
 
 
-async def ask(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
+async def ask(client: httpx2.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
     response = await client.post(f"/v1/{path}", json=body)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
 
 
-async def check_all(client: httpx.AsyncClient, standalone: Alone, number: int) -> None:
+async def check_all(client: httpx2.AsyncClient, standalone: Alone, number: int) -> None:
     """All endpoints, with texts of this caller's own length, against a plain computation."""
     policy, baseline = standalone.policy, standalone.baseline
     context, target = f"{'ab' * (number % 11)}{number} + 1 = ", f"{number + 1}"
@@ -104,7 +104,7 @@ async def check_all(client: httpx.AsyncClient, standalone: Alone, number: int) -
 
 
 async def test_one_caller_gets_what_transformers_computes(
-    client: httpx.AsyncClient, standalone: Alone
+    client: httpx2.AsyncClient, standalone: Alone
 ) -> None:
     models = (await client.get("/v1/models")).json()
     for name in ("policy", "baseline"):
@@ -113,14 +113,14 @@ async def test_one_caller_gets_what_transformers_computes(
 
 
 async def test_sixty_four_callers_at_once_get_the_same(
-    client: httpx.AsyncClient, standalone: Alone
+    client: httpx2.AsyncClient, standalone: Alone
 ) -> None:
     await asyncio.gather(*(check_all(client, standalone, number) for number in range(NUM_CALLERS)))
 
 
 async def test_the_ops_port_says_ready_and_sigterm_ends_it_cleanly(standalone: Alone) -> None:
     port = await port_of(standalone.process, r"ops port (\d+)")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as ops:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as ops:
         ready = await ops.get("/readyz")
         assert (ready.status_code, ready.json()["ready"]) == (200, True)
         metrics = (await ops.get("/metrics")).text
@@ -159,7 +159,7 @@ async def test_without_a_token_one_is_made_up_and_shown_once(tmp_path: Path) -> 
     try:
         port = await port_of(process, r"HTTP on http://127\.0\.0\.1:(\d+)")
         token = process.find(r"generated one: (\S+)")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert (await client.get("/v1/models")).status_code == 401
             headers = {"authorization": f"Bearer {token}"}
             assert (await client.get("/v1/models", headers=headers)).status_code == 200

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
+import httpx2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -58,8 +58,8 @@ async def endpoints(directory: Path) -> AsyncIterator[RewardEndpoints]:
 
 
 @pytest.fixture
-async def http(endpoints: RewardEndpoints) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=endpoints.urls["http"]) as client:
+async def http(endpoints: RewardEndpoints) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=endpoints.urls["http"]) as client:
         yield client
 
 
@@ -87,7 +87,7 @@ def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/match", "/v1/models", "/", "/nowhere"])
 async def test_http_without_a_good_token_is_401(
-    http: httpx.AsyncClient, path: str, authorization: str | None
+    http: httpx2.AsyncClient, path: str, authorization: str | None
 ) -> None:
     headers = {} if authorization is None else {"authorization": authorization.encode()}
     for method in ("GET", "POST"):
@@ -101,7 +101,7 @@ async def test_http_without_a_good_token_is_401(
 
 
 @pytest.mark.parametrize("authorization", [f"Bearer {RUN}", f"bearer {CLIENT}"])
-async def test_http_with_either_token_answers(http: httpx.AsyncClient, authorization: str) -> None:
+async def test_http_with_either_token_answers(http: httpx2.AsyncClient, authorization: str) -> None:
     headers = {"authorization": authorization}
     models = await http.get("/v1/models", headers=headers)
     assert models.json()["policy"]["name"] == "policy"
@@ -112,7 +112,7 @@ async def test_http_with_either_token_answers(http: httpx.AsyncClient, authoriza
 
 
 async def test_the_pages_that_describe_the_service_are_open_and_name_the_scheme(
-    http: httpx.AsyncClient,
+    http: httpx2.AsyncClient,
 ) -> None:
     assert (await http.get("/docs")).status_code == 200
     described = (await http.get("/openapi.json")).json()
@@ -257,7 +257,7 @@ async def test_a_token_is_rotated_in_its_file_without_a_restart(
     sender = Bearer(FileTokens(token_file))
     async with (
         servers_of(directory, guard_of(FileTokens(token_file))) as endpoints,
-        httpx.AsyncClient(base_url=endpoints.urls["http"]) as http,
+        httpx2.AsyncClient(base_url=endpoints.urls["http"]) as http,
     ):
 
         async def statuses(*shown: str) -> list[int]:

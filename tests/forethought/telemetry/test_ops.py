@@ -10,7 +10,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
@@ -29,8 +29,8 @@ async def ops_server(ready=lambda: True, describe=dict, registry=None) -> AsyncI
         await server.stop()
 
 
-async def get(server: OpsServer, path: str) -> httpx.Response:
-    async with httpx.AsyncClient() as client:
+async def get(server: OpsServer, path: str) -> httpx2.Response:
+    async with httpx2.AsyncClient() as client:
         return await client.get(f"http://127.0.0.1:{server.port}{path}")
 
 

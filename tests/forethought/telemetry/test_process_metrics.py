@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -111,14 +111,14 @@ async def scrape_around(settings: Any, ports: dict[str, int]) -> Scrapes:
 
 async def scraped(port: int, tasks: list[asyncio.Task[Any]]) -> Families:
     """The families of a process, as soon as it responds."""
-    async with httpx.AsyncClient() as client:
+    async with httpx2.AsyncClient() as client:
         while True:
             assert not any(task.done() for task in tasks), [
                 t.exception() for t in tasks if t.done()
             ]
             try:
                 reply = await client.get(f"http://127.0.0.1:{port}/metrics")
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 await asyncio.sleep(0.05)
                 continue
             assert reply.status_code == 200
@@ -138,7 +138,7 @@ def is_done(families: Families) -> bool:
 
 async def ask(ports: dict[str, int]) -> None:
     """One valid and two invalid HTTP requests, a page, and one Generate call."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports['http']}") as client:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{ports['http']}") as client:
         await client.post("/v1/score", json={"objective": "rlp", "items": [ITEM]})
         await client.post("/v1/score", content=b"{")
         await client.get("/nowhere")

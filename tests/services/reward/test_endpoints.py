@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from forethought import objectives
@@ -68,18 +68,18 @@ def make_service(
     )
 
 
-def connect(service: RewardService) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(RewardApp(service, MAX_BODY_BYTES, OPEN))
-    return httpx.AsyncClient(transport=transport, base_url="http://reward")
+def connect(service: RewardService) -> httpx2.AsyncClient:
+    transport = httpx2.ASGITransport(RewardApp(service, MAX_BODY_BYTES, OPEN))
+    return httpx2.AsyncClient(transport=transport, base_url="http://reward")
 
 
 @pytest.fixture
-async def client(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+async def client(served: Served) -> AsyncIterator[httpx2.AsyncClient]:
     async with connect(make_service(served.policy, served.baseline)) as client:
         yield client
 
 
-async def ask(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
+async def ask(client: httpx2.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
     response = await client.post(f"/v1/{path}", json=body)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -87,7 +87,7 @@ async def ask(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, An
 
 
 async def test_logprobs_equal_a_plain_computation(
-    client: httpx.AsyncClient, served: Served
+    client: httpx2.AsyncClient, served: Served
 ) -> None:
     for model, plain, version in (
         ("policy", served.plain_policy, 4),
@@ -104,7 +104,7 @@ async def test_logprobs_equal_a_plain_computation(
 
 
 async def test_ids_are_used_as_is_and_no_token_is_masked(
-    client: httpx.AsyncClient, served: Served
+    client: httpx2.AsyncClient, served: Served
 ) -> None:
     every_token = [[token_id] for token_id in range(VOCAB_SIZE)]
     prefix_ids = served.plain_policy.ids("x")
@@ -117,7 +117,7 @@ async def test_ids_are_used_as_is_and_no_token_is_masked(
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("top_k", [1, 16, 10_000])
 async def test_entropies_equal_a_plain_computation(
-    client: httpx.AsyncClient, served: Served, top_k: int, renormalise: bool
+    client: httpx2.AsyncClient, served: Served, top_k: int, renormalise: bool
 ) -> None:
     text = "the cat sat"
     answer = await ask(client, "entropy", text=text, top_k=top_k, renormalise=renormalise)
@@ -129,14 +129,14 @@ async def test_entropies_equal_a_plain_computation(
 
 
 async def test_entropy_of_ids_uses_the_top_16_tokens_by_default(
-    client: httpx.AsyncClient, served: Served
+    client: httpx2.AsyncClient, served: Served
 ) -> None:
     answer = await ask(client, "entropy", token_ids=[5, 6, 7])
     expected = served.plain_policy.entropies([5, 6, 7], 16)
     assert answer["entropies"] == pytest.approx(expected, abs=CLOSE)
 
 
-async def test_matches(client: httpx.AsyncClient) -> None:
+async def test_matches(client: httpx2.AsyncClient) -> None:
     truth = {"truth": " the end", "token_bytes": [4, 4]}
     items: list[dict[str, Any]] = [
         {"id": "a", "prediction": " the", **truth},
@@ -232,7 +232,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
 
 @pytest.mark.parametrize(("path", "body", "status", "message"), BAD.values(), ids=BAD.keys())
 async def test_invalid_input_is_refused_with_a_message(
-    client: httpx.AsyncClient, path: str, body: Any, status: int, message: str
+    client: httpx2.AsyncClient, path: str, body: Any, status: int, message: str
 ) -> None:
     response = await client.post(f"/v1/{path}", content=json.dumps(body))
     assert response.status_code == status, response.text
@@ -255,7 +255,7 @@ BAD_MATCHES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("item", "message"), BAD_MATCHES.values(), ids=BAD_MATCHES.keys())
-async def test_a_bad_match_fails_alone(client: httpx.AsyncClient, item: Any, message: str) -> None:
+async def test_a_bad_match_fails_alone(client: httpx2.AsyncClient, item: Any, message: str) -> None:
     good = {"prediction": "a", "truth": "a"}
     body = json.dumps({"kind": "byte_prefix", "items": [good, item]})
     response = await client.post("/v1/match", content=body)
@@ -265,7 +265,7 @@ async def test_a_bad_match_fails_alone(client: httpx.AsyncClient, item: Any, mes
     assert message in bad["error"]["message"]
 
 
-async def test_token_bytes_belong_to_one_kind_only(client: httpx.AsyncClient) -> None:
+async def test_token_bytes_belong_to_one_kind_only(client: httpx2.AsyncClient) -> None:
     item = {"prediction": "a", "truth": "a", "token_bytes": [1]}
     [answer] = (await ask(client, "match", kind="exact", items=[item]))["items"]
     assert "takes no token_bytes" in answer["error"]["message"]
@@ -367,7 +367,7 @@ async def test_a_client_that_disconnects_cancels_its_work(served: Served) -> Non
 
 
 async def test_openapi_shows_every_endpoint_with_an_example_that_works(
-    client: httpx.AsyncClient,
+    client: httpx2.AsyncClient,
 ) -> None:
     schema = (await client.get("/openapi.json")).json()
     for path in ("/v1/score", "/v1/logprobs", "/v1/match", "/v1/entropy"):

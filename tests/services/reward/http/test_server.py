@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from forethought import objectives
@@ -61,25 +61,25 @@ def make_app(
     return RewardApp(service, MAX_BODY_BYTES, OPEN)
 
 
-def connect(app: RewardApp) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward")
+def connect(app: RewardApp) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://reward")
 
 
 @pytest.fixture(params=["asgi", "connection"])
 async def client(
     served: tuple[ServedModel, ServedModel], request: pytest.FixtureRequest
-) -> AsyncIterator[httpx.AsyncClient]:
+) -> AsyncIterator[httpx2.AsyncClient]:
     """Both ways to the same endpoints: ASGI, and the fast path of the service's own protocol."""
     app = make_app(*served)
     if request.param == "asgi":
         async with connect(app) as client:
             yield client
     else:
-        async with http_endpoint(app) as url, httpx.AsyncClient(base_url=url) as client:
+        async with http_endpoint(app) as url, httpx2.AsyncClient(base_url=url) as client:
             yield client
 
 
-async def score(client: httpx.AsyncClient, *items: Any) -> list[dict[str, Any]]:
+async def score(client: httpx2.AsyncClient, *items: Any) -> list[dict[str, Any]]:
     response = await client.post("/v1/score", json={"objective": "rlp", "items": items})
     assert response.status_code == 200, response.text
     answers: list[dict[str, Any]] = response.json()["items"]
@@ -88,7 +88,7 @@ async def score(client: httpx.AsyncClient, *items: Any) -> list[dict[str, Any]]:
 
 
 async def test_an_item_is_scored_like_the_core_does(
-    client: httpx.AsyncClient, served: tuple[ServedModel, ServedModel]
+    client: httpx2.AsyncClient, served: tuple[ServedModel, ServedModel]
 ) -> None:
     [answer] = await score(client, GOOD)
 
@@ -107,7 +107,7 @@ async def test_an_item_is_scored_like_the_core_does(
 
 
 async def test_text_and_ids_are_equivalent_and_a_close_token_counts_once(
-    client: httpx.AsyncClient,
+    client: httpx2.AsyncClient,
 ) -> None:
     by_ids = {
         "id": 2,
@@ -123,7 +123,7 @@ async def test_text_and_ids_are_equivalent_and_a_close_token_counts_once(
 
 
 async def test_texts_are_tokenised_separately_and_a_thought_may_be_empty(
-    client: httpx.AsyncClient,
+    client: httpx2.AsyncClient,
 ) -> None:
     several = GOOD | {"target": "seven", "thoughts": ["", [CLOSE_ID], "é"]}
     [answer] = await score(client, several)
@@ -169,7 +169,7 @@ BAD_ITEMS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("item", "message"), BAD_ITEMS.values(), ids=BAD_ITEMS.keys())
-async def test_a_bad_item_fails_alone(client: httpx.AsyncClient, item: Any, message: str) -> None:
+async def test_a_bad_item_fails_alone(client: httpx2.AsyncClient, item: Any, message: str) -> None:
     body = json.dumps({"objective": "rlp", "items": [GOOD, item, GOOD]})  # surrogates as escapes
     response = await client.post("/v1/score", content=body)
     assert response.status_code == 200, response.text
@@ -214,7 +214,7 @@ BAD_REQUESTS = {
     ("body", "status", "message"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys()
 )
 async def test_a_bad_request_is_refused_as_a_whole(
-    client: httpx.AsyncClient, body: bytes, status: int, message: str
+    client: httpx2.AsyncClient, body: bytes, status: int, message: str
 ) -> None:
     response = await client.post("/v1/score", content=body)
     assert response.status_code == status, response.text
@@ -225,7 +225,7 @@ async def test_a_bad_request_is_refused_as_a_whole(
     await score(client, GOOD)  # later requests are unaffected
 
 
-async def test_a_body_without_a_length_is_bounded_too(client: httpx.AsyncClient) -> None:
+async def test_a_body_without_a_length_is_bounded_too(client: httpx2.AsyncClient) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(MAX_BODY_BYTES // 1000 + 5):
             yield b" " * 1000
@@ -239,7 +239,7 @@ async def test_a_body_without_a_length_is_bounded_too(client: httpx.AsyncClient)
     ("method", "path", "status"), [("GET", "/v1/score", 405), ("POST", "/v1/scores", 404)]
 )
 async def test_other_paths_and_methods_are_refused_in_the_same_form(
-    client: httpx.AsyncClient, method: str, path: str, status: int
+    client: httpx2.AsyncClient, method: str, path: str, status: int
 ) -> None:
     response = await client.request(method, path)
     assert response.status_code == status
@@ -247,7 +247,7 @@ async def test_other_paths_and_methods_are_refused_in_the_same_form(
 
 
 async def test_models_reports_what_is_served(
-    client: httpx.AsyncClient, served: tuple[ServedModel, ServedModel]
+    client: httpx2.AsyncClient, served: tuple[ServedModel, ServedModel]
 ) -> None:
     body = (await client.get("/v1/models")).json()
     with served[0].hold() as serving:
@@ -305,15 +305,15 @@ async def test_a_defect_is_a_500_that_leaks_no_internals(
         raise KeyError("/srv/secret")
 
     monkeypatch.setattr(Scorer, "score_groups", fail)
-    transport = httpx.ASGITransport(make_app(*served), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://reward") as client:
+    transport = httpx2.ASGITransport(make_app(*served), raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://reward") as client:
         response = await client.post("/v1/score", content=request_with())
     assert response.status_code == 500
     assert response.json()["error"]["message"].startswith("internal error (KeyError)")
     assert "secret" not in response.text
 
 
-async def test_openapi_carries_bodies_and_examples(client: httpx.AsyncClient) -> None:
+async def test_openapi_carries_bodies_and_examples(client: httpx2.AsyncClient) -> None:
     assert (await client.get("/docs")).status_code == 200
     schema = (await client.get("/openapi.json")).json()
     operation = schema["paths"]["/v1/score"]["post"]
