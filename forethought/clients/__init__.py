@@ -8,7 +8,7 @@ Importing this loads neither httpx2 nor grpc: a client loads the one its URL req
 
 from forethought.clients.retrying import Retries
 from forethought.clients.reward import AsyncRewardClient, RewardClient
-from forethought.clients.reward_calls import (
+from forethought.clients.reward_requests import (
     ContinuationLogprobs,
     Entropies,
     ItemScores,
@@ -19,7 +19,7 @@ from forethought.clients.reward_calls import (
     ScoreItem,
 )
 from forethought.clients.rollout import AsyncRolloutClient, RolloutClient
-from forethought.clients.rollout_calls import Generated
+from forethought.clients.rollout_requests import Generated
 
 __all__ = [
     "AsyncRewardClient",

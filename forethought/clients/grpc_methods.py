@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from forethought.clients.rollout_calls import GenerateRequest
+from forethought.clients.rollout_requests import GenerateRequest
 from forethought.errors import InvalidInput
 from forethought.wire import reward_codec
 from forethought.wire.codec import (
@@ -30,7 +30,7 @@ class Method:
     """How to call one method: its service's stub, body to request message, reply message to plain reply.
 
     Example:
-        ``METHODS["Generate"].encode(question)``
+        ``METHODS["Generate"].encode(request)``
     """
 
     stub: Callable[[Any], Any]

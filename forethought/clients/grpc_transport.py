@@ -15,7 +15,7 @@ import grpc
 
 from forethought.auth import Bearer
 from forethought.clients.grpc_methods import METHODS, Method
-from forethought.clients.retrying import AttemptFailed, Call
+from forethought.clients.retrying import AttemptFailed, Request
 from forethought.errors import InvalidInput, Unreachable
 from forethought.rpc.errors import error_of_call, read_trailers, retry_after_s
 from forethought.wire.codec import check_wire_version
@@ -40,12 +40,12 @@ class GrpcTransport:
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._calls = _Calls(self._channel)
 
-    def ask(self, question: Call[Any], timeout_s: float) -> Any:
+    def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """Make one attempt."""
-        method = METHODS[question.method]
+        method = METHODS[request.method]
         with _raising_attempt_failed(self._address, timeout_s):
-            call = self._calls.named(question.method)
-            request, header = method.encode(question.body), self._bearer.header()
+            call = self._calls.named(request.method)
+            request, header = method.encode(request.body), self._bearer.header()
             return _decode(method, call(request, timeout=timeout_s, metadata=header), self._address)
 
     def close(self) -> None:
@@ -61,15 +61,15 @@ class AsyncGrpcTransport:
         self._channel: grpc.aio.Channel | None = None
         self._calls: _Calls | None = None
 
-    async def ask(self, question: Call[Any], timeout_s: float) -> Any:
+    async def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """Make one attempt."""
         if self._calls is None:
             self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
             self._calls = _Calls(self._channel)
-        method = METHODS[question.method]
+        method = METHODS[request.method]
         with _raising_attempt_failed(self._address, timeout_s):
-            call = self._calls.named(question.method)
-            request, header = method.encode(question.body), self._bearer.header()
+            call = self._calls.named(request.method)
+            request, header = method.encode(request.body), self._bearer.header()
             reply = await call(request, timeout=timeout_s, metadata=header)
             return _decode(method, reply, self._address)
 

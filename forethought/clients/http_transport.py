@@ -1,4 +1,4 @@
-"""Questions over HTTP, with httpx2.
+"""Requests over HTTP, with httpx2.
 
 Design: connections are kept and not limited in number, because a caller's own concurrency is the limit
 it chose. httpx2 bounds each phase of a call (connect, write, read), so a blocking call whose server
@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 
 from forethought.auth import Bearer
-from forethought.clients.retrying import AttemptFailed, Call
+from forethought.clients.retrying import AttemptFailed, Request
 from forethought.errors import (
     ForethoughtError,
     InvalidInput,
@@ -32,17 +32,17 @@ _MAY_PASS = (429, 503)
 
 
 class HttpTransport:
-    """Asks the service at a base URL, blocking; usable from several threads."""
+    """Sends requests to the service at a base URL, blocking; thread-safe."""
 
     def __init__(self, url: str, bearer: Bearer) -> None:
         self._url, self._bearer = url, bearer
         self._client = httpx2.Client(base_url=url, limits=_LIMITS)
 
-    def ask(self, question: Call[Any], timeout_s: float) -> Any:
+    def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """One attempt."""
         with _failures_as_refusals(self._url, timeout_s):
-            request = _request(self._client, question, timeout_s, self._bearer)
-            response = self._client.send(request)
+            built = _http_request(self._client, request, timeout_s, self._bearer)
+            response = self._client.send(built)
         return _reply(self._url, response)
 
     def close(self) -> None:
@@ -51,18 +51,18 @@ class HttpTransport:
 
 
 class AsyncHttpTransport:
-    """Asks the service at a base URL from one event loop."""
+    """Sends requests to the service at a base URL from one event loop."""
 
     def __init__(self, url: str, bearer: Bearer) -> None:
         self._url, self._bearer = url, bearer
         self._client = httpx2.AsyncClient(base_url=url, limits=_LIMITS)
 
-    async def ask(self, question: Call[Any], timeout_s: float) -> Any:
+    async def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """One attempt."""
         with _failures_as_refusals(self._url, timeout_s):
             async with asyncio.timeout(timeout_s):
-                request = _request(self._client, question, timeout_s, self._bearer)
-                response = await self._client.send(request)
+                built = _http_request(self._client, request, timeout_s, self._bearer)
+                response = await self._client.send(built)
         return _reply(self._url, response)
 
     async def close(self) -> None:
@@ -70,27 +70,27 @@ class AsyncHttpTransport:
         await self._client.aclose()
 
 
-def _request(
+def _http_request(
     client: httpx2.Client | httpx2.AsyncClient,
-    question: Call[Any],
+    request: Request[Any],
     timeout_s: float,
     bearer: Bearer,
 ) -> httpx2.Request:
     headers = list(bearer.header())
-    if question.body is None:
-        return client.build_request("GET", question.path, headers=headers, timeout=timeout_s)
+    if request.body is None:
+        return client.build_request("GET", request.path, headers=headers, timeout=timeout_s)
     try:
-        content = json.dumps(question.body, separators=(",", ":"), allow_nan=False)
+        content = json.dumps(request.body, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise AttemptFailed(
             InvalidInput(
-                f"the question cannot be written as JSON: {error}; expected texts, lists of ids "
+                f"the request cannot be encoded as JSON: {error}; expected texts, lists of ids "
                 "and finite numbers; turn arrays into lists"
             )
         ) from error
     return client.build_request(
         "POST",
-        question.path,
+        request.path,
         content=content,
         headers=[("content-type", "application/json"), *headers],
         timeout=timeout_s,

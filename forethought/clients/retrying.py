@@ -1,6 +1,6 @@
 """Calling a service: one deadline per call, however many attempts it takes.
 
-Design: the call (:class:`Call`), the transport and the retry policy (:class:`RetryBudget`) are independent,
+Design: the request (:class:`Request`), the transport and the retry policy (:class:`RetryBudget`) are independent,
 so each is written once for HTTP and gRPC, and the sync and async loops differ only in ``await``. Every call
 is idempotent: it reads, or samples from a seed. So a retryable failure is retried even if the server may
 have processed the previous attempt; the price is that a server may compute a result that no one reads.
@@ -24,13 +24,13 @@ _JITTER = 0.25  # waits are up to this share longer
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
+class Request(Generic[R]):
     """One call: its gRPC method, its HTTP path, its plain body, and the reader of its reply.
 
     A body of None is a GET over HTTP.
 
     Example:
-        ``Call("Models", "/v1/models", None, read_models)``
+        ``Request("Models", "/v1/models", None, read_models)``
     """
 
     method: str
@@ -97,9 +97,9 @@ class RetryBudget:
 
 
 class Transport(Protocol):
-    """Makes one blocking attempt per ``ask``. Both methods raise only :class:`AttemptFailed`."""
+    """Makes one blocking attempt per ``attempt``. Both methods raise only :class:`AttemptFailed`."""
 
-    def ask(self, question: Call[Any], timeout_s: float) -> Any:
+    def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """The plain reply."""
 
     def close(self) -> None:
@@ -109,14 +109,14 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """:class:`Transport` for asyncio."""
 
-    async def ask(self, question: Call[Any], timeout_s: float) -> Any:
+    async def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """The plain reply."""
 
     async def close(self) -> None:
         """Release the connections."""
 
 
-def call(transport: Transport, question: Call[R], timeout_s: float, retries: Retries) -> R:
+def send(transport: Transport, request: Request[R], timeout_s: float, retries: Retries) -> R:
     """Make a call within ``timeout_s`` seconds, including all waits; returns the typed reply.
 
     Raises:
@@ -125,39 +125,39 @@ def call(transport: Transport, question: Call[R], timeout_s: float, retries: Ret
     budget = RetryBudget(timeout_s, retries)
     while True:
         try:
-            reply = transport.ask(question, budget.left_s)
+            reply = transport.attempt(request, budget.left_s)
         except AttemptFailed as failed:
             time.sleep(budget.wait_after(failed))
         else:
-            return read(question, reply)
+            return read(request, reply)
 
 
-async def call_async(
-    transport: AsyncTransport, question: Call[R], timeout_s: float, retries: Retries
+async def send_async(
+    transport: AsyncTransport, request: Request[R], timeout_s: float, retries: Retries
 ) -> R:
-    """:func:`call` for asyncio; cancelling it cancels the request."""
+    """:func:`send` for asyncio; cancelling it cancels the request."""
     budget = RetryBudget(timeout_s, retries)
     while True:
         try:
-            reply = await transport.ask(question, budget.left_s)
+            reply = await transport.attempt(request, budget.left_s)
         except AttemptFailed as failed:
             await asyncio.sleep(budget.wait_after(failed))
         else:
-            return read(question, reply)
+            return read(request, reply)
 
 
-def read(question: Call[R], reply: Any) -> R:
+def read(request: Request[R], reply: Any) -> R:
     """Parse a plain reply into the typed one.
 
     Raises:
         ForethoughtError: this release does not know the reply's format.
     """
     try:
-        return question.read(reply)
+        return request.read(reply)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ForethoughtError):
             raise
         raise ForethoughtError(
-            f"the reply to {question.method} has an unknown format ({error!r}); expected that of this "
+            f"the reply to {request.method} has an unknown format ({error!r}); expected that of this "
             "release; run the same Forethought release on both sides"
         ) from error

@@ -9,40 +9,22 @@ replica serves it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any
 
-from forethought.auth import Bearer
-from forethought.clients.connect import async_transport_of, transport_of
-from forethought.clients.retrying import Call, Retries, call, call_async
-from forethought.clients.rollout_calls import Generated, GenerateRequest
+from forethought.clients.client import AsyncClient, Client
+from forethought.clients.rollout_requests import Generated, generate
 from forethought.types import Prompting, Sampling
 
 
-class RolloutClient:
+class RolloutClient(Client):
     """Blocking client of one rollout replica; thread-safe.
 
-    Args:
-        url: ``grpc://host:port``.
-        token: the bearer token; "" for none. Default: FORETHOUGHT_AUTH_TOKEN, …_TOKEN_FILE,
-            …_CLIENT_TOKEN or …_CLIENT_TOKEN_FILE of the environment.
-        timeout_s: deadline of a call, including all attempts and waits.
-        retries: how often a call is attempted.
+    The constructor takes ``grpc://host:port``; see :class:`forethought.clients.client.Client`.
 
     Example:
         ``RolloutClient("grpc://10.0.0.7:50051").generate(Sampling(8, 9), prefix_ids=(1, 5, 39))``
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        timeout_s: float = 60.0,
-        retries: Retries | None = None,
-    ) -> None:
-        self._transport = transport_of(url, "rollout", Bearer.of_client(token))
-        self._timeout_s, self._retries = timeout_s, retries or Retries()
+    service = "rollout"
 
     def generate(
         self,
@@ -64,43 +46,18 @@ class RolloutClient:
             Stale: the replica serves a newer epoch.
             Unreachable: no reply within the deadline.
         """
-        request = _generate(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return call(self._transport, request, timeout_s, self._retries)
-
-    def close(self) -> None:
-        """Release the connection."""
-        self._transport.close()
-
-    def __enter__(self) -> RolloutClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        request = generate(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
+        return self._send(request, timeout_s)
 
 
-class AsyncRolloutClient:
+class AsyncRolloutClient(AsyncClient):
     """:class:`RolloutClient` for asyncio: one event loop, any number of concurrent calls.
 
     Example:
         ``async with AsyncRolloutClient("grpc://10.0.0.7:50051") as client: ...``
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        timeout_s: float = 60.0,
-        retries: Retries | None = None,
-    ) -> None:
-        self._transport = async_transport_of(url, "rollout", Bearer.of_client(token))
-        self._timeout_s, self._retries = timeout_s, retries or Retries()
+    service = "rollout"
 
     async def generate(
         self,
@@ -115,40 +72,5 @@ class AsyncRolloutClient:
         timeout_s: float | None = None,
     ) -> Generated:
         """As :meth:`RolloutClient.generate`; cancelling it stops the work on the server."""
-        request = _generate(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return await call_async(self._transport, request, timeout_s, self._retries)
-
-    async def close(self) -> None:
-        """Release the connection."""
-        await self._transport.close()
-
-    async def __aenter__(self) -> AsyncRolloutClient:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-
-def _generate(
-    sampling: Sampling,
-    prefix_ids: Sequence[int],
-    context_ids: Sequence[int],
-    prompting: Prompting | None,
-    seed: int,
-    epoch: int | None,
-    min_version: int,
-) -> Call[Generated]:
-    body = GenerateRequest(
-        tuple(prefix_ids), tuple(context_ids), prompting, sampling, seed, epoch, min_version
-    )
-    return Call("Generate", "", body, _read)
-
-
-def _read(reply: Any) -> Generated:
-    return Generated(**reply)
+        request = generate(sampling, prefix_ids, context_ids, prompting, seed, epoch, min_version)
+        return await self._send(request, timeout_s)

@@ -150,11 +150,11 @@ async def ask_models(url: str, kind: str, **options: Any) -> Any:
         async with AsyncRewardClient(url, **options) as client:
             return await client.models()
 
-    def ask() -> Any:
+    def attempt() -> Any:
         with RewardClient(url, **options) as client:
             return client.models()
 
-    return await asyncio.to_thread(ask)
+    return await asyncio.to_thread(attempt)
 
 
 def ask_everything(client: RewardClient) -> list[Any]:
@@ -304,7 +304,7 @@ async def test_attempts_run_out(scheme: str) -> None:
 async def test_a_deadline_bounds_all(endpoints: RewardEndpoints, url: str, kind: str) -> None:
     batcher = endpoints.service.batcher
 
-    def ask() -> None:
+    def attempt() -> None:
         with RewardClient(url) as client:
             client.score([ITEM], timeout_s=0.3)
 
@@ -314,7 +314,7 @@ async def test_a_deadline_bounds_all(endpoints: RewardEndpoints, url: str, kind:
 
     with endpoints.service._scorer.policy.hold():
         with pytest.raises(Unreachable, match="no answer within"):
-            await (asyncio.to_thread(ask) if kind == "sync" else ask_async())
+            await (asyncio.to_thread(attempt) if kind == "sync" else ask_async())
         await until(lambda: batcher.num_waiting_tokens == 0)
 
 
@@ -345,14 +345,14 @@ async def test_another_wire_version_is_refused() -> None:
 
 
 async def test_the_wrong_service_is_reported(endpoints: RewardEndpoints) -> None:
-    def ask() -> None:
+    def attempt() -> None:
         from forethought.types import Sampling
 
         with RolloutClient(endpoints.urls["grpc"]) as client:
             client.generate(Sampling(2, 2), prefix_ids=(1,))
 
     with pytest.raises(InvalidInput, match="does not serve this"):
-        await asyncio.to_thread(ask)
+        await asyncio.to_thread(attempt)
 
     async def page(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from forethought.auth import Guard
 from forethought.clients import AsyncRolloutClient, Generated, Retries
 from forethought.clients.grpc_methods import METHODS
-from forethought.clients.rollout_calls import GenerateRequest
+from forethought.clients.rollout_requests import GenerateRequest
 from forethought.config.sections import RolloutSection
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, Unreachable
 from forethought.queue.interface import ConsumerOptions, Stage

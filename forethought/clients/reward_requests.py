@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from forethought.clients.retrying import Call
+from forethought.clients.retrying import Request
 from forethought.errors import ForethoughtError, error_of_http
 
 Tokens: TypeAlias = str | Sequence[int]
@@ -139,7 +139,7 @@ ItemOutcome: TypeAlias = ItemScores | ForethoughtError
 MatchOutcome: TypeAlias = bool | ForethoughtError
 
 
-def score(items: Sequence[ScoreItem], objective: str) -> Call[tuple[ItemOutcome, ...]]:
+def score(items: Sequence[ScoreItem], objective: str) -> Request[tuple[ItemOutcome, ...]]:
     """Rewards of every item's thoughts."""
     body = {
         "objective": objective,
@@ -150,36 +150,38 @@ def score(items: Sequence[ScoreItem], objective: str) -> Call[tuple[ItemOutcome,
             for item in items
         ],
     }
-    return Call("Score", "/v1/score", body, _read_scores)
+    return Request("Score", "/v1/score", body, _read_scores)
 
 
-def logprobs(model: ModelName, prefix: Tokens, continuations: Sequence[Tokens]) -> Call[Logprobs]:
+def logprobs(
+    model: ModelName, prefix: Tokens, continuations: Sequence[Tokens]
+) -> Request[Logprobs]:
     """Log-probs of every continuation after one prefix."""
     body = {"model": model, "continuations": [_plain(value) for value in continuations]}
-    return Call("Logprobs", "/v1/logprobs", body | _named("prefix", prefix), _read_logprobs)
+    return Request("Logprobs", "/v1/logprobs", body | _named("prefix", prefix), _read_logprobs)
 
 
-def match(items: Sequence[MatchItem], kind: MatchKind) -> Call[tuple[MatchOutcome, ...]]:
+def match(items: Sequence[MatchItem], kind: MatchKind) -> Request[tuple[MatchOutcome, ...]]:
     """Whether each prediction is right."""
     fields = [asdict(item) for item in items]
     body = {
         "kind": kind,
         "items": [{k: v for k, v in item.items() if v is not None} for item in fields],
     }
-    return Call("Match", "/v1/match", body, _read_matches)
+    return Request("Match", "/v1/match", body, _read_matches)
 
 
-def entropy(tokens: Tokens, top_k: int, renormalise: bool) -> Call[Entropies]:
+def entropy(tokens: Tokens, top_k: int, renormalise: bool) -> Request[Entropies]:
     """Entropy of every token's prediction."""
     value = _plain(tokens)
     options = {"top_k": top_k, "renormalise": renormalise}
     body = {"text" if isinstance(value, str) else "token_ids": value, **options}
-    return Call("Entropy", "/v1/entropy", body, _read_entropies)
+    return Request("Entropy", "/v1/entropy", body, _read_entropies)
 
 
-def models() -> Call[Models]:
+def models() -> Request[Models]:
     """The models served and the available objectives."""
-    return Call("Models", "/v1/models", None, _read_models)
+    return Request("Models", "/v1/models", None, _read_models)
 
 
 def _read_scores(reply: Mapping[str, Any]) -> tuple[ItemOutcome, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from forethought.clients.retrying import Request
 from forethought.types import Prompting, Sampling, Thought
 
 
@@ -35,3 +38,23 @@ class Generated:
     thoughts_G: tuple[Thought, ...]
     epoch: int
     replica: str
+
+
+def generate(
+    sampling: Sampling,
+    prefix_ids: Sequence[int],
+    context_ids: Sequence[int],
+    prompting: Prompting | None,
+    seed: int,
+    epoch: int | None,
+    min_version: int,
+) -> Request[Generated]:
+    """The ``Generate`` call."""
+    body = GenerateRequest(
+        tuple(prefix_ids), tuple(context_ids), prompting, sampling, seed, epoch, min_version
+    )
+    return Request("Generate", "", body, _read)
+
+
+def _read(reply: Any) -> Generated:
+    return Generated(**reply)
