@@ -1,8 +1,8 @@
 """The Redis URL with the password of a file in it.
 
-Design: the password joins the URL when settings are resolved, so that whatever reaches Redis needs to
-know of one value only. Nothing logs or writes a Redis URL with its password. The price is that a
-password is read at start and not again: Redis itself is rotated by giving its user two.
+Design: the password joins the URL when settings are resolved, so everything that connects to Redis needs
+one value only. A Redis URL is never logged or written with its password. The price is that the password is
+read only at start: rotate it by giving the Redis user two passwords.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from forethought.errors import InvalidInput
 
 
 def with_password(url: str, file: str) -> str:
-    """``url`` with the password that ``file`` holds; as it is where it has one, or names no Redis.
+    """``url`` with the password from ``file``; unchanged if it has one already or is not a Redis URL.
 
     Raises:
         InvalidInput: the file cannot be read or is not one line.

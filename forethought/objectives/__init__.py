@@ -1,9 +1,9 @@
 """Objectives: one file each, found by name. The file name is the registry.
 
 ``load("rlp")`` imports :mod:`forethought.objectives.rlp` and takes its only :class:`Objective`;
-``load("mypackage.mymodule")`` does the same for a third-party one, and ``load("mine", folder="objectives")``
-for a file of a plugin folder. Only names loaded at start can be requested later, so nothing in a request
-reaches an import.
+``load("mypackage.mymodule")`` does the same for a third-party module, and
+``load("mine", folder="objectives")`` for a file of a plugin folder. Only names loaded at start can be
+requested later, so nothing in a request reaches an import.
 """
 
 from __future__ import annotations

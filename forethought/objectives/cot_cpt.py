@@ -2,7 +2,7 @@
 
     loss   -(1/T) sum of log p over the T tokens of   x_<t <think> c </think> x_>=t
 
-Design: the policy writes the thoughts itself, at the positions that any other objective would think at, so
+Design: the policy samples the thoughts itself, at the positions that any other objective would use, so
 that this control sees the same texts, positions and thoughts as reinforcement and differs in the update
 alone. Good and bad thoughts are learned alike, which is what it controls for; the reward, RLP's gain, is
 only reported. Every thought counts as a document of its own; one thought per position
@@ -20,7 +20,7 @@ from forethought.objectives.parts.selection import SelectingObjective, Selection
 
 
 class CotCptConfig(Selection):
-    """Where to think. ``thought_weight`` is what a thought's tokens weigh beside the text's 1.
+    """Where to think. ``thought_weight`` is the weight of a thought's tokens, the text's being 1.
 
     Example:
         ``CotCptConfig(positions="uniform", thought_weight=1.0)``
@@ -30,7 +30,7 @@ class CotCptConfig(Selection):
 
 
 class CotCpt(SelectingObjective):
-    """Learn texts with one's own thoughts in them."""
+    """Train on texts with the policy's own thoughts in them."""
 
     Config = CotCptConfig
     estimator = "none"

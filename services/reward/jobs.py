@@ -1,8 +1,8 @@
-"""What the compute thread is handed, and how a batch of it is computed.
+"""The jobs of the compute thread, and how a batch of them is computed.
 
-Design: jobs of one kind are computed together, whoever asked; a job that cannot be computed becomes
-its error, found before any forward pass. The kinds of a batch follow each other, each holding its
-model on its own, so two kinds may see two versions; every result says which it saw.
+Design: jobs of one kind are computed together, whichever client sent them; a job that cannot be computed
+yields its error, found before any forward pass. The kinds of a batch run one after the other and each holds
+its model separately, so two kinds may see two versions; every result names the version it used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from services.reward.scoring import Scorer, rewards_of
 
 @dataclass(frozen=True, slots=True)
 class ScoreJob:
-    """Groups to be rewarded by an objective.
+    """Groups to reward by an objective.
 
     Example:
         ``ScoreJob((query,), objective, estimator)``
@@ -38,7 +38,7 @@ class ScoreJob:
 
 @dataclass(frozen=True, slots=True)
 class LogprobsJob:
-    """Continuations to be scored by one model, "policy" or "baseline".
+    """Continuations to score by one model, "policy" or "baseline".
 
     Example:
         ``LogprobsJob("policy", (Continuation((1, 5), (9,)),))``
@@ -50,7 +50,7 @@ class LogprobsJob:
 
 @dataclass(frozen=True, slots=True)
 class EntropyJob:
-    """Tokens whose predictions' entropies the policy tells.
+    """Tokens whose prediction entropies are requested of the policy.
 
     Example:
         ``EntropyJob(EntropyQuery((5, 17, 9), top_k=16, renormalise=False))``
@@ -74,7 +74,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True)
 class LogprobsResult:
-    """Log-probs of every continuation, in order, and by which weights.
+    """Log-probs of every continuation, in order, and the weights that computed them.
 
     Example:
         ``LogprobsResult((ContinuationScore((-0.2,), (True,)),), manifest)``
@@ -86,7 +86,7 @@ class LogprobsResult:
 
 @dataclass(frozen=True, slots=True)
 class EntropyResult:
-    """Nats, of predicting tokens 1 to N-1, and by which weights.
+    """In nats, of predicting tokens 1 to N-1, and the weights that computed them.
 
     Example:
         ``EntropyResult((1.7, 0.2), manifest)``
@@ -100,14 +100,14 @@ Job: TypeAlias = ScoreJob | LogprobsJob | EntropyJob
 Result: TypeAlias = (
     tuple[ScoredGroup | ForethoughtError, ...] | LogprobsResult | EntropyResult | ForethoughtError
 )
-"""What a job comes to: its answer, or why there is none."""
+"""A job's result, or its error."""
 
 
 def run_jobs(scorer: Scorer, jobs: Sequence[Job]) -> list[Result]:
     """Compute a batch; one result per job, in order. Blocking: call it through ``Scorer.run``.
 
     Raises:
-        NotReady: a model that is asked for has no weights yet.
+        NotReady: a requested model has no weights yet.
     """
     score = {i: job for i, job in enumerate(jobs) if isinstance(job, ScoreJob)}
     entropy = {i: job for i, job in enumerate(jobs) if isinstance(job, EntropyJob)}

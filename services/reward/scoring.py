@@ -1,15 +1,14 @@
-"""The scorer core behind every door: log-likelihoods of what follows, with and without a thought.
+"""The scorer behind queue, HTTP and gRPC: log-likelihoods of the target with and without a thought.
 
     policy:    log p(target | head + context + bridge + thought + close)        S_pred, RLP eq. 3
     baseline:  log p(target | no-think head + context), think-open mass removed  S_ema,  RLP eq. 4
 
 Design: all thinking branches of all groups go through the policy together, all no-think branches
 through the baseline, and both models are held for the whole batch, so that everything in it is of
-one pair of versions. The price is that a flip of either model waits for both. What is wrong with
-one group or one rollout is found before the forward pass and returned as data, so its neighbours
-are scored regardless.
+one pair of versions. The price is that a flip of either model waits for both. An invalid group or rollout
+is detected before the forward pass and returned as an error, so the rest of the batch is still scored.
 
-A task says which models its reward needs. Without a baseline the policy itself scores the no-think
+A task names the models its reward needs. Without a baseline the policy itself scores the no-think
 branch ("current" baseline): the reward keeps its meaning, and in RLP's group-centred advantage the
 baseline cancels anyway. A task that names no model is graded by bytes alone, without a forward pass.
 """
@@ -49,8 +48,6 @@ from services.reward.groups import (
     predictions_of,
 )
 
-__all__ = ["GroupLikelihoods", "GroupQuery", "GroupOutcome", "Scorer", "rewards_of", "versions_of"]
-
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -70,9 +67,9 @@ class Scorer:
         max_batch_tokens: padded tokens of one forward pass.
         deterministic: score one group (or one rollout) at a time, so that shapes never depend on
             timing.
-        objectives: names that were loaded at start; rollouts that name others are refused.
-        objective_folder: where those stand that do not ship with the package.
-        replica: who signs scored rollouts.
+        objectives: the names loaded at start; rollouts that name others are refused.
+        objective_folder: the folder of those that do not ship with the package.
+        replica: the id written into scored rollouts.
     """
 
     def __init__(
@@ -98,7 +95,7 @@ class Scorer:
 
     @property
     def models(self) -> dict[str, ServedModel]:
-        """Every model that weights may be pushed for, by name."""
+        """The models that accept weights, by name."""
         held = {"policy": self.policy}
         return held | {"baseline": self.baseline} if self.baseline else held
 
@@ -109,22 +106,22 @@ class Scorer:
         return decode
 
     async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``function`` on the one compute thread, which all doors share."""
+        """Call ``function`` on the one compute thread, which queue, HTTP and gRPC share."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._compute, lambda: function(*args, **kwargs))
 
     async def close(self) -> None:
-        """Let the batch in hand finish and stop the compute thread."""
+        """Let the current batch finish and stop the compute thread."""
         await asyncio.to_thread(self._compute.shutdown)
 
     def score_groups(self, queries: Sequence[GroupQuery]) -> list[GroupOutcome]:
-        """Likelihoods of every group, in order; a group that cannot be scored becomes its error.
+        """Likelihoods of every group, in order; a group that cannot be scored yields its error.
 
-        The baseline is the published one if there is one of the policy's epoch, else the policy.
+        The baseline is the published one if it is of the policy's epoch, else the policy.
         Blocking: call it through :meth:`run`.
 
         Raises:
-            NotReady: no policy has arrived yet.
+            NotReady: no policy weights yet.
         """
         with self._hold(self._has_baseline()) as held:
             if self._deterministic:
@@ -132,27 +129,29 @@ class Scorer:
             return self._score(queries, held)
 
     def score_rollouts(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """Reward every rollout through its task's objective, in order. Blocking, like the other.
+        """Reward every rollout by its task's objective, in order. Blocking.
 
         A rollout with an error passes through. One that cannot be scored (by these versions, by
         this model, or because its objective fails on it) becomes a ``ScoredRollout`` with that
         error.
 
         Raises:
-            NotReady: weights of one epoch have not all arrived yet.
+            NotReady: policy and baseline are not of one epoch yet.
         """
         with self._hold(any("baseline" in r.task.models for r in rollouts)) as held:
             if not self._deterministic:
                 try:
                     return self._score_together(rollouts, held)
                 except Exception:
-                    log.exception("a batch failed; scoring its %d rollouts alone", len(rollouts))
+                    log.exception(
+                        "a batch failed; scoring its %d rollouts one by one", len(rollouts)
+                    )
             return [self._score_alone(rollout, held) for rollout in rollouts]
 
     def score_continuations(
         self, name: str, jobs: Sequence[tuple[Continuation, ...]]
     ) -> tuple[list[tuple[ContinuationScore, ...] | ForethoughtError], WeightManifest]:
-        """Plain log-probs of every job's continuations by one model, and by which weights. Blocking.
+        """Plain log-probs of every job's continuations by one model, and its manifest. Blocking.
 
         Raises:
             NotReady: that model has no weights yet.
@@ -177,7 +176,7 @@ class Scorer:
         """Entropies of the policy's predictions of every query's tokens. Blocking.
 
         Raises:
-            NotReady: no policy has arrived yet.
+            NotReady: no policy weights yet.
         """
         with self.policy.hold() as serving:
             errors = [
@@ -192,7 +191,7 @@ class Scorer:
     def _served(self, name: str) -> ServedModel:
         if name not in self.models:
             raise NotReady(
-                f"no {name} is served here, only {', '.join(self.models)}; ask for one of those"
+                f"no {name} is served here, only {', '.join(self.models)}; request one of those"
             )
         return self.models[name]
 
@@ -210,7 +209,7 @@ class Scorer:
             if policy.manifest.epoch != baseline.manifest.epoch:
                 raise NotReady(
                     f"the policy is of epoch {policy.manifest.epoch}, the baseline of epoch "
-                    f"{baseline.manifest.epoch}; expected one epoch: ask again when both arrived"
+                    f"{baseline.manifest.epoch}; expected one epoch: retry when both have arrived"
                 )
             yield HeldModels(policy, baseline)
 
@@ -307,7 +306,7 @@ class Scorer:
         if name not in self._objective_names:
             loaded = ", ".join(sorted(self._objective_names)) or "none"
             raise InvalidInput(
-                f"task {rollout.task.task_id} asks for objective {name!r}; loaded at start: "
+                f"task {rollout.task.task_id} requests objective {name!r}; loaded at start: "
                 f"{loaded}; start the reward service with it"
             )
         return self._load_objective(name, rollout.task.objective_json, self._objective_folder)
@@ -339,7 +338,7 @@ def rewards_of(
     )
     try:
         rewards_G = tuple(objective.rewards(group))
-    except Exception as error:  # anybody's code: its fault must stay with its group
+    except Exception as error:  # third-party code: its failure must stay with its group
         log.exception("objective %s failed", type(objective).__name__)
         raise ForethoughtError(
             f"objective {type(objective).__name__} failed ({type(error).__name__}); "

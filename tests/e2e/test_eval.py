@@ -86,7 +86,7 @@ async def test_a_series_gets_its_law(run: Path, tmp_path: Path) -> None:
     compute = [checkpoint["compute"] for checkpoint in report["checkpoints"]]
     assert compute[0] == 0
     assert compute == sorted(set(compute))
-    assert report["proxy"] == "rpt/base (the first given)"
+    assert report["proxy"] == "rpt/base (the first checkpoint)"
     for laws in report["laws"].values():
         assert set(laws) == {"think_accuracy", "reward_share"}
         for law in laws.values():

@@ -48,7 +48,7 @@ class BatchBuilder:
     learner: LearnerSection = field(default_factory=LearnerSection)
 
     def build(self, results: Sequence[ScoredRollout]) -> TrainingBatch:
-        """The lesson of a batch's sound results; failed ones leave it smaller."""
+        """The training batch of all valid results; failed ones make it smaller."""
         sound = [result for result in results if result.failure is None]
         groups, metrics = self._chosen(groups_of(sound))
         learned_BG = self._learned(groups)
@@ -62,7 +62,7 @@ class BatchBuilder:
         return TrainingBatch(trees + self._next_token(sound), metrics)
 
     def keeps(self, result: ScoredRollout) -> bool:
-        """Whether the filters leave any group of a sound result."""
+        """Whether the filters keep any group of a valid result."""
         kept, _ = self._chosen(groups_of([result]))
         return bool(kept)
 

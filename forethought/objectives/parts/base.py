@@ -70,7 +70,8 @@ class Group:
         """
         if self.decode is None:
             raise InvalidInput(
-                "got a group without decode, expected one with a tokenizer behind it; pass decode=tokenizer.decode"
+                "got a group without decode, expected one with a tokenizer behind it; "
+                "pass decode=tokenizer.decode"
             )
         return tuple(
             self.decode(thought.thought_ids[: -1 if thought.closed else None])

@@ -1,11 +1,11 @@
-"""The short way from a connection to the POST endpoints.
+"""The fast path from a connection to the POST endpoints, below ASGI.
 
 Design: uvicorn's own protocol parses, keeps connections alive and shuts down; requests to the POST
 endpoints leave it as soon as their headers are read, and are answered without an ASGI scope, its
 messages and its events, which together cost more than all of our own reading and writing. Whatever
-is in the least unusual (a query string, ``Expect``, an upgrade, HTTP/1.0) takes the ASGI way, which
-answers the same. The price is reliance on how uvicorn's protocol names its parts, and so a bound on
-its version in ``pyproject.toml``; the tests of the endpoint run over both ways.
+is in the least unusual (a query string, ``Expect``, an upgrade, HTTP/1.0) takes the ASGI path, which
+gives the same replies. The price is reliance on how uvicorn's protocol names its parts, and so a bound on
+its version in ``pyproject.toml``; the endpoint's tests run over both paths.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from uvicorn.protocols.http.httptools_impl import (
 from services.reward.http.server import HttpReply, RewardApp
 from services.reward.metrics import CLIENT_DISCONNECTED
 
-_PATIENCE = 2  # times the largest body
+_MAX_IGNORED = 2  # times the largest body, read and dropped after a refusal
 _MAX_PIPELINED = 16  # requests waiting for the first one's answer
 _JSON_LENGTH = b"content-type: application/json\r\ncontent-length: "
 
 
 class Exchange:
-    """One request to a POST endpoint, from its headers to its answer.
+    """One request to a POST endpoint, from its headers to its reply.
 
     It stands where uvicorn keeps a ``RequestResponseCycle``, so the attributes that uvicorn's
     protocol reads and writes there have its names.
@@ -70,10 +70,10 @@ class Exchange:
         self.disconnected = False
 
     def feed(self, chunk: bytes) -> None:
-        """Take a part of the body, or drop it once it is refused; but not for ever."""
+        """Take a part of the body; after a refusal drop it, up to a limit."""
         self._num_bytes += len(chunk)
         if not self.more_body:
-            if self.response_complete and self._num_bytes > _PATIENCE * self._app.max_body_bytes:
+            if self.response_complete and self._num_bytes > _MAX_IGNORED * self._app.max_body_bytes:
                 self._protocol.transport.close()
         elif self._num_bytes <= self._app.max_body_bytes:
             self._body.append(chunk)
@@ -81,7 +81,7 @@ class Exchange:
             self.refuse(self._app.too_large())
 
     def refuse(self, refusal: HttpReply) -> None:
-        """Answer at once, without the rest of the body, which the caller may go on sending."""
+        """Reply at once, without the rest of the body, which the client may keep sending."""
         self._refusal = refusal
         self.end()
 
@@ -91,13 +91,13 @@ class Exchange:
         self._begin()
 
     def take_turn(self) -> None:
-        """Earlier requests of this connection are answered."""
+        """The connection's earlier requests have been answered."""
         self._is_turn = True
         self._protocol.in_hand = self
         self._begin()
 
     def on_disconnect(self) -> None:
-        """The caller is gone: take its work out of the line, if it is still there."""
+        """The client is gone: remove its work from the queue."""
         self.disconnected = True
         if self._task is not None:
             self._task.cancel()
@@ -122,7 +122,7 @@ class Exchange:
 
 
 class RewardProtocol(HttpToolsProtocol):
-    """uvicorn's connection, with the short way; its application has to be a :class:`RewardApp`.
+    """uvicorn's connection with the fast path; its application has to be a :class:`RewardApp`.
 
     Example:
         ``EmbeddedHttpServer(app, "127.0.0.1", 8080, protocol=RewardProtocol)``
@@ -135,13 +135,13 @@ class RewardProtocol(HttpToolsProtocol):
         app = self.config.app
         assert isinstance(app, RewardApp)
         self._reward_app = app
-        self._short_urls = {path.encode(): path for path in app.paths}
+        self._fast_paths = {path.encode(): path for path in app.paths}
         self.in_hand: Exchange | None = None  # the one whose turn came last
-        self.unheard = asyncio.Event()  # uvicorn sets the event of every cycle; nobody waits here
+        self.unheard = asyncio.Event()  # uvicorn sets every cycle's event; this one is not awaited
 
     def on_headers_complete(self) -> None:
-        """Take the short way if this is an ordinary POST to one of ours."""
-        path = self._short_urls.get(self.url)
+        """Take the fast path for an ordinary POST to one of our endpoints."""
+        path = self._fast_paths.get(self.url)
         if path is None or not self._is_ordinary_post():
             super().on_headers_complete()
             return
@@ -155,7 +155,7 @@ class RewardProtocol(HttpToolsProtocol):
         else:
             waiting: deque[Any] = self.pipeline
             waiting.appendleft((exchange, self.app))
-            if len(self.pipeline) > _MAX_PIPELINED:  # paused, a hang-up is not noticed
+            if len(self.pipeline) > _MAX_PIPELINED:  # while paused, a disconnect is not noticed
                 self.flow.pause_reading()
 
     def on_body(self, body: bytes) -> None:
@@ -166,28 +166,28 @@ class RewardProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The newest request is read."""
+        """The newest request has been read."""
         if type(self.cycle) is not Exchange:
             super().on_message_complete()
-        elif self.cycle.more_body:  # else refused already
+        elif self.cycle.more_body:  # else already refused
             self.cycle.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give up what this caller asked for."""
+        """Cancel the client's requests."""
         super().connection_lost(exc)
         self.pipeline.clear()
         if self.in_hand is not None:
             self.in_hand.on_disconnect()
 
     def spawn(self, answering: Any) -> asyncio.Task[None]:
-        """Run the answering of a request as one of the server's tasks, which a shutdown waits for."""
+        """Answer a request in one of the server's tasks, which a shutdown waits for."""
         task: asyncio.Task[None] = self.loop.create_task(answering)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
     async def write(self, answer: HttpReply, keep_alive: bool) -> None:
-        """Send an answer whole, once the connection takes more."""
+        """Send a whole reply, once the connection accepts more."""
         if self.flow.write_paused:
             await self.flow.drain()
         parts = [STATUS_LINE[answer.status], _JSON_LENGTH, b"%d\r\n" % len(answer.content)]

@@ -1,11 +1,11 @@
-"""The HTTP door: anyone may ask what a thought is worth.
+"""The HTTP endpoint of the reward service.
 
 Design: a framework costs several times what reading a request costs, so the POST endpoints are
 answered here, straight from ASGI (or from the connection itself, :mod:`services.reward.http.fast_path`),
 and FastAPI answers everything else: /docs, OpenAPI, GET /v1/models, and what does not exist. Its
 routes for the POST endpoints only document them. The price is that middleware of FastAPI does not
-see those requests. Reading, the line and computing are :mod:`services.reward.service`'s; a caller who
-hangs up takes its work out of the line.
+see those requests. Parsing, queueing and computing belong to :mod:`services.reward.service`; when a client
+disconnects, its work is removed from the queue.
 
 Every path is closed but the pages that describe the service, so one added later is closed without knowing
 of tokens; a token is asked for before a body is read. Nothing in a request reaches the filesystem or an
@@ -57,17 +57,17 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Asked: TypeAlias = Callable[[bytes], Awaitable[Mapping[str, Any]]]
 
-_PATIENCE_S = 0.05  # answers that take longer are given up when their caller is
+_WATCH_AFTER_S = 0.05  # slower requests are watched for a client that disconnects
 _ENCODE = msgspec.json.Encoder().encode
 
 
 class ClientDisconnected(Exception):
-    """The caller is gone; nobody reads an answer."""
+    """The client is gone, so no reply is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """What goes back: an HTTP status, JSON, and headers beside its type and length.
+    """Status, JSON body, and headers other than its type and length.
 
     Example:
         ``HttpReply(429, b'{"error": …}', ((b"retry-after", b"3"),))``
@@ -104,11 +104,11 @@ class RewardApp:
 
     @property
     def paths(self) -> Collection[str]:
-        """What :meth:`answer` answers, by POST."""
+        """The paths that :meth:`answer` serves by POST."""
         return self._asked.keys()
 
     def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> HttpReply | None:
-        """The refusal of a caller without a token; None: welcome. To be asked before reading a body."""
+        """The refusal of a client without a valid token, else None. Call it before reading a body."""
         if self._guard.is_open:
             return None
         try:
@@ -118,7 +118,7 @@ class RewardApp:
         return None
 
     async def answer(self, path: str, body: bytes) -> HttpReply:
-        """What a POST to one of ``paths`` comes to; every error is an answer. May be cancelled."""
+        """The reply to a POST to one of ``paths``; errors are replies too. May be cancelled."""
         try:
             return HttpReply(200, _ENCODE(await self._asked[path](body)))
         except Exception as error:
@@ -127,12 +127,12 @@ class RewardApp:
             return self.refusal(error)
 
     def refusal(self, error: Exception) -> HttpReply:
-        """How an error is told."""
+        """The reply that reports an error."""
         status = status_of(error)
         return HttpReply(status.http_status, _ENCODE(_error_body(status)), tuple(_headers(error)))
 
     def too_large(self) -> HttpReply:
-        """How a body over the limit is refused."""
+        """The reply to a body over the limit."""
         return self.refusal(
             TooLarge(
                 f"the body has more than {self.max_body_bytes} bytes; expected at most that many; "
@@ -141,7 +141,7 @@ class RewardApp:
         )
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         started_s, status = perf_counter(), CLIENT_DISCONNECTED
 
         def noting(message: Message) -> Awaitable[None]:
@@ -181,14 +181,14 @@ def _headers(error: Exception) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _arguments(body: bytes, path: str) -> dict[str, Any]:
-    """The keys of a request; those that are not given as None where they have to be."""
+    """The keys of a request; missing required ones are None."""
     endpoint, given = ENDPOINTS[path], read_object(body)
     check_keys(given, endpoint.keys, "the request")
     return dict.fromkeys(endpoint.required) | given
 
 
 async def _read_body(receive: Receive, max_body_bytes: int) -> bytes | None:
-    """The whole body; None: it is larger than allowed."""
+    """The whole body, or None if it is larger than allowed."""
     chunks, num_bytes = [], 0
     while True:
         message = await receive()
@@ -203,11 +203,11 @@ async def _read_body(receive: Receive, max_body_bytes: int) -> bytes | None:
 
 
 async def _unless_disconnected(answer: Awaitable[HttpReply], receive: Receive) -> HttpReply:
-    """The answer; HungUp, with its work cancelled, if the caller leaves before it is there."""
+    """The reply. If the client disconnects first: cancel its work, raise ClientDisconnected."""
     asking = asyncio.current_task()
     assert asking is not None
     watch = _Watch(asking, receive)
-    begin = asyncio.get_running_loop().call_later(_PATIENCE_S, watch.begin)
+    begin = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, watch.begin)
     try:
         return await answer
     except asyncio.CancelledError:
@@ -221,7 +221,7 @@ async def _unless_disconnected(answer: Awaitable[HttpReply], receive: Receive) -
 
 
 class _Watch:
-    """Cancels a task when its caller hangs up. Begun late: it costs as much as reading a request."""
+    """Cancels a task when its client disconnects. Started late: it costs as much as reading a request."""
 
     def __init__(self, asking: asyncio.Task[Any], receive: Receive) -> None:
         self._asking, self._receive = asking, receive
@@ -254,10 +254,10 @@ def _error_body(status: Status) -> dict[str, Any]:
 
 
 def _framework(service: RewardService) -> FastAPI:
-    """Everything but the POST endpoints, and their documentation."""
+    """Everything but the POST endpoints, whose documentation it serves."""
     app = FastAPI(
         title="Forethought reward service",
-        description="What is a thought worth?",
+        description="Rewards, log-probs, matches and entropies of thoughts.",
         dependencies=[DOCUMENTED],
     )
     for kind in (ForethoughtError, StarletteHTTPException, Exception):
@@ -310,11 +310,11 @@ OPEN_PATHS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json", "/red
 DOCUMENTED = Security(
     HTTPBearer(
         scheme_name="token",
-        description="The run's token or a client's. An open service asks for none.",
+        description="The run's token or a client's. An open service requires none.",
         auto_error=False,  # the guard has decided before FastAPI sees a request
     )
 )
-"""A dependency that does nothing but show an Authorize button on /docs."""
+"""A dependency that only adds the Authorize button to /docs."""
 
 
 def authorization(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -331,7 +331,7 @@ async def test_dead_letters_of_deliveries_out_of_attempts_are_counted(broker: Br
 
 
 class RedisProxy:
-    """A TCP proxy to a Redis on a socket that can be cut and restored; the Redis behind it keeps its data."""
+    """A TCP proxy to a Redis on a socket; it can be cut and restored while the Redis keeps its data."""
 
     def __init__(self, redis_url: str) -> None:
         self._socket_path = urlsplit(redis_url).path

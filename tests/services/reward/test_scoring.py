@@ -27,7 +27,8 @@ from forethought.types import (
     Thought,
     VersionSpan,
 )
-from services.reward.scoring import GroupLikelihoods, GroupQuery, Scorer, rewards_of
+from services.reward.groups import GroupLikelihoods, GroupQuery
+from services.reward.scoring import Scorer, rewards_of
 from tests.tiny import (
     CLOSE_ID,
     MAX_LENGTH_TOKENS,

@@ -13,8 +13,9 @@ from forethought import objectives
 from forethought.compute.served_model import ServedModel
 from forethought.errors import NotReady
 from forethought.types import Prompting, Thought
+from services.reward.groups import GroupLikelihoods, GroupQuery
 from services.reward.http.server import RewardApp
-from services.reward.scoring import GroupLikelihoods, GroupQuery, Scorer
+from services.reward.scoring import Scorer
 from services.reward.service import Limits, RewardService
 from tests.endpoints import OPEN, http_endpoint
 from tests.tiny import (
