@@ -2,9 +2,9 @@
 
 Design: the request (:class:`Request`), the transport and the retry policy (:class:`RetryBudget`) are
 independent, so each is written once for HTTP and gRPC, and the sync and async loops differ only in
-``await``. Every call is idempotent: it reads, or samples from a seed. So a retryable failure is retried even
-if the server may have processed the previous attempt; the price is that a server may compute a result that
-no one reads.
+``await``. Every call is idempotent: it reads, or samples from a seed. So a retryable failure is retried
+even if the server may have processed the previous attempt; the price is that a server may compute a result
+that no one reads.
 """
 
 from __future__ import annotations

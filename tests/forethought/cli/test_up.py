@@ -109,7 +109,7 @@ def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
     process.send_signal(signal.SIGHUP)  # a closed terminal: the run continues
     output = up.output(process)
     assert process.returncode == 0, output
-    url = re.search(r"redis +(redis://\S+)", output)
+    url = re.search(r"redis +(unix://\S+)", output)
     assert url, output
     assert f"forethought serve rollout --redis-url {url[1]} --run default" in output
     assert re.search(r"curl -s http://127\.0\.0\.1:\d+/v1/score", output)
@@ -119,7 +119,7 @@ def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
     assert "rlp 60/60  reward 0.600" in output
     assert re.search(r"steps +60\n", output)
     assert 'from_pretrained("runs/default/checkpoints/step-000060/model")' in output
-    assert "model runs/default/base/model redis redis://" in up.log("trainer")
+    assert "model runs/default/base/model redis unix://" in up.log("trainer")
     for name in ("rollout-1", "rollout-2", "reward-1"):
         assert moment(up.log(name)) > moment(up.log("trainer"))
 
