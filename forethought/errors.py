@@ -2,6 +2,7 @@
 
     ForethoughtError
     ├── InvalidInput        400  INVALID_ARGUMENT     says what was got, what was expected, what to do
+    │   ├── TooLarge        413  INVALID_ARGUMENT     larger than this server accepts
     │   └── NotInstalled                              a library from an optional extra is missing
     ├── Unauthenticated     401  UNAUTHENTICATED      no token, or one this server does not accept
     ├── Forbidden           403  PERMISSION_DENIED    the token does not grant this
@@ -38,6 +39,12 @@ class InvalidInput(ForethoughtError, ValueError):
 
 class NotInstalled(InvalidInput):
     """The feature needs a library that is not installed."""
+
+
+class TooLarge(InvalidInput):
+    """A request is larger than this server accepts."""
+
+    http_status = 413
 
 
 class Unauthenticated(ForethoughtError):
@@ -119,7 +126,7 @@ _KIND_OF_GRPC: Mapping[str, type[ForethoughtError]] = {
     "DEADLINE_EXCEEDED": Unreachable,
 }
 _KIND_OF_NAME = {
-    kind.__name__: kind for kind in (ForethoughtError, NotInstalled, NotReady, *_KINDS)
+    kind.__name__: kind for kind in (ForethoughtError, NotInstalled, TooLarge, NotReady, *_KINDS)
 }
 _KIND_OF_HTTP: Mapping[int, type[ForethoughtError]] = {
     **{kind.http_status: kind for kind in _KINDS},

@@ -55,8 +55,9 @@ class Prompting:
     """The tokens around a thought; prompting is data, so no process needs a template.
 
     A thinking branch is ``head + context + bridge | thought | close + target``; the no-think branch
-    is ``no_think_head + context | target``. The last id of ``bridge_ids`` opens the thought. Both
-    branches are assembled only by the methods below.
+    is ``no_think_head + context | target``. The last id of ``bridge_ids`` opens the thought. Scoring
+    and sampling assemble them with the methods below; the learner keeps the parts apart, because each
+    has weights of its own.
 
     Example:
         ``Prompting(head_ids=(), bridge_ids=(39,), close_ids=(40,), no_think_head_ids=())``

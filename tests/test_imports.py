@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import (
+from tests.layers import (
     FILES,
-    FLOORS,
+    LAYERS,
     all_imports,
-    circle,
-    circles,
+    cycle,
+    cycles,
     edges,
-    floor_of,
     imports_of,
+    layer_of,
     module_name,
     upward_imports,
 )
@@ -136,38 +136,38 @@ def test_stubs_are_of_the_wire_and_the_grpc_adapters_alone() -> None:
     assert imported_by("grpc", *allowed) == []
 
 
-def test_no_folder_has_a_circle_among_its_children() -> None:
-    assert circles() == []
+def test_no_folder_has_an_import_cycle_among_its_children() -> None:
+    assert cycles() == []
 
 
-def test_every_package_stands_on_a_floor_and_imports_only_from_below() -> None:
+def test_every_package_has_a_layer_and_imports_only_from_below() -> None:
     children = set(edges("forethought")) | {
         file.parts[1].removesuffix(".py") for file in FILES if file.parts[0] == "forethought"
     }
-    floors = [name for _, names in FLOORS for name in names.split()]
-    assert sorted(floors) == sorted(children - {"__init__"}), "FLOORS names each exactly once"
+    layers = [name for _, names in LAYERS for name in names.split()]
+    assert sorted(layers) == sorted(children - {"__init__"}), "LAYERS names each exactly once"
     assert upward_imports() == []
 
 
 def test_the_rules_find_what_they_forbid() -> None:
-    assert circle({"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("b")}) == [
+    assert cycle({"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("b")}) == [
         "b",
         "c",
         "b",
     ]
-    assert circle({"a": frozenset("bc"), "b": frozenset("c")}) == []
+    assert cycle({"a": frozenset("bc"), "b": frozenset("c")}) == []
     assert "wire" in edges("forethought")["run"], "imports between packages are seen at all"
     assert "assembly" in edges("trainer")["__main__"], "those inside functions too"
-    assert floor_of("types") < floor_of("replica")
+    assert layer_of("types") < layer_of("replica")
 
 
-def test_the_architecture_page_shows_the_floors() -> None:
+def test_the_architecture_page_shows_the_layers() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for what, names in FLOORS:
+    for what, names in LAYERS:
         assert f"| {what} | {', '.join(f'`{name}`' for name in names.split())} |" in page
 
 
-def test_what_serves_or_learns_knows_neither_laboratory_nor_command_line() -> None:
+def test_services_and_trainer_import_neither_lab_nor_cli() -> None:
     for above in ("forethought.lab", "forethought.cli"):
         assert imported_by(above, "forethought.lab", "forethought.cli") == []
 

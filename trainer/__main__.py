@@ -84,7 +84,7 @@ def dry_run(settings: Settings) -> int:
     return 0
 
 
-async def think(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
+async def run_thinking(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
     """Run with thoughts, serving the ops port, until done or stopped; returns the summary."""
     from forethought import queue
     from forethought.telemetry.metrics import process_registry
@@ -102,7 +102,7 @@ async def think(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
         await broker.close()
 
 
-async def predict(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
+async def run_next_token(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
     """Run without thoughts, serving the ops port, until done or stopped; returns the summary."""
     from forethought.telemetry.metrics import process_registry
     from trainer.next_token_run import NextTokenRun
@@ -133,7 +133,9 @@ def _supervised(parts: Assembly) -> dict[str, Any]:
     summary: dict[str, Any] = {}
 
     async def run(stop: asyncio.Event) -> int:
-        summary.update(await (think if parts.objective.thinks else predict)(parts, stop))
+        summary.update(
+            await (run_thinking if parts.objective.thinks else run_next_token)(parts, stop)
+        )
         return 0
 
     process.run_until_signalled(run)

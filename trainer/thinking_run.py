@@ -224,7 +224,7 @@ class ThinkingRun:
             instance_id = await retry_until_reachable(self._broker.instance_id)
             if seen_id != instance_id:
                 await retry_until_reachable(self._announce)
-                await self._work.admit_again()
+                await self._work.re_enqueue()
 
     async def _publish(self, with_baseline: bool) -> None:
         """Publish the learner's weights; senders push them to the replicas."""

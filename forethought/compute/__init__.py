@@ -1,4 +1,5 @@
 """Tensor code shared by learner, scorer, torch engine and evaluation.
 
-It may import torch and is never imported at top level, so ``import forethought`` stays light.
+It imports torch; the rest of the library imports it only inside functions (but for ``lab.curation``), so
+``import forethought`` stays light.
 """

@@ -1,4 +1,4 @@
-"""Teacher-forced log-likelihoods of continuations: the only scoring code.
+"""Teacher-forced log-likelihoods of continuations: the only code that scores at temperature 1.
 
 Design: token ids in, natural log-probs out, at temperature 1, in float32 whatever the model's dtype.
 Each row is prefilled separately; prefilling a shared prefix once can be added behind this function.

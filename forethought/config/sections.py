@@ -145,7 +145,7 @@ class SamplingSection(Section):
 
 
 class LearnerSection(Section):
-    """The optimizer step. ``batch_tasks`` is N, ``max_staleness`` is S of the design."""
+    """The optimizer step. docs/architecture.md calls ``batch_tasks`` N and ``max_staleness`` S."""
 
     steps: PositiveInt = 100
     max_tokens: NonNegativeInt = 0  # trained, without padding; may end the run early; 0: no limit

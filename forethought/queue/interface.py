@@ -268,7 +268,7 @@ class ConsumerOptions:
                 "expected both or neither: failed messages need a result too"
             )
 
-    def answer(self, message: Message, reason: str) -> Message:
+    def make_error_result(self, message: Message, reason: str) -> Message:
         """The error result of a message.
 
         Raises:
@@ -290,7 +290,7 @@ class ConsumerOptions:
         if self.result_stage is None:
             return None
         try:
-            return self.answer(message, reason)
+            return self.make_error_result(message, reason)
         except Exception:
             log.exception(
                 "no error result could be made for task %d, only a dead letter", message.task_id

@@ -245,7 +245,7 @@ class Worker:
     async def _fail(self, delivery: Delivery, reason: str) -> None:
         """Finish with an error result; if none can be made, dead-letter with the reason."""
         try:
-            result = self._consumer.options.answer(delivery.message, reason)
+            result = self._consumer.options.make_error_result(delivery.message, reason)
         except Exception:
             await self._bury(delivery, reason)
         else:

@@ -110,8 +110,8 @@ def _work(found: Review, replica: str, kind: str, version: int | None) -> None:
 
 
 def _samples(record: JournalRecord) -> list[dict[str, Any]]:
-    sound = [result for result in record.results if result.failure is None]
-    with_thoughts = [result for result in sound if result.rollout.thoughts_KG]
+    valid = [result for result in record.results if result.failure is None]
+    with_thoughts = [result for result in valid if result.rollout.thoughts_KG]
     return [_sample(record, result) for result in with_thoughts[:SAMPLES_PER_BATCH]]
 
 

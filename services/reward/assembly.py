@@ -55,7 +55,7 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
     """Score for the run that the broker belongs to, and for clients with a token, until stopped."""
     guard = Guard.of_replica(settings.auth)
     from services.reward.grpc_server import RewardServicer
-    from services.reward.worker import RewardHandler, error_result
+    from services.reward.handler import RewardHandler, error_result
 
     section, replica_id = settings.reward, new_replica_id("reward")
     loaded = load_objectives(settings)

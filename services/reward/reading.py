@@ -22,12 +22,6 @@ from services.reward.groups import GroupQuery
 from services.reward.requests import ScoreItem, ScoreRequest
 
 
-class TooLarge(InvalidInput):
-    """A request is larger than this server accepts."""
-
-    http_status = 413
-
-
 def _refuse_constant(constant: str) -> NoReturn:
     raise InvalidInput(f"the body holds {constant}, which is not JSON; expected finite numbers")
 

@@ -18,22 +18,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 from forethought import estimators
 from forethought.compute.entropy import EntropyQuery
 from forethought.compute.logprob import Continuation
-from forethought.errors import ForethoughtError, InvalidInput, NotReady
+from forethought.errors import ForethoughtError, InvalidInput, NotReady, TooLarge
 from forethought.objectives import Objective
 from forethought.scatter import compute_valid
 from services.reward import match
-from services.reward.answers import (
-    EntropyReply,
-    ItemError,
-    ItemMatch,
-    LogprobsReply,
-    MatchReply,
-    ModelsReply,
-    ScoreReply,
-    failure,
-    model_answer,
-    score_answer,
-)
 from services.reward.batching import Batcher, Piece
 from services.reward.groups import GroupQuery
 from services.reward.jobs import (
@@ -48,7 +36,6 @@ from services.reward.jobs import (
     run_jobs,
 )
 from services.reward.reading import (
-    TooLarge,
     check_item,
     item_id,
     kind_of,
@@ -63,6 +50,18 @@ from services.reward.reading import (
     read_text,
     shown,
     text_or_ids,
+)
+from services.reward.replies import (
+    EntropyReply,
+    ItemError,
+    ItemMatch,
+    LogprobsReply,
+    MatchReply,
+    ModelsReply,
+    ScoreReply,
+    failure,
+    model_answer,
+    score_answer,
 )
 from services.reward.scoring import Scorer
 from services.reward.tokens import TokenizerFacts

@@ -18,8 +18,8 @@ from forethought.replica.worker import Worker
 from forethought.telemetry.metrics import process_registry
 from services.rollout.engine import Engine
 from services.rollout.grpc_server import RolloutServicer
+from services.rollout.handler import RolloutHandler, error_result
 from services.rollout.metrics import MeasuredEngine, RolloutMetrics
-from services.rollout.worker import RolloutHandler, error_result
 
 
 async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> int:

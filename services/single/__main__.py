@@ -48,7 +48,9 @@ def run(settings: Settings) -> int:
         summary: dict[str, Any] = {}
 
         async def train(stop: asyncio.Event) -> int:
-            summary.update(await (_think if parts.objective.thinks else _predict)(parts, stop))
+            summary.update(
+                await (_run_thinking if parts.objective.thinks else _run_next_token)(parts, stop)
+            )
             return 0
 
         process.run_until_signalled(train)
@@ -66,7 +68,7 @@ def _in_process(settings: Settings) -> Settings:
     )
 
 
-async def _think(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
+async def _run_thinking(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
     from forethought import queue
     from services.reward.assembly import serve_run as serve_reward
     from services.rollout.assembly import serve_run as serve_rollout
@@ -88,7 +90,7 @@ async def _think(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
         await end((learning, *replicas))
 
 
-async def _predict(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
+async def _run_next_token(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
     from trainer.next_token_run import NextTokenRun
 
     return await NextTokenRun(parts).run_until(stop)

@@ -2,8 +2,8 @@
 
 Batch k is exactly tasks kN … (k+1)N-1. N(1+S) tasks are admitted at start and N after every batch, S
 being ``learner.max_staleness``, so batch k is admitted once batch k-1-S is closed, and a sampled token
-is at most S versions old. No task is admitted for a batch after the last step, so a finished run has none
-outstanding. Dynamic sampling admits further tasks of the current batch
+is at most S versions old (plus the next-token steps in between, if there are any). No task is admitted for
+a batch after the last step, so a finished run has none outstanding. Dynamic sampling admits further tasks of the current batch
 (:mod:`trainer.admission.replacement`).
 
     loop     consumes           produces          waits for     unblocked by
@@ -85,7 +85,7 @@ class WorkInFlight:
         missing = max(0, num_batches * self._section.batch_tasks - self._feed.next_task_id)
         await self._admit(self._feed.take(missing, epoch=epoch, min_version=version))
 
-    async def admit_again(self) -> None:
+    async def re_enqueue(self) -> None:
         """Re-enqueue every task without a result, after Redis may have lost data."""
         unanswered = self._ledger.unanswered
         log.warning("Redis may have lost data; re-enqueueing %d tasks", len(unanswered))

@@ -17,9 +17,9 @@ from forethought.estimators import Estimator
 from forethought.objectives import Mode, Objective
 from forethought.types import ScoredRollout
 from trainer.batch import aggregation, filters
-from trainer.batch.branches import Shares, branches_of, written_documents
-from trainer.batch.learned_group import LearnedGroup, groups_of
+from trainer.batch.branches import ThoughtWeights, branches_of, written_documents
 from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
+from trainer.batch.training_group import TrainingGroup, groups_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +49,24 @@ class BatchBuilder:
 
     def build(self, results: Sequence[ScoredRollout]) -> TrainingBatch:
         """The training batch of all valid results; failed ones make it smaller."""
-        sound = [result for result in results if result.failure is None]
-        groups, metrics = self._chosen(groups_of(sound))
-        learned_BG = self._learned(groups)
+        valid = [result for result in results if result.failure is None]
+        groups, metrics = self._chosen(groups_of(valid))
+        trained_BG = self._trained(groups)
         if self.filters.truncated == "mask":
-            metrics["masked_thoughts"] = sum(g.count(False) for g in learned_BG)
+            metrics["masked_thoughts"] = sum(g.count(False) for g in trained_BG)
         if self.objective.mode is Mode.WRITE:
             weight = self.objective.thought_weight
-            trees = trees_of_documents(written_documents(groups, learned_BG, weight))
+            trees = trees_of_documents(written_documents(groups, trained_BG, weight))
         else:
-            trees = _trees(groups, self._shares(groups, learned_BG))
-        return TrainingBatch(trees + self._next_token(sound), metrics)
+            trees = _trees(groups, self._thought_weights(groups, trained_BG))
+        return TrainingBatch(trees + self._next_token(valid), metrics)
 
     def keeps(self, result: ScoredRollout) -> bool:
         """Whether the filters keep any group of a valid result."""
         kept, _ = self._chosen(groups_of([result]))
         return bool(kept)
 
-    def _chosen(self, groups: list[LearnedGroup]) -> tuple[list[LearnedGroup], dict[str, int]]:
+    def _chosen(self, groups: list[TrainingGroup]) -> tuple[list[TrainingGroup], dict[str, int]]:
         metrics: dict[str, int] = {}
         if self.filters.truncated == "penalise":
             groups, metrics["penalised_thoughts"] = self._penalised(groups)
@@ -76,7 +76,7 @@ class BatchBuilder:
         kept = [group for group, is_kept in zip(groups, kept_B, strict=True) if is_kept]
         return kept, metrics | dropped
 
-    def _penalised(self, groups: list[LearnedGroup]) -> tuple[list[LearnedGroup], int]:
+    def _penalised(self, groups: list[TrainingGroup]) -> tuple[list[TrainingGroup], int]:
         section = self.filters
         penalties_BG = filters.overlong_penalties(
             [group.thoughts_G for group in groups],
@@ -93,59 +93,61 @@ class BatchBuilder:
         ]
         return changed, sum(penalty > 0 for penalties_G in penalties_BG for penalty in penalties_G)
 
-    def _learned(self, groups: Sequence[LearnedGroup]) -> list[list[bool]]:
+    def _trained(self, groups: Sequence[TrainingGroup]) -> list[list[bool]]:
         if self.filters.truncated == "mask":
             return filters.finished([group.thoughts_G for group in groups])
         return [[True] * len(group.thoughts_G) for group in groups]
 
-    def _shares(
-        self, groups: Sequence[LearnedGroup], learned_BG: Sequence[Sequence[bool]]
-    ) -> list[list[Shares]]:
-        """Of every thought, [B][G]."""
+    def _thought_weights(
+        self, groups: Sequence[TrainingGroup], trained_BG: Sequence[Sequence[bool]]
+    ) -> list[list[ThoughtWeights]]:
+        """The weights of every thought, [B][G]."""
         advantages_BG = self.estimator.advantages([group.rewards_G for group in groups])
-        weights_BG = self._weights(groups, learned_BG)
-        num_learned_groups = sum(map(any, learned_BG))
+        weights_BG = self._weights(groups, trained_BG)
+        num_trained_groups = sum(map(any, trained_BG))
         return [
             [
-                Shares(weight, advantage, thought / num_learned_groups, answer / num_learned_groups)
+                ThoughtWeights(
+                    weight, advantage, thought / num_trained_groups, answer / num_trained_groups
+                )
                 for weight, advantage, thought, answer in zip(
-                    weights_G, advantages_G, *self._imitated(group, learned_G), strict=True
+                    weights_G, advantages_G, *self._imitated(group, trained_G), strict=True
                 )
             ]
-            if any(learned_G)
-            else [Shares(0.0, 0.0)] * len(learned_G)
-            for group, learned_G, weights_G, advantages_G in zip(
-                groups, learned_BG, weights_BG, advantages_BG, strict=True
+            if any(trained_G)
+            else [ThoughtWeights(0.0, 0.0)] * len(trained_G)
+            for group, trained_G, weights_G, advantages_G in zip(
+                groups, trained_BG, weights_BG, advantages_BG, strict=True
             )
         ]
 
     def _weights(
-        self, groups: Sequence[LearnedGroup], learned_BG: Sequence[Sequence[bool]]
+        self, groups: Sequence[TrainingGroup], trained_BG: Sequence[Sequence[bool]]
     ) -> list[list[float]]:
         if self.objective.mode is not Mode.REINFORCE:
             return [[0.0] * len(group.thoughts_G) for group in groups]
         lengths_BG = [
-            [len(t.token_ids_L) * is_learned for t, is_learned in zip(g.thoughts_G, learned_G, strict=True)]
-            for g, learned_G in zip(groups, learned_BG, strict=True)
+            [len(t.token_ids_L) * is_trained for t, is_trained in zip(g.thoughts_G, trained_G, strict=True)]
+            for g, trained_G in zip(groups, trained_BG, strict=True)
         ]  # fmt: skip
         return aggregation.weights(
             self.learner.aggregation, lengths_BG, _budget(groups), self.objective.token_weights
         )
 
     def _imitated(
-        self, group: LearnedGroup, learned_G: Sequence[bool]
+        self, group: TrainingGroup, trained_G: Sequence[bool]
     ) -> tuple[list[float], list[float]]:
         """Next-token weights of thoughts and of answers before the mean over groups; [G] each."""
         rewards = [
-            r for r, is_learned in zip(group.rewards_G, learned_G, strict=True) if is_learned
+            r for r, is_trained in zip(group.rewards_G, trained_G, strict=True) if is_trained
         ]
         imitation = self.objective.imitation(rewards) if rewards else None
         if imitation is None:
-            return [0.0] * len(learned_G), [0.0] * len(learned_G)
+            return [0.0] * len(trained_G), [0.0] * len(trained_G)
         thoughts, answers = iter(imitation.thought_weights_G), iter(imitation.answer_weights_G)
         return (
-            [next(thoughts) if is_learned else 0.0 for is_learned in learned_G],
-            [next(answers) if is_learned else 0.0 for is_learned in learned_G],
+            [next(thoughts) if is_trained else 0.0 for is_trained in trained_G],
+            [next(answers) if is_trained else 0.0 for is_trained in trained_G],
         )
 
     def _next_token(self, results: Sequence[ScoredRollout]) -> list[ThoughtTree]:
@@ -160,24 +162,24 @@ class BatchBuilder:
         ]
 
 
-def _budget(groups: Sequence[LearnedGroup]) -> int:
+def _budget(groups: Sequence[TrainingGroup]) -> int:
     return max((group.task.sampling.max_response_tokens for group in groups), default=1)
 
 
 def _trees(
-    groups: Sequence[LearnedGroup], shares_BG: Iterable[Sequence[Shares]]
+    groups: Sequence[TrainingGroup], thought_weights_BG: Iterable[Sequence[ThoughtWeights]]
 ) -> list[ThoughtTree]:
     """One tree per task, with the document as its trunk and the branches of all its positions."""
-    pairs = zip(groups, shares_BG, strict=True)
+    pairs = zip(groups, thought_weights_BG, strict=True)
     trees = []
     for _, of_task in groupby(pairs, key=lambda pair: id(pair[0].result)):
-        with_shares = list(of_task)
-        task = with_shares[0][0].task
+        with_weights = list(of_task)
+        task = with_weights[0][0].task
         branches = tuple(
             branch
-            for group, shares_G in with_shares
-            for thought, shares in zip(group.thoughts_G, shares_G, strict=True)
-            for branch in branches_of(group, thought, shares)
+            for group, thought_weights_G in with_weights
+            for thought, weights in zip(group.thoughts_G, thought_weights_G, strict=True)
+            for branch in branches_of(group, thought, weights)
         )
         trees.append(ThoughtTree(task.prompting.head_ids, task.document.token_ids_N, (), branches))
     return trees

@@ -95,8 +95,8 @@ def batch_loss(
         )
     )
     loss = -(batch.weights_BH * factor_BH * gained.gain_BH).sum()
-    learned_BH = torch.where(batch.nll_weights_BH != 0, policy_logprobs_BH, 0.0)
-    nll = -(batch.nll_weights_BH * learned_BH).sum()
+    nll_logprobs_BH = torch.where(batch.nll_weights_BH != 0, policy_logprobs_BH, 0.0)
+    nll = -(batch.nll_weights_BH * nll_logprobs_BH).sum()
     ratios = gained.ratio_BH.detach()[mask_BH]
     mismatch = (policy_logprobs_BH - batch.behaviour_logprobs_BH).detach()[mask_BH].exp()
     return LossParts(

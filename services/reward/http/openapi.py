@@ -3,7 +3,7 @@
 Design: these classes only document. Requests are parsed by :mod:`services.reward.reading`; the keys that a
 request may have are taken from here, so they are declared once. A valid ``/v1/score`` is decoded straight
 into its msgspec structs, the fastest way to parse it; replies are the typed dicts of
-:mod:`services.reward.answers`. The price is that the types of the other requests are stated here and
+:mod:`services.reward.replies`. The price is that the types of the other requests are stated here and
 checked there.
 """
 
@@ -16,7 +16,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from services.reward.answers import EntropyReply, LogprobsReply, MatchReply, ScoreReply
+from services.reward.replies import EntropyReply, LogprobsReply, MatchReply, ScoreReply
 from services.reward.requests import ScoreItem, ScoreRequest
 
 _EXAMPLE_ITEM: JsonDict = {

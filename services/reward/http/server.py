@@ -41,13 +41,14 @@ from forethought.errors import (
     ForethoughtError,
     Overloaded,
     Status,
+    TooLarge,
     Unauthenticated,
     status_of,
 )
-from services.reward.answers import ErrorReply, ModelsReply
 from services.reward.http.openapi import ENDPOINTS, Endpoint
 from services.reward.metrics import CLIENT_DISCONNECTED, HttpSeconds
-from services.reward.reading import TooLarge, check_keys, read_object, read_score_request
+from services.reward.reading import check_keys, read_object, read_score_request
+from services.reward.replies import ErrorReply, ModelsReply
 from services.reward.service import RewardService
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ log = logging.getLogger(__name__)
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Asked: TypeAlias = Callable[[bytes], Awaitable[Mapping[str, Any]]]
+Handler: TypeAlias = Callable[[bytes], Awaitable[Mapping[str, Any]]]
 
 _WATCH_AFTER_S = 0.05  # slower requests are watched for a client that disconnects
 _ENCODE = msgspec.json.Encoder().encode
@@ -91,7 +92,7 @@ class RewardApp:
         self.seconds = HttpSeconds()
         self._guard = guard
         self._framework = _framework(service)
-        self._asked: dict[str, Asked] = {
+        self._handlers: dict[str, Handler] = {
             "/v1/score": lambda body: service.score(
                 *read_score_request(body), num_body_bytes=len(body)
             ),
@@ -105,7 +106,7 @@ class RewardApp:
     @property
     def paths(self) -> Collection[str]:
         """The paths that :meth:`answer` serves by POST."""
-        return self._asked.keys()
+        return self._handlers.keys()
 
     def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> HttpReply | None:
         """The refusal of a client without a valid token, else None. Call it before reading a body."""
@@ -120,7 +121,7 @@ class RewardApp:
     async def answer(self, path: str, body: bytes) -> HttpReply:
         """The reply to a POST to one of ``paths``; errors are replies too. May be cancelled."""
         try:
-            return HttpReply(200, _ENCODE(await self._asked[path](body)))
+            return HttpReply(200, _ENCODE(await self._handlers[path](body)))
         except Exception as error:
             if not isinstance(error, ForethoughtError):
                 log.exception("POST %s failed", path)
@@ -158,7 +159,7 @@ class RewardApp:
         path = scope["path"]
         if path not in OPEN_PATHS and (refusal := self.admit(scope["headers"])):
             await _send(send, refusal)
-        elif scope["method"] == "POST" and path in self._asked:
+        elif scope["method"] == "POST" and path in self._handlers:
             try:
                 await _send(send, await self._answer_to(path, receive))
             except ClientDisconnected:

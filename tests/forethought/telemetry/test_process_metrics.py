@@ -95,7 +95,7 @@ async def scrape_around(settings: Any, ports: dict[str, int]) -> Scrapes:
     try:
         before = {name: await scraped(ports[name], tasks) for name in replicas}
         tasks.append(
-            asyncio.create_task(learner.think(assemble(settings, check_run(settings)), stop))
+            asyncio.create_task(learner.run_thinking(assemble(settings, check_run(settings)), stop))
         )
         while not (families := await scraped(ports["learner"], tasks)) or not is_done(families):
             await asyncio.sleep(0.05)

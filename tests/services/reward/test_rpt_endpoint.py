@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from forethought import objectives
-from services.reward.answers import ItemScores
+from services.reward.replies import ItemScores
 from services.reward.scoring import Scorer
 from services.reward.service import Limits, RewardService
 from tests import tiny

@@ -27,8 +27,8 @@ from forethought.types import Prompting, Rollout, Sampling, Task, Thought, Weigh
 from forethought.wire.v1 import rollout_service_pb2 as pb
 from forethought.wire.v1.rollout_service_pb2_grpc import RolloutsStub
 from services.rollout.grpc_server import RolloutServicer
+from services.rollout.handler import RolloutHandler, error_result
 from services.rollout.torch_engine import TorchEngine
-from services.rollout.worker import RolloutHandler, error_result
 from tests import tiny
 from tests.endpoints import grpc_endpoint, plain_logprobs
 from tests.fake_replica import until

@@ -9,11 +9,11 @@ from forethought.types import ScoredRollout, Task, Thought
 
 
 @dataclass(frozen=True, slots=True)
-class LearnedGroup:
+class TrainingGroup:
     """Position ``k`` of a successful result, with the rewards to train on (penalties subtracted).
 
     Example:
-        ``LearnedGroup(result, k=0, rewards_G=(0.9, -0.2))``
+        ``TrainingGroup(result, k=0, rewards_G=(0.9, -0.2))``
     """
 
     result: ScoredRollout
@@ -45,10 +45,10 @@ class LearnedGroup:
         return self.task.prompting.remaining_close(thought.closed)
 
 
-def groups_of(results: Sequence[ScoredRollout]) -> list[LearnedGroup]:
+def groups_of(results: Sequence[ScoredRollout]) -> list[TrainingGroup]:
     """Every position of every result."""
     return [
-        LearnedGroup(result, k, rewards_G)
+        TrainingGroup(result, k, rewards_G)
         for result in results
         for k, rewards_G in enumerate(result.rewards_KG)
     ]

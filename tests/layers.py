@@ -1,11 +1,11 @@
-"""The house: what imports what, which floor a package stands on, and where a circle would be.
+"""Which layer a package is on, what imports what, and where an import cycle would be.
 
-    python -m tests.house      floors, edges, circles; exit status 1 for a circle or an import upward
+    python -m tests.layers      layers, imports, cycles; exit status 1 for a cycle or an upward import
 
-Design: imports are read from the source, those inside functions and under ``TYPE_CHECKING`` too, because a
-circle that is only hidden is still one. The children of a folder are its files and its subfolders; a circle
-is looked for among the children of every folder, so that a subfolder may use its neighbours' files as
-long as they do not use it back.
+Design: imports are read from the source, including those inside functions and under ``TYPE_CHECKING``,
+because a hidden cycle is still one. The children of a folder are its files and its subfolders; cycles are
+looked for among the children of every folder, so a subfolder may use its neighbours' files unless they use
+it back.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from pathlib import Path
 
 from tests.repository import ROOT
 
-FLOORS = (
-    ("values and errors", "types errors orphan scatter"),
-    ("settings, wire, metrics", "background config estimators telemetry verification wire"),
-    ("queue, tokens, objectives, what a run leaves", "auth objectives process queue run"),
-    ("tensors, text, gRPC, checks before a start", "compute corpus preflight rpc testing"),
-    ("weights on their way, clients, the laboratory", "clients lab weights"),
-    ("replicas and the command line", "cli replica"),
+LAYERS = (
+    ("values, errors, and helpers without imports", "types errors orphan scatter"),
+    (
+        "settings, wire format, telemetry",
+        "background config estimators telemetry verification wire",
+    ),
+    ("queue, tokens, objectives, run directory", "auth objectives process queue run"),
+    ("tensors, corpus, gRPC, preflight checks", "compute corpus preflight rpc testing"),
+    ("weight transfer, clients, experiments", "clients lab weights"),
+    ("replica runtime, command line", "cli replica"),
 )
-"""What ``forethought`` is built of, from the ground up: each imports only from the floors below it.
+"""What ``forethought`` is built of, bottom first: each imports only from the layers below it.
 
-``services`` and ``trainer`` stand on top, side by side, and never import ``lab``, ``cli`` or each other.
+``services`` and ``trainer`` are on top, next to each other. They import neither ``lab`` nor ``cli``, nor
+each other, except for ``services.single``, which is a whole run in one process.
 """
-
 
 PACKAGES = ("forethought", "services", "trainer")
 
@@ -92,13 +95,13 @@ def all_imports() -> tuple[Import, ...]:
     )
 
 
-def floor_of(unit: str) -> int:
-    """From 0, the ground.
+def layer_of(unit: str) -> int:
+    """From 0, the bottom.
 
     Raises:
-        KeyError: the file or folder has no floor yet; add it to :data:`FLOORS`.
+        KeyError: the file or folder has no layer yet; add it to :data:`LAYERS`.
     """
-    return {name: floor for floor, (_, names) in enumerate(FLOORS) for name in names.split()}[unit]
+    return {name: layer for layer, (_, names) in enumerate(LAYERS) for name in names.split()}[unit]
 
 
 @cache
@@ -132,8 +135,8 @@ def folders() -> list[str]:
     return sorted({module_name(file) for file in FILES if file.name == "__init__.py"})
 
 
-def circle(graph: dict[str, frozenset[str]]) -> list[str]:
-    """Some circle of a graph, as the names along it; empty where there is none."""
+def cycle(graph: dict[str, frozenset[str]]) -> list[str]:
+    """Some cycle of a graph, as the names along it; empty where there is none."""
     done: set[str] = set()
 
     def walk(node: str, path: list[str]) -> list[str]:
@@ -150,30 +153,30 @@ def circle(graph: dict[str, frozenset[str]]) -> list[str]:
     return next((found for node in sorted(graph) if (found := walk(node, []))), [])
 
 
-def circles() -> list[str]:
-    """One line for every folder whose children import each other in a circle."""
-    found = {folder: circle(edges(folder)) for folder in folders()}
+def cycles() -> list[str]:
+    """One line for every folder whose children import each other in a cycle."""
+    found = {folder: cycle(edges(folder)) for folder in folders()}
     return [f"{folder}: {' -> '.join(names)}" for folder, names in found.items() if names]
 
 
 def upward_imports() -> list[str]:
-    """Imports of ``forethought`` that do not go to a lower floor."""
+    """Imports of ``forethought`` that do not go to a lower layer."""
     return [
-        f"{importer} (floor {floor_of(importer)}) imports {target} (floor {floor_of(target)})"
+        f"{importer} (layer {layer_of(importer)}) imports {target} (layer {layer_of(target)})"
         for importer, targets in sorted(edges("forethought").items())
         for target in sorted(targets)
-        if floor_of(target) >= floor_of(importer)
+        if layer_of(target) >= layer_of(importer)
     ]
 
 
 def main() -> int:
-    """Print what the tests hold."""
+    """Print what the tests enforce."""
     print("services and trainer")
-    for floor, (what, names) in reversed(list(enumerate(FLOORS))):
-        print(f"  floor {floor}  {what:<46} {names}")
+    for layer, (what, names) in reversed(list(enumerate(LAYERS))):
+        print(f"  layer {layer}  {what:<46} {names}")
     print(f"imports between them: {sum(map(len, edges('forethought').values()))}")
-    wrong = circles() + upward_imports()
-    print("circles and imports upward:", *(wrong or ["none"]), sep="\n  ")
+    wrong = cycles() + upward_imports()
+    print("cycles and upward imports:", *(wrong or ["none"]), sep="\n  ")
     return 1 if wrong else 0
 
 

@@ -24,8 +24,8 @@ from forethought.types import (
     VersionSpan,
 )
 from forethought.wire import decode_scored, encode_rollout
+from services.reward.handler import RewardHandler, error_result
 from services.reward.scoring import Scorer
-from services.reward.worker import RewardHandler, error_result
 from tests.tiny import CLOSE_ID, OPEN_ID, build_model_directory, manifest, serve
 
 
