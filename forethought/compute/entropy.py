@@ -1,4 +1,4 @@
-"""Entropy of the model's prediction of every next token, to select positions by (arXiv 2506.08007, section 3.3).
+"""Entropy of every next-token prediction, by which positions are selected (arXiv 2506.08007, section 3.3).
 
 Design: the entropy of token i of N is that of predicting it from the tokens before it, over the
 ``top_k`` likeliest tokens (RPT: 16). RPT does not state whether those are renormalised, so the caller

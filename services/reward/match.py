@@ -5,8 +5,8 @@ never an error, whatever it holds; a *truth* that cannot be compared is an error
 data. The price of keeping ``numeric`` small: units, currencies, number words and mixed numbers are not
 parsed.
 
-- ``byte_prefix`` (arXiv 2506.08007, eq. 2): the prediction's UTF-8 bytes are a prefix of the truth's and end at one of
-  the truth's token boundaries. An empty prediction is wrong.
+- ``byte_prefix`` (arXiv 2506.08007, eq. 2): the prediction's UTF-8 bytes begin the truth's and end
+  at one of the truth's token boundaries. An empty prediction is wrong.
 - ``exact``: the same bytes, whitespace included.
 - ``numeric``: both are numbers and equal as exact fractions, after surrounding whitespace is
   stripped. A number is an optional sign (``+``, ``-`` or U+2212), ASCII digits, plain or with a comma

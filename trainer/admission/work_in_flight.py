@@ -3,8 +3,8 @@
 Batch k is exactly tasks kN … (k+1)N-1. N(1+S) tasks are admitted at start and N after every batch, S
 being ``learner.max_staleness``, so batch k is admitted once batch k-1-S is closed, and a sampled token
 is at most S versions old (plus the next-token steps in between, if there are any). No task is admitted for
-a batch after the last step, so a finished run has none outstanding. Dynamic sampling admits further tasks of the current batch
-(:mod:`trainer.admission.replacement`).
+a batch after the last step, so a finished run has none outstanding. Dynamic sampling admits further tasks
+of the current batch (:mod:`trainer.admission.replacement`).
 
     loop     consumes           produces          waits for     unblocked by
     intake   stream `scored`    results (ledger)  a delivery    reward replicas
