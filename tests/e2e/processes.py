@@ -27,6 +27,7 @@ from forethought.lab.demo.arms import base_model
 from forethought.lab.demo.corpus import PLAIN, write_corpus
 from forethought.orphan import death_with_parent
 from forethought.run.directory import RunDirectory
+from tests.e2e import forked
 
 T = TypeVar("T")
 
@@ -45,17 +46,34 @@ _REPLICA_WORDS = (f"lease_s={LEASE_S}", f"heartbeat_s={HEARTBEAT_S}", "num_threa
 
 
 class Process:
-    """One ``python -m MODULE`` with its log; it gets the run's token by default."""
+    """One ``python -m MODULE`` with its log; it gets the run's token by default.
 
-    def __init__(self, module: str, words: Sequence[str], log: Path, token: str = TOKEN) -> None:
+    Unless ``fresh``, it is forked from a server that has loaded the libraries.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        words: Sequence[str],
+        log: Path,
+        token: str = TOKEN,
+        *,
+        fresh: bool = False,
+    ) -> None:
         self.name, self._log = log.stem, log
+        env = os.environ | {"OMP_NUM_THREADS": "1", "FORETHOUGHT_AUTH_TOKEN": token}
+        self._child: subprocess.Popen[bytes] | forked.Forked
+        if forked.IS_POSSIBLE and not fresh:
+            log.touch()
+            self._child = forked.Forked(module, words, log, env)
+            return
         with log.open("ab") as output:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", module, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "FORETHOUGHT_AUTH_TOKEN": token},
+                env=env,
                 preexec_fn=death_with_parent(),
             )
 
@@ -131,10 +149,10 @@ class Cluster:
             if process.exit_status is None:
                 process.kill()
 
-    def rollout(self, name: str, *more: str) -> Process:
+    def rollout(self, name: str, *more: str, fresh: bool = False) -> Process:
         """Start a rollout replica; it takes two tasks at a time, so that two replicas share a batch."""
         words = [f"rollout.{word}" for word in (*_REPLICA_WORDS, "max_batch_tasks=2", *more)]
-        process = self._start("services.rollout", name, words)
+        process = self._start("services.rollout", name, words, fresh)
         self.rollouts.append(process)
         return process
 
@@ -143,9 +161,9 @@ class Cluster:
         words = [f"reward.{word}" for word in (*_REPLICA_WORDS, "http_port=0")]
         return self._start("services.reward", name, words)
 
-    def learner(self, name: str, run: str, *words: str) -> Process:
+    def learner(self, name: str, run: str, *words: str, fresh: bool = False) -> Process:
         """Start a learner on the run directory ``run``."""
-        return self._start("trainer", name, [*self._run_words(run), *words])
+        return self._start("trainer", name, [*self._run_words(run), *words], fresh)
 
     def whole_run(self, run: str, *words: str) -> None:
         """Do a whole run in one process; for tests of its results, not of its processes."""
@@ -182,9 +200,10 @@ class Cluster:
         """Wait until ``step`` steps have finished; fails early if a needed process ends."""
         await eventually(f"step {step} of {run}", lambda: self.num_steps(run) >= step, alive=needed)
 
-    def _start(self, module: str, name: str, words: Sequence[str]) -> Process:
+    def _start(self, module: str, name: str, words: Sequence[str], fresh: bool = False) -> Process:
         common = [f"redis.url={self.redis_url}", f"run.name={self.run_name}"]
-        process = Process(module, [*common, *words], self._directory / f"{name}.log")
+        log = self._directory / f"{name}.log"
+        process = Process(module, [*common, *words], log, fresh=fresh)
         self.processes.append(process)
         return process
 

@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 async def test_a_learner_without_replicas_is_probed_and_stopped_in_order(tmp_path: Path) -> None:
     with Cluster("redis://127.0.0.1:1/0", tmp_path) as cluster:
-        learner = cluster.learner("learner", "run", "objective.name=ntp", "learner.steps=100000")
+        words = ("objective.name=ntp", "learner.steps=100000")
+        learner = cluster.learner("learner", "run", *words, fresh=True)
         await cluster.reaches("run", 2, learner)
         port = await eventually("its port", lambda: learner.find(r"ops port (\d+)"))
         ready = httpx2.get(f"http://127.0.0.1:{port}/readyz").json()

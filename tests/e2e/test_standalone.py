@@ -42,7 +42,7 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
         "reward.device=cpu",
     ]
     log = tmp_path_factory.mktemp("log") / "alone.log"
-    process = Process("services.reward", words, log)
+    process = Process("services.reward", words, log, fresh=True)
     yield Alone(process, PlainModel(policy), PlainModel(baseline))
     if process.exit_status is None:
         process.kill()

@@ -23,7 +23,7 @@ async def test_replicas_leave_no_processes_and_the_run_continues(
 ) -> None:
     with Cluster(redis_url, tmp_path, "vllm") as cluster:
         reward = cluster.reward("reward")
-        killed, stopped = cluster.rollout("killed", *VLLM), cluster.rollout("stopped", *VLLM)
+        killed, stopped = (cluster.rollout(n, *VLLM, fresh=True) for n in ("killed", "stopped"))
         learner = cluster.learner("learner", RUN, "learner.steps=100000")
         processes = (reward, killed, stopped, learner)
         await eventually("both sample", lambda: have_sampled(cluster), 240, alive=processes)
