@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import tomli_w
+import typer
+from typer.testing import CliRunner
 
+from forethought.cli.compare import compare as command
+from forethought.lab.compare import schedule
 from forethought.lab.compare.plan import ComparisonPlan
 from forethought.lab.compare.schedule import Schedule
 from forethought.run.directory import RunDirectory
+from tests.e2e import forked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -51,19 +59,50 @@ PLAN: dict[str, Any] = {
 }
 
 
+class ForkedTrial:
+    """What the schedule asks of a process, of one that has its libraries in memory already."""
+
+    def __init__(self, module: str, words: Sequence[str], output: IO[bytes]) -> None:
+        self._forked = forked.Forked(module, words, Path(output.name), dict(os.environ))
+        self.terminate = self._forked.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self._forked.poll()
+
+    async def wait(self) -> int:
+        return await asyncio.to_thread(self._forked.wait)
+
+
+def compare_forking(file: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """``forethought compare`` in this process, whose many trials spare themselves their imports."""
+
+    async def started(*of: Any) -> Any:
+        return ForkedTrial(*of)
+
+    app = typer.Typer()
+    app.command()(command)
+    with monkeypatch.context() as patched:
+        if forked.IS_POSSIBLE:
+            patched.setattr(schedule, "_started", started)
+        result = CliRunner().invoke(app, [str(file)])
+    assert isinstance(result.exception, SystemExit), result.output
+    return result.exit_code, result.output
+
+
 def compare(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "forethought.cli", "compare", str(file), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_comparison(tmp_path: Path) -> None:
+def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from forethought.lab.demo.corpus import PLAIN, write_corpus
 
     directory, file = tmp_path / "out", tmp_path / "small.toml"
     write_corpus(directory / "corpus", num_documents=200, seed=0, mixture=PLAIN, num_heldout=64)
     file.write_text(tomli_w.dumps({**PLAN, "directory": str(directory)}))
-    done = compare(file)
-    assert done.returncode == 1, done.stderr  # because of the broken arm only
+    status, said = compare_forking(file, monkeypatch)
+    assert status == 1, said  # because of the broken arm only
     results = json.loads((directory / "compare.json").read_text())
     rows = {(row["arm"], row["stage"]): row for row in results["rows"]}
     assert rows["broken", ""]["num_failed"] == 1
@@ -79,7 +118,7 @@ def test_a_comparison(tmp_path: Path) -> None:
     stage = directory / "trials/late/rlp/seed-0/sft/trial.toml"
     assert f'path = "{started_from}"' in stage.read_text()
     assert (directory / "compare.png").exists()
-    assert "from late, after sft" in done.stdout
+    assert "from late, after sft" in said
     # Only failed or stopped runs are repeated.
     summaries = {a: directory / f"trials/late/{a}/seed-0/run/summary.json" for a in ("cpt", "rlp")}
     stopped = json.loads(summaries["cpt"].read_text()) | {"done": False}
