@@ -7,6 +7,7 @@ that use it run on the session's event loop, because a started vLLM belongs to o
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hashlib
 from collections.abc import Sequence
@@ -42,11 +43,12 @@ class VllmPool:
 
     def __init__(self) -> None:
         self._engines: dict[tuple[bool, str], VllmEngine] = {}
+        self.lost = asyncio.Event()
 
     async def borrow(self, deterministic: bool, manifest: WeightManifest, path: Path) -> VllmEngine:
         """A started engine with this policy."""
         key = (deterministic, model_digest(path))
-        engine = self._engines.get(key) or new_engine(deterministic)
+        engine = self._engines.get(key) or new_engine(deterministic, on_lost=self.lost.set)
         await engine.load(replace(manifest, model_files_sha256=key[1]), path)
         self._engines[key] = engine
         return engine

@@ -64,7 +64,7 @@ async def engine(make_engine: EngineFactory) -> AsyncIterator[Engine]:
     await made.close()
 
 
-@pytest.fixture(scope="session", params=["llama", "gpt2"])  # all tests of one, then of the other
+@pytest.fixture(scope="session", params=["gpt2", "llama"])  # all tests of one, then of the other
 def kind(request: pytest.FixtureRequest) -> tiny.Kind:
     kind: tiny.Kind = request.param
     return kind
@@ -178,6 +178,16 @@ async def test_the_seed_decides_and_the_batch_does_not(engine: Engine, first: Pa
     assert len(set(ids_of(together[:1]))) > G, "samples of a task differ among each other"
 
 
+@pytest.mark.parametrize(
+    ("make_engine", "kind"),
+    [
+        ("torch", "gpt2"),
+        ("torch", "llama"),
+        # What makes vLLM deterministic knows no models, and each of these starts a vLLM.
+        pytest.param("vllm", "llama", marks=vllm_engines.MARKS),
+    ],
+    indirect=True,
+)
 async def test_deterministic_mode_is_bit_for_bit_whatever_the_batch(
     make_engine: EngineFactory, first: Path
 ) -> None:
@@ -362,10 +372,11 @@ async def test_thoughts_do_not_see_what_follows(
     assert await thoughts(changed) != await thoughts(trunk)
 
 
+@pytest.mark.parametrize("kind", ["gpt2"], indirect=True)
 async def test_other_model_files_replace_the_model(
     engine: Engine, first: Path, tmp_path: Path, kind: tiny.Kind
 ) -> None:
-    """The last test of its kind: the engine it leaves behind serves the tests of the other kind."""
+    """The last test of the first kind: its engine then serves the tests of the other kind."""
     await serve(engine, first)
     other_kind: tiny.Kind = "gpt2" if kind == "llama" else "llama"
     other = tiny.build_model_directory(tmp_path / "other", other_kind, head_dim=32)

@@ -297,19 +297,27 @@ def argmax_tokens(model: Any, num_tokens: int) -> tuple[int, ...]:
     return tuple(token_ids[len(PREFIX) :])
 
 
-async def test_a_lost_vllm_is_reported_and_serves_nothing(weights: list[Path]) -> None:
-    lost = asyncio.Event()
-    engine = vllm_engines.new_engine(on_lost=lost.set)
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
+async def test_a_lost_vllm_is_reported_and_serves_nothing(
+    vllm_pool: vllm_engines.VllmPool, weights: list[Path]
+) -> None:
+    """The last test of the pool's engine, which it kills."""
+    engine = vllm_engines.WarmEngine(vllm_pool)
     await serve(engine, weights[0], 1)
-    for process in psutil.Process().children(recursive=True):
-        if process.pid not in before and "resource_tracker" not in " ".join(process.cmdline()):
-            process.kill()
+    assert not vllm_pool.lost.is_set()
+    cores = [p for p in psutil.Process().children(recursive=True) if is_core(p)]
+    assert cores
+    for core in cores:
+        core.kill()
     with pytest.raises(EngineLost, match="core process died"):
         await engine.generate([task(0)])
-    assert lost.is_set()
+    assert vllm_pool.lost.is_set()
     assert engine.serving is None
-    await engine.close()
+    await vllm_pool.close()
+
+
+def is_core(process: psutil.Process) -> bool:
+    command = " ".join(process.cmdline())
+    return "VLLM::" in command or "multiprocessing.spawn" in command
 
 
 @pytest.mark.parametrize(
