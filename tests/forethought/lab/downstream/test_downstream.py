@@ -32,16 +32,18 @@ OURS = sorted(file for file in TASKS.glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    """As the variables would have it, which were read when the libraries were imported."""
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
 def manager() -> Any:
-    """The harness's tasks plus Forethought's, as with ``lm_eval --include_path``."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=str(TASKS))
+    """The harness's tasks, whose thousands of files take seconds to read, plus Forethought's."""
+    return harness._manager(suite_of_tasks(["a task of the harness"]))
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -225,7 +227,11 @@ def test_a_model_is_found_by_run_checkpoint_or_path(tmp_path: Path) -> None:
         (["forethought_amc23"], "data of a task cannot be loaded"),
     ],
 )
-def test_harness_errors_are_reported(names: list[str], message: str) -> None:
+def test_harness_errors_are_reported(
+    manager: Any, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
+) -> None:
+    if names == ["nonsense"]:  # its manager would be another of the same
+        monkeypatch.setattr(harness, "_manager", lambda suite: manager)
     with pytest.raises(InvalidInput, match=message):
         harness.run_suite(base_model(), suite_of_tasks(names), HarnessOptions())
 
