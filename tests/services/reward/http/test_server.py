@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
 import pytest
+import pytest_asyncio
 
 from forethought import objectives
 from forethought.compute.served_model import ServedModel
@@ -29,6 +30,8 @@ from tests.tiny import (
     build_tokenizer,
     serve,
 )
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_BODY_BYTES = 20_000
 GOOD: dict[str, Any] = {"id": "a", "context": "3 + 4 = ", "target": "7", "thoughts": ["a", "bb"]}
@@ -66,18 +69,27 @@ def connect(app: RewardApp) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://reward")
 
 
-@pytest.fixture(params=["asgi", "connection"])
-async def client(
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["asgi", "connection"])
+async def transport(
     served: tuple[ServedModel, ServedModel], request: pytest.FixtureRequest
-) -> AsyncIterator[httpx2.AsyncClient]:
-    """Both ways to the same endpoints: ASGI, and the fast path of the service's own protocol."""
+) -> AsyncIterator[Callable[[], httpx2.AsyncClient]]:
+    """One server for the file, which no test changes."""
     app = make_app(*served)
     if request.param == "asgi":
-        async with connect(app) as client:
-            yield client
-    else:
-        async with http_endpoint(app) as url, httpx2.AsyncClient(base_url=url) as client:
-            yield client
+        yield lambda: connect(app)
+        return
+    async with http_endpoint(app) as url:
+        # verify=False: loading certificates takes longer than a test
+        yield lambda: httpx2.AsyncClient(base_url=url, verify=False)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(
+    transport: Callable[[], httpx2.AsyncClient],
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """Both ways to the same endpoints: ASGI, and the fast path of the service's own protocol."""
+    async with transport() as client:
+        yield client
 
 
 async def score(client: httpx2.AsyncClient, *items: Any) -> list[dict[str, Any]]:
