@@ -59,24 +59,19 @@ def books(tmp_path: Path) -> Path:
 # Help
 
 
-def test_help_in_under_a_second_loads_nothing_heavy() -> None:
+def test_help_imports_little() -> None:
+    """413 modules, a third of a second; any library that is not for the terminal adds a hundred."""
     code = (
         "import sys; sys.argv = ['forethought', '--help']\n"
         "from forethought.cli import main\n"
         "try: main()\n"
-        "finally: print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
+        "finally: print('MODULES', *sys.modules)"
     )
-    elapsed_s = []
-    for _ in range(3):  # the machine may be busy: the fastest counts
-        started_s = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        elapsed_s.append(time.monotonic() - started_s)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     shown, _, modules = done.stdout.rpartition("MODULES")
-    assert not HEAVY & set(modules.split())
+    assert not HEAVY & {name.partition(".")[0] for name in modules.split()}
     assert all(word in shown for word in ("up", "serve", "train", "status", "doctor"))
-    assert min(elapsed_s) < 1.0
+    assert len(modules.split()) < 480
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -151,7 +151,7 @@ def test_a_second_ctrl_c_kills(up: Up) -> None:
     process.send_signal(signal.SIGTERM)
     output = up.output(process)
     assert process.returncode == 130, output
-    assert psutil.wait_procs(children, timeout=3)[1] == []
+    assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
 def test_a_trainer_that_refuses_ends_the_run_with_its_message(up: Up) -> None:

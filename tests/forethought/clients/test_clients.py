@@ -267,7 +267,8 @@ async def test_retry_after_is_honoured(scheme: str) -> None:
     started_s = time.monotonic()
     async with server.open(scheme) as opened:
         await ask_models(url_of(scheme, opened), "async", retries=QUICK)
-    assert 1.0 <= time.monotonic() - started_s < 3.0
+    assert time.monotonic() - started_s >= 1.0
+    assert server.num_asked == 2
 
 
 async def test_a_wait_beyond_the_deadline_is_not_started(scheme: str) -> None:

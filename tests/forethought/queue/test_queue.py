@@ -20,6 +20,8 @@ from forethought.queue import (
     Stage,
     StageDepth,
     connect,
+    memory_broker,
+    redis_consumer,
 )
 from forethought.queue.interface import ConsumerOptions
 from forethought.queue.keys import MAX_DEAD_LETTERS
@@ -160,7 +162,7 @@ async def test_a_waiting_consumer_notices_an_expired_lease(redis_url: str) -> No
     bench = Bench(broker, broker, asyncio.sleep, broker.clear_work)
     await broker.put(Stage.TASKS, [task(1)])
     await bench.consumer("dead").receive(1, 0)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         assert ids(await bench.consumer("b").receive(1, 30)) == [1]
     await broker.close()
 
@@ -263,14 +265,18 @@ async def test_releasing_keeps_the_attempts_of_others(bench: Bench) -> None:
     assert await last.begin(await one(last)) == 2
 
 
-async def test_releasing_wakes_a_waiting_consumer(bench: Bench) -> None:
+async def test_releasing_wakes_a_waiting_consumer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_broker, "_SLICE_S", 60.0)
+    monkeypatch.setattr(redis_consumer, "MAX_BLOCK_S", 60.0)
     await bench.broker.put(Stage.TASKS, [task(1)])
-    leaver = bench.consumer("leaver", lease_s=60)
+    leaver = bench.consumer("leaver", lease_s=600)
     delivery = await one(leaver)
-    receiving = asyncio.create_task(bench.consumer("b", lease_s=60).receive(1, 10))
+    receiving = asyncio.create_task(bench.consumer("b", lease_s=600).receive(1, 60))
     await asyncio.sleep(0.02)
     await leaver.release(delivery)
-    async with asyncio.timeout(0.5):  # well before its next poll
+    async with asyncio.timeout(10):  # well before its next poll
         assert ids(await receiving) == [1]
 
 
@@ -400,7 +406,7 @@ async def test_a_waiting_consumer_survives_the_loss(bench: Bench) -> None:
     await asyncio.sleep(0.02)
     await bench.lose_everything()
     await bench.broker.put(Stage.TASKS, [task(1)])
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         assert ids(await receiving) == [1]
 
 

@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import signal
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -72,15 +71,14 @@ def test_mathematics(verifier: MathVerifier, truth: str, right: str, wrong: str)
     assert verifier.are_right(truth, [right, wrong, right, ""]) == (True, False, True, False)
 
 
+@pytest.mark.timeout(30)
 def test_an_unverifiable_answer_is_wrong_counted_logged_and_over_in_time(
     verifier: MathVerifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next answers are verified as usual."""
     late = verifier.num_timed_out
     with caplog.at_level(logging.WARNING):
-        started_s = time.monotonic()
         assert verifier.are_right("3", [ENDLESS]) == (False,)
-        assert time.monotonic() - started_s < TIMEOUT_S + 5
     assert verifier.num_timed_out == late + 1
     assert "cannot be verified (late) and counts as wrong" in caplog.text
     assert verifier.are_right("3", ["3.0", "4"]) == (True, False)
