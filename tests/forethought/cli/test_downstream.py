@@ -69,7 +69,6 @@ def test_a_table_and_a_file(tmp_path: Path) -> None:
     assert report["settings"]["limit"] == 32
 
 
-@pytest.mark.e2e
 @pytest.mark.timeout(300)
 def test_the_harnesss_own_command_runs_our_tasks_without_a_network() -> None:
     pytest.importorskip("lm_eval")
