@@ -29,12 +29,13 @@ MARKS = (
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore"),
 )
-_OPTIONS: dict[str, Any] = {"kv_cache_memory_bytes": 8 << 20, "max_num_seqs": 64}
+_OPTIONS: dict[str, Any] = {"kv_cache_memory_bytes": 8 << 20}
 
 
 def new_engine(deterministic: bool = False, **arguments: Any) -> VllmEngine:
+    options = _OPTIONS if deterministic else _OPTIONS | {"max_num_seqs": 64}
     return VllmEngine(
-        replica="rollout-v", options=_OPTIONS, deterministic=deterministic, **arguments
+        replica="rollout-v", options=options, deterministic=deterministic, **arguments
     )
 
 

@@ -338,3 +338,13 @@ async def test_engine_arguments_are_passed_through() -> None:
         {"max_num_seqs": 7, "quantization": "fp8"}, deterministic=False
     )
     assert (arguments["max_num_seqs"], arguments["quantization"]) == (7, "fp8")
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+async def test_deterministic_is_one_thought_at_a_time_without_prefix_cache(
+    deterministic: bool,
+) -> None:
+    """Tiny models on a CPU do not show it: their bits are the same in any batch."""
+    arguments = vllm_build.engine_arguments({}, deterministic=deterministic)
+    assert arguments["enable_prefix_caching"] is not deterministic
+    assert (arguments.get("max_num_seqs") == 1) is deterministic
