@@ -159,9 +159,10 @@ def test_up_is_open_where_no_token_is_given(books: Path) -> None:
     ],
 )
 def test_up_warns_when_it_is_open_to_other_machines(books: Path, word: str, num_notes: int) -> None:
-    assert len(prepare(None, ("corpus.path=books", "reward.replicas=1", word)).notes) == num_notes
+    words = ("corpus.path=books", "reward.http_port=0", word)  # 8080 may be taken, which is a note
+    assert len(prepare(None, (*words, "reward.replicas=1")).notes) == num_notes
     (books / "token").write_text("t")
-    closed = prepare(None, ("corpus.path=books", word, "auth.token_file=token"))
+    closed = prepare(None, (*words, "auth.token_file=token"))
     assert closed.notes == ()
 
 

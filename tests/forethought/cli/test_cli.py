@@ -206,7 +206,7 @@ def test_next_token_training_starts_no_replicas(
     books: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = prepare(None, ("corpus.path=books", "objective.name=ntp"))
+    plan = prepare(None, ("corpus.path=books", "objective.name=ntp", "reward.http_port=0"))
     assert plan.services("redis://h") == []
     assert plan.reward_url is None
     assert "no replicas are started" in plan.notes[0]
