@@ -20,7 +20,7 @@ async def test_a_learner_that_stays_serves_late_replicas_and_a_stopped_one_repor
 ) -> None:
     with EmbeddedRedis() as redis, Cluster(redis.url, tmp_path) as cluster:
         broker = queue.connect(redis.url, cluster.run_name)
-        cluster.rollout("rollout")
+        cluster.rollout("rollout", fresh=True)  # as `python -m` starts it, imports included
         cluster.reward("reward")
         words = ("learner.stay=true", f"learner.stopped_status={STOPPED}")
         learner = cluster.learner("learner-stays", "run", "learner.steps=2", *words)
