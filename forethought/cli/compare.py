@@ -22,7 +22,7 @@ _FILE_WIDTH = 180  # columns of the table when stdout is not a terminal
 
 def compare(
     config: Path = typer.Argument(..., help="The comparison plan, a TOML file.", metavar="CONFIG"),
-    words: list[str] = typer.Argument(
+    overrides: list[str] = typer.Argument(
         None,
         help="Overrides of plan keys, such as seeds=[0] or directory=runs/mine.",
         metavar="KEY=VALUE",
@@ -38,7 +38,7 @@ def compare(
 
     from forethought.lab.compare.plan import load_plan
 
-    plan = load_plan(config, tuple(words or ()))
+    plan = load_plan(config, tuple(overrides or ()))
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     if dry_run:
         _list(plan)

@@ -47,7 +47,7 @@ def demo(
     _report(plan, rlp)
 
 
-def _run(plan: DemoPlan, arm: str, words: list[str]) -> dict[str, Any]:
+def _run(plan: DemoPlan, arm: str, overrides: list[str]) -> dict[str, Any]:
     """Run one arm from scratch; a failed or interrupted arm ends the demo."""
     from forethought.cli.plan import prepare
     from forethought.cli.up import run_here
@@ -56,7 +56,7 @@ def _run(plan: DemoPlan, arm: str, words: list[str]) -> dict[str, Any]:
     directory = plan.arm_directory(arm)
     shutil.rmtree(directory, ignore_errors=True)
     typer.secho(f"\n{arm}", bold=True)
-    status = run_here(prepare(None, words))
+    status = run_here(prepare(None, overrides))
     summary = RunDirectory(directory).summary
     if status or not summary.exists():
         sys.exit(status or 1)
@@ -118,8 +118,8 @@ def _rebuild_base(plan: DemoPlan) -> None:
     quiet_libraries()
     root = plan.directory / "base"
     shutil.rmtree(root, ignore_errors=True)
-    words = prepare(root, plan.seed)
+    overrides = prepare(root, plan.seed)
     from forethought.cli.plan import prepare as prepare_run
     from forethought.cli.up import run_here
 
-    sys.exit(run_here(prepare_run(None, words)))
+    sys.exit(run_here(prepare_run(None, overrides)))

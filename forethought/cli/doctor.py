@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_words
+from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_config
 from forethought.errors import ForethoughtError, InvalidInput
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def doctor(
     """Check this machine and a configuration; exit 1 if something needed is missing."""
     from rich.console import Console
 
-    path, words = split_words(config, overrides)
-    checks = [*machine_checks(), *configuration_checks(path, words)]
+    path, given = split_config(config, overrides)
+    checks = [*machine_checks(), *configuration_checks(path, given)]
     console = Console()
     console.print(render(checks))
     num_failed = sum(check.level is Level.FAIL for check in checks)
@@ -83,13 +83,13 @@ def machine_checks() -> Iterator[Check]:
     yield _cores_and_memory()
 
 
-def configuration_checks(path: Path | None, words: Sequence[str]) -> Iterator[Check]:
+def configuration_checks(path: Path | None, overrides: Sequence[str]) -> Iterator[Check]:
     """The requirements of this configuration, or of the defaults without one."""
     from forethought.cli.plan import resolve
     from forethought.preflight import check_run
 
     try:
-        settings = resolve(path, words)
+        settings = resolve(path, overrides)
         check_run(settings)
     except InvalidInput as error:
         yield Check("configuration", Level.FAIL, str(error), "correct it and run doctor again")
@@ -113,8 +113,8 @@ def render(checks: Sequence[Check]) -> Table:
     for heading in ("found", "what to do"):
         table.add_column(heading, overflow="fold")  # paths and commands must not be truncated
     for check in checks:
-        words = (check.name, check.found, check.remedy)
-        table.add_row(f"[{styles[check.level]}]{check.level}[/]", *map(escape, words))
+        cells = (check.name, check.found, check.remedy)
+        table.add_row(f"[{styles[check.level]}]{check.level}[/]", *map(escape, cells))
     return table
 
 

@@ -33,7 +33,7 @@ def examples(*commands: str) -> str:
     return f"[bold]{'Example' if len(commands) == 1 else 'Examples'}[/bold]\n\n{lines}"
 
 
-def split_words(
+def split_config(
     config: str | None, overrides: Sequence[str] | None
 ) -> tuple[Path | None, tuple[str, ...]]:
     """Split the optional configuration file from the overrides: it is the first argument without ``=``.
@@ -60,10 +60,10 @@ def override(key: str, text: str) -> str:
     return f"{key}={json.dumps(text, ensure_ascii=False)}"
 
 
-def module_command(module: str, config: Path | None, words: Sequence[str]) -> tuple[str, ...]:
+def module_command(module: str, config: Path | None, overrides: Sequence[str]) -> tuple[str, ...]:
     """The command line that runs ``module`` with a configuration and overrides."""
     given = ("--config", str(config)) if config else ()
-    return (sys.executable, "-P", "-m", module, *given, *words)
+    return (sys.executable, "-P", "-m", module, *given, *overrides)
 
 
 def become(command: Sequence[str]) -> NoReturn:

@@ -116,25 +116,25 @@ class Plan:
             return ()
         return (f"model.path={self.base_model}",)
 
-    def _program(self, name: str, module: str, words: Sequence[str], redis_url: str) -> Program:
-        command = module_command(module, self.children_config, words)
+    def _program(self, name: str, module: str, overrides: Sequence[str], redis_url: str) -> Program:
+        command = module_command(module, self.children_config, overrides)
         secrets = {"REDIS_URL": redis_url} | _token_values(self.settings)
         return Program(name, command, child_environment(os.environ, secrets))
 
 
-def resolve(config: Path | None, words: Sequence[str]) -> Settings:
+def resolve(config: Path | None, overrides: Sequence[str]) -> Settings:
     """The settings; a run directory that is not set is named after the configuration file.
 
     Raises:
         InvalidInput: see :func:`forethought.config.load_settings`.
     """
-    settings = load_settings(config, words)
+    settings = load_settings(config, overrides)
     if "directory" in settings.run.model_fields_set:
         return settings
     return _with(settings, "run", directory=Path("runs") / (config.stem if config else "default"))
 
 
-def prepare(config: Path | None, words: Sequence[str]) -> Plan:
+def prepare(config: Path | None, overrides: Sequence[str]) -> Plan:
     """Resolve and check a run.
 
     Raises:
@@ -142,7 +142,7 @@ def prepare(config: Path | None, words: Sequence[str]) -> Plan:
     """
     from forethought.preflight import check_run
 
-    settings = resolve(config, words)
+    settings = resolve(config, overrides)
     objective = check_run(settings)
     _check_corpus(settings)
     _check_model(settings)

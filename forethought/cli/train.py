@@ -12,7 +12,7 @@ from forethought.cli.launch import (
     OVERRIDES_ARGUMENT,
     become,
     module_command,
-    split_words,
+    split_config,
 )
 
 
@@ -29,6 +29,6 @@ def train(
     """
     from forethought.config import load_settings
 
-    path, words = split_words(config, overrides)
-    load_settings(path, words)
-    become(module_command("trainer", path, (*words, *(("--dry-run",) if dry_run else ()))))
+    path, given = split_config(config, overrides)
+    load_settings(path, given)
+    become(module_command("trainer", path, (*given, *(("--dry-run",) if dry_run else ()))))

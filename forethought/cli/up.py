@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_words
+from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_config
 from forethought.errors import Unreachable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def up(
     """
     from forethought.cli.plan import prepare
 
-    sys.exit(run_here(prepare(*split_words(config, overrides))))
+    sys.exit(run_here(prepare(*split_config(config, overrides))))
 
 
 def run_here(plan: Plan) -> int:

@@ -127,10 +127,10 @@ class ComparisonPlan(Section):
         return self
 
 
-def load_plan(path: Path, words: tuple[str, ...] = ()) -> ComparisonPlan:
+def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> ComparisonPlan:
     """Read a plan and check the settings of each of its runs.
 
-    ``words`` are ``key=value`` overrides of plan keys, such as ``seeds=[0]`` or ``evaluation.seed=3``.
+    ``overrides`` are ``key=value`` pairs for plan keys, such as ``seeds=[0]`` or ``evaluation.seed=3``.
 
     Raises:
         InvalidInput: the file cannot be read, or keys or values are invalid; all errors are listed.
@@ -138,8 +138,8 @@ def load_plan(path: Path, words: tuple[str, ...] = ()) -> ComparisonPlan:
     from forethought.config.loading import merge, override, read_toml
 
     merged: dict[str, Any] = read_toml(path)
-    for word in words:
-        merge(merged, override(word, num_keys=1))
+    for key_value in overrides:
+        merge(merged, override(key_value, num_keys=1))
     try:
         plan = ComparisonPlan.model_validate(merged)
         plan = ComparisonPlan.model_validate(_expanded(merged, str(plan.corpus)))

@@ -152,7 +152,7 @@ class Schedule:
         run, config = trial.run(self._plan), trial.folder(self._plan) / "trial.toml"
         wanted = tomli_w.dumps(settings)
         if not config.exists() or config.read_text(encoding="utf-8") != wanted:
-            shutil.rmtree(trial.what_follows(self._plan), ignore_errors=True)
+            shutil.rmtree(trial.following_trials_folder(self._plan), ignore_errors=True)
             config.parent.mkdir(parents=True)
             config.write_text(wanted, encoding="utf-8")
         if not _summary(run).get("done"):
@@ -167,15 +167,17 @@ class Schedule:
         entry = self._plan.evaluation
         record = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
         if (record.get("model"), record.get("evaluation")) != (str(model), entry.model_dump()):
-            words = (
+            arguments = (
                 *("--model", str(model), "--evaluation", entry.model_dump_json()),
                 *("--cache", str(self._plan.directory / "cache"), "--out", str(out)),
             )
-            await self._process(trial, "measurement", "forethought.lab.compare.measurement", *words)
+            await self._process(
+                trial, "measurement", "forethought.lab.compare.measurement", *arguments
+            )
             record = json.loads(out.read_text(encoding="utf-8"))
         return {key: value for key, value in record.items() if key not in ("model", "evaluation")}
 
-    async def _process(self, trial: Trial, name: str, module: str, *words: str) -> None:
+    async def _process(self, trial: Trial, name: str, module: str, *arguments: str) -> None:
         """Run a module to completion once a slot is free, logging to the trial's folder.
 
         Raises:
@@ -187,7 +189,7 @@ class Schedule:
             self._on_active(tuple(self._active))
             try:
                 with file.open("wb") as output:
-                    status = await _ended(_started(module, words, output))
+                    status = await _ended(_started(module, arguments, output))
             finally:
                 self._active.pop(trial, None)
         if status:
@@ -202,9 +204,11 @@ def _summary(run: RunDirectory) -> dict[str, Any]:
     return read
 
 
-async def _started(module: str, words: Sequence[str], output: Any) -> asyncio.subprocess.Process:
+async def _started(
+    module: str, arguments: Sequence[str], output: Any
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *words, stdout=output, stderr=output
+        sys.executable, "-m", module, *arguments, stdout=output, stderr=output
     )
 
 

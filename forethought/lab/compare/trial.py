@@ -42,7 +42,7 @@ class Trial:
         """The folder of the trial."""
         return plan.directory / "trials" / str(self)
 
-    def what_follows(self, plan: ComparisonPlan) -> Path:
+    def following_trials_folder(self, plan: ComparisonPlan) -> Path:
         """The folder to delete when the trial's settings change: for a base, it includes its arms."""
         return self.folder(plan) if self.arm else plan.directory / "trials" / self.base
 
