@@ -64,7 +64,7 @@ class Guard:
         guard = cls._of(section)
         if not (guard.is_open or guard._run):
             raise InvalidInput(
-                f"no token of the run is given, and pushing weights requires one; expected {_HOW}"
+                f"no run token is set, and one is required to authorize weight pushes; expected {_HOW}"
             )
         return guard
 

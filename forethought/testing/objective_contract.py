@@ -115,7 +115,7 @@ def chosen_of_group(indices: Sequence[int]) -> Group:
     )
 
 
-def positions_are_places_in_the_document(subject: Subject) -> None:
+def positions_lie_in_the_document(subject: Subject) -> None:
     """Strictly increasing, in [1, N-H], with the document's own target, and deterministic per seed."""
     objective = subject.load()
     for given in DOCUMENTS:
@@ -126,7 +126,7 @@ def positions_are_places_in_the_document(subject: Subject) -> None:
             assert again == chosen, f"seed {seed} gave {chosen} and then {again}"
 
 
-def thinking_finds_places_to_think(subject: Subject) -> None:
+def positions_are_found_where_the_objective_thinks(subject: Subject) -> None:
     """At least one position among :data:`DOCUMENTS`, and never more than ``max_positions``."""
     objective = subject.load()
     counts = [len(objective.positions(given, Random(0))) for given in DOCUMENTS]
@@ -136,7 +136,7 @@ def thinking_finds_places_to_think(subject: Subject) -> None:
         assert count <= most, f"{count} positions, max_positions says {most}"
 
 
-def rewards_are_one_finite_number_a_thought(subject: Subject) -> None:
+def rewards_are_one_finite_number_per_thought(subject: Subject) -> None:
     """Also for empty and truncated thoughts and groups of one, and deterministic."""
     objective = subject.load()
     for indices in ((0, 1, 2, 3), (1,), (2,)):
@@ -147,7 +147,7 @@ def rewards_are_one_finite_number_a_thought(subject: Subject) -> None:
         assert objective.rewards(group) == rewards_G, "a second call returns different rewards"
 
 
-def rewards_know_no_order(subject: Subject) -> None:
+def rewards_do_not_depend_on_the_order_of_thoughts(subject: Subject) -> None:
     """A group's thoughts arrive in the order in which they finished."""
     objective, order = subject.load(), (2, 0, 3, 1)
     rewards_G = objective.rewards(GROUP)
@@ -169,7 +169,7 @@ def token_weights_are_positive_and_finite(subject: Subject) -> None:
     assert all(math.isfinite(w) and w > 0 for w in weights_G), f"got {weights_G}"
 
 
-def imitation_weighs_every_thought_and_answer(subject: Subject) -> None:
+def imitation_has_one_weight_per_thought_and_answer(subject: Subject) -> None:
     """None, or a finite non-negative weight for each."""
     imitation = subject.load().imitation((0.5, -1.0, 2.0))
     if imitation is not None:
@@ -178,7 +178,7 @@ def imitation_weighs_every_thought_and_answer(subject: Subject) -> None:
             assert all(math.isfinite(w) and w >= 0 for w in weights_G), f"got {weights_G}"
 
 
-def predictions_are_spellings_or_none(subject: Subject) -> None:
+def predictions_are_token_bytes_or_none(subject: Subject) -> None:
     """An empty answer predicts nothing."""
     objective = subject.load()
     found = objective.prediction(TokenBytes((42, 43), (b" a", b"b")))
@@ -186,7 +186,7 @@ def predictions_are_spellings_or_none(subject: Subject) -> None:
     assert objective.prediction(TokenBytes((), ())) is None, "an empty answer gave a prediction"
 
 
-def declarations_are_known_words(subject: Subject) -> None:
+def declared_likelihoods_and_estimator_exist(subject: Subject) -> None:
     """Known likelihoods, an existing estimator, and finite advantages at its minimum group size."""
     objective = subject.load()
     assert objective.models <= LIKELIHOODS, f"unknown likelihoods {objective.models - LIKELIHOODS}"
@@ -222,7 +222,7 @@ def parameters_survive_json_and_toml(subject: Subject) -> None:
         assert again == config, f"{config} came back as {again}"
 
 
-def schedules_are_parameters_of_the_task(subject: Subject) -> None:
+def scheduled_parameters_round_trip_through_tasks(subject: Subject) -> None:
     """The parameters in a batch's tasks recreate the same objective where the tasks are scored."""
     objective = subject.load()
     for batch in (0, 1, 1000):
@@ -261,18 +261,18 @@ def _are_places(given: Document, chosen: Sequence[Any]) -> None:
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
-    positions_are_places_in_the_document,
-    thinking_finds_places_to_think,
-    rewards_are_one_finite_number_a_thought,
-    rewards_know_no_order,
+    positions_lie_in_the_document,
+    positions_are_found_where_the_objective_thinks,
+    rewards_are_one_finite_number_per_thought,
+    rewards_do_not_depend_on_the_order_of_thoughts,
     prompting_opens_and_closes_with_the_markers,
     token_weights_are_positive_and_finite,
-    imitation_weighs_every_thought_and_answer,
-    predictions_are_spellings_or_none,
-    declarations_are_known_words,
+    imitation_has_one_weight_per_thought_and_answer,
+    predictions_are_token_bytes_or_none,
+    declared_likelihoods_and_estimator_exist,
     unknown_parameters_are_refused,
     parameters_survive_json_and_toml,
-    schedules_are_parameters_of_the_task,
+    scheduled_parameters_round_trip_through_tasks,
     importing_loads_no_torch,
 )
 """The checks, one per promise: functions of a subject that raise ``AssertionError`` if it is broken."""
@@ -291,20 +291,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    kept = [_keeps(subject, check) for check in CHECKS]  # run all of them, even after a broken one
-    return int(not all(kept))
+    passed = [
+        _passes(subject, check) for check in CHECKS
+    ]  # run all of them, even after one has failed
+    return int(not all(passed))
 
 
-def _keeps(subject: Subject, check: Callable[[Subject], None]) -> bool:
-    promise = check.__name__.replace("_", " ")
+def _passes(subject: Subject, check: Callable[[Subject], None]) -> bool:
+    name = check.__name__.replace("_", " ")
     try:
         check(subject)
-    except AssertionError as broken:
-        print(f"BROKEN  {promise}: {broken}")
+    except AssertionError as failed:
+        print(f"FAIL  {name}: {failed}")
     except Exception:  # third-party code failed: its traceback is the best report
-        print(f"BROKEN  {promise}:\n{traceback.format_exc()}")
+        print(f"FAIL  {name}:\n{traceback.format_exc()}")
     else:
-        print(f"kept    {promise}")
+        print(f"PASS  {name}")
         return True
     return False
 

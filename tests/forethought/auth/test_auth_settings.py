@@ -249,7 +249,7 @@ def test_without_a_token_nothing_starts(tmp_path: Path, words: tuple[str, ...]) 
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert "no token of the run is given" in line
+    assert "no run token is set" in line
     assert "auth.open=true" in line
 
 

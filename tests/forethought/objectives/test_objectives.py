@@ -124,31 +124,31 @@ def test_unknown_parameters_are_refused_with_the_known_ones(name: str) -> None:
 
 # A promise of the contract, and the code that breaks it and no other.
 BREAKS: dict[str, str] = {
-    "positions are places": """def positions(self, document, rng):
+    "positions lie": """def positions(self, document, rng):
         return at(document, [0], 1)""",
-    "thinking finds places": """def positions(self, document, rng):
+    "positions are found": """def positions(self, document, rng):
         return ()""",
-    "one finite number a thought: not finite": """def rewards(self, group):
+    "one finite number per thought: not finite": """def rewards(self, group):
         return (float("inf") if len(group.thoughts_G) == 1 else 1.0,) * len(group.thoughts_G)""",
-    "one finite number a thought: 0 rewards": """def rewards(self, group):
+    "one finite number per thought: 0 rewards": """def rewards(self, group):
         return () if len(group.thoughts_G) == 1 else (1.0,) * len(group.thoughts_G)""",
-    "know no order": """def rewards(self, group):
+    "do not depend on the order": """def rewards(self, group):
         return tuple(map(float, range(len(group.thoughts_G))))""",
     "prompting opens": """def prompting(self, open_id, close_id):
         return Prompting((), (close_id,), (close_id,))""",
     "token weights are": """def token_weights(self, num_tokens_G):
         return (0.0,) * len(num_tokens_G)""",
-    "imitation weighs": """def imitation(self, rewards_G):
+    "imitation has one weight": """def imitation(self, rewards_G):
         return Imitation((1.0,), (1.0,))""",
     "predictions are": """def prediction(self, answer):
         return answer""",
-    "declarations are": "models = frozenset({'verdict'})",
+    "declared likelihoods": "models = frozenset({'verdict'})",
     "loads no torch": "import torch",
     "unknown parameters": """class Config(BaseModel):
         price: float = 0.0""",
     "parameters survive": """class Config(NoParameters):
         def __eq__(self, other): return False""",
-    "schedules are": """def of_batch(self, batch):
+    "scheduled parameters": """def of_batch(self, batch):
         return other(self.config)""",
 }
 BROKEN = """
@@ -173,21 +173,21 @@ def other(config):
 
 
 @pytest.mark.parametrize("promise", ["", *BREAKS])
-def test_the_contract_names_the_promise_that_is_broken(
+def test_the_contract_names_the_check_that_fails(
     promise: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = BROKEN.format(broken=BREAKS.get(promise, ""))
     (tmp_path / "mine.py").write_text(code)
     status = main(["mine", "--folder", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    broken = [line for line in lines if line.startswith("BROKEN")]
+    broken = [line for line in lines if line.startswith("FAIL")]
     assert status == bool(promise), broken
     assert len(broken) == bool(promise), broken
     assert all(promise in line for line in broken)
-    assert sum(line.startswith("kept") for line in lines) == len(CHECKS) - len(broken)
+    assert sum(line.startswith("PASS") for line in lines) == len(CHECKS) - len(broken)
 
 
-def test_what_cannot_be_loaded_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_loaded_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["no_such_objective"]) == 2
     assert "no objective 'no_such_objective'" in capsys.readouterr().err
 
