@@ -5,26 +5,28 @@
     step-000040/progress.json      counters, corpus cursor, epoch
     step-000040/outstanding.binpb  the tasks that were admitted and not yet trained on
 
-Design: written under a temporary name and renamed once complete and flushed to disk; tensors are
-safetensors, not pickle, so that reading a checkpoint never runs code. The price is that everything
-passes through one process; sharded state will need one file per rank.
+Design: written under a temporary name and renamed once complete and flushed to disk, with the metrics of
+its steps; tensors are safetensors, not pickle, so that reading a checkpoint never runs code. One that is
+damaged all the same is refused, not skipped: which older one to resume from is the user's choice. The
+price is that everything passes through one process; sharded state will need one file per rank.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from forethought import wire
 from forethought.errors import InvalidInput
 from forethought.run.directory import RunDirectory
+from forethought.run.files import flush, grant_usual_mode, rename_whole
 from forethought.types import Task
 from trainer.learner.learner import Learner
 
@@ -70,8 +72,10 @@ def save_checkpoint(
     save_file(state, str(partial / "state.safetensors"))
     (partial / "outstanding.binpb").write_bytes(wire.encode_tasks(outstanding))
     (partial / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    _flush(partial)
-    partial.rename(final)
+    grant_usual_mode(partial)
+    if directory.metrics.exists():
+        flush(directory.metrics)  # a resumed run drops no line of a step that it has
+    rename_whole(partial, final)
     for old in directory.complete_checkpoints()[:-keep]:
         shutil.rmtree(old)
     return final
@@ -81,10 +85,9 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> tuple[Progress, tuple
     """Restore the learner in place; returns the run's progress and its outstanding tasks.
 
     Raises:
-        InvalidInput: the checkpoint is of a different model.
+        InvalidInput: the checkpoint is of a different model, or damaged.
     """
-    progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
-    tensors: dict[str, torch.Tensor] = load_file(str(checkpoint / "state.safetensors"))
+    progress, tensors, outstanding = _read(checkpoint)
     try:
         learner.restore(tensors, progress.version, progress.num_optimizer_steps)
     except (KeyError, RuntimeError) as error:
@@ -92,12 +95,20 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> tuple[Progress, tuple
             f"checkpoint {checkpoint} does not fit the configured model ({error}); resume with the "
             "configuration that the run was started with, or choose another run.directory"
         ) from error
-    return progress, wire.decode_tasks((checkpoint / "outstanding.binpb").read_bytes())
+    return progress, outstanding
 
 
-def _flush(directory: Path) -> None:
-    """Flush the files to disk before the rename makes them visible."""
-    for file in directory.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+def _read(checkpoint: Path) -> tuple[Progress, dict[str, torch.Tensor], tuple[Task, ...]]:
+    """The files of a checkpoint, none of which is empty when it is intact."""
+    name = "progress.json"
+    try:
+        progress = Progress(**json.loads((checkpoint / name).read_text(encoding="utf-8")))
+        name = "state.safetensors"
+        tensors: dict[str, torch.Tensor] = load_file(str(checkpoint / name))
+        name = "outstanding.binpb"
+        return progress, tensors, wire.decode_tasks((checkpoint / name).read_bytes())
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise InvalidInput(
+            f"{name} of checkpoint {checkpoint} cannot be read ({error}); expected an intact "
+            "checkpoint: restore it, or delete its folder to resume from the one before"
+        ) from error

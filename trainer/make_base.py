@@ -34,6 +34,7 @@ from forethought.corpus.mixture import Corpus
 from forethought.corpus.sources import iterate_texts
 from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
+from forethought.run.files import grant_usual_mode, rename_whole
 from forethought.types import Document
 from trainer.assembly import assemble
 from trainer.base_corpus import quote_thoughts, train_tokenizer
@@ -125,7 +126,8 @@ def _initialise(settings: Settings, root: Path) -> None:
     partial = root / "init.partial"
     fresh.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    partial.rename(root / "init")
+    grant_usual_mode(partial)
+    rename_whole(partial, root / "init")
 
 
 def _texts(settings: Settings, cache: Path) -> Iterator[str]:
@@ -168,7 +170,7 @@ def _adopt(source: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
-    partial.rename(target)
+    rename_whole(partial, target)
 
 
 if __name__ == "__main__":

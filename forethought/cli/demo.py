@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -57,13 +56,10 @@ def _run(plan: DemoPlan, arm: str, overrides: list[str]) -> dict[str, Any]:
     shutil.rmtree(directory, ignore_errors=True)
     typer.secho(f"\n{arm}", bold=True)
     status = run_here(prepare(None, overrides))
-    summary = RunDirectory(directory).summary
-    if status or not summary.exists():
-        sys.exit(status or 1)
-    read: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
-    if not read["done"]:
-        sys.exit(1)  # stopped by Ctrl-C: the run is incomplete
-    return read
+    summary = RunDirectory(directory).read_summary()
+    if status or not summary.get("done"):
+        sys.exit(status or 1)  # 1: stopped by Ctrl-C, the run is incomplete
+    return summary
 
 
 def _report(plan: DemoPlan, rlp_summary: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ display cannot disturb the run or disagree with it. The price is polling the fil
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from forethought.lab.report.numbers import duration
+from forethought.run.files import step_line
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -45,7 +45,7 @@ class MetricsTail:
         self._offset = path.stat().st_size if path.exists() else 0
 
     def read(self) -> list[Metrics]:
-        """The new lines, parsed."""
+        """The new lines, parsed; damaged ones, which a resumed run drops, are skipped."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -54,7 +54,7 @@ class MetricsTail:
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+        return [step for line in whole.split(b"\n") if (step := step_line(line)) is not None]
 
 
 @dataclass(slots=True)

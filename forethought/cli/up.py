@@ -12,7 +12,6 @@ up to a second.
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 import time
@@ -241,7 +240,7 @@ class _Run:
         summary = self._plan.directory.summary
         if not summary.exists() or summary.stat().st_mtime < self._started_unix_s - 1:
             return None
-        return dict(json.loads(summary.read_text(encoding="utf-8")))
+        return self._plan.directory.read_summary()
 
 
 def _reading(stage: str, num_steps: int, directory: RunDirectory) -> Reading:

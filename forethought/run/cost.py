@@ -76,7 +76,7 @@ def compute_of(checkpoint: Checkpoint, unit: Unit, num_parameters: int) -> float
     ``tokens`` are those trained on, ``steps`` the optimizer steps that closed a batch.
 
     Raises:
-        InvalidInput: the run's metrics have no line for the checkpoint's step.
+        InvalidInput: the run's metrics have no line for the checkpoint's step, or damaged lines.
     """
     if checkpoint.run is None or checkpoint.step is None:
         return None
@@ -87,6 +87,11 @@ def compute_of(checkpoint: Checkpoint, unit: Unit, num_parameters: int) -> float
         raise InvalidInput(
             f"{checkpoint.run.metrics} has no tokens for step {checkpoint.step} of {checkpoint.label}; "
             "expected the metrics of its own run: use --compute steps"
+        )
+    if num_damaged := checkpoint.run.num_damaged_metrics():
+        raise InvalidInput(
+            f"{num_damaged} lines of {checkpoint.run.metrics} hold no step, so its tokens cannot be "
+            "counted; expected intact metrics: use --compute steps"
         )
     cost = cost_of(rows)
     flops = cost.flops_per_parameter * num_parameters

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from forethought.errors import InvalidInput
+from forethought.run.files import read_object, step_line, write_whole
+from forethought.run.journal import newest_epoch_in
+
+log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"^step-(\d{6,})$")
+_EPOCH = re.compile(rb"\s*(\d{1,18})\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +78,28 @@ class RunDirectory:
         return self.root / "checkpoints"
 
     def newest_epoch(self) -> int:
-        """The newest epoch recorded in this directory, or 0. Redis may have lost it."""
+        """The newest epoch recorded in this directory, or 0. Redis may have lost it.
+
+        A file damaged by a power cut is replaced by the journal's epochs, and one more: an epoch that was
+        taken and has consumed nothing is in no journal.
+        """
         path = self.root / "epoch"
-        return int(path.read_text()) if path.exists() else 0
+        if not path.exists():
+            return 0
+        if found := _EPOCH.fullmatch(path.read_bytes()):
+            return int(found[1])
+        newest = newest_epoch_in(self.journal) + 1
+        log.warning(
+            "%s holds no epoch (a power cut leaves such a file); the journal shows that it was at "
+            "most %d, which is used instead",
+            path,
+            newest,
+        )
+        return newest
 
     def note_epoch(self, epoch: int) -> None:
         """Record an epoch, so that no later learner takes it again."""
-        partial = self.root / "epoch.partial"
-        partial.write_text(f"{epoch}\n")
-        partial.replace(self.root / "epoch")
+        write_whole(self.root / "epoch", f"{epoch}\n")
 
     def checkpoint(self, step: int) -> Path:
         """The directory of the checkpoint after ``step``."""
@@ -88,7 +107,11 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the run's final summary."""
-        self.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_whole(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """The run's final summary; empty if there is none, or a damaged one."""
+        return read_object(self.summary)
 
     def complete_checkpoints(self) -> list[Path]:
         """Every complete checkpoint, oldest first."""
@@ -114,11 +137,17 @@ class RunDirectory:
         return latest / "model"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete metrics lines; a line still being written is skipped."""
+        """All intact metrics lines; a line still being written and damaged ones are skipped."""
+        return [step for step in self._metrics_lines() if step is not None]
+
+    def num_damaged_metrics(self) -> int:
+        """The number of metrics lines that hold no step, as a power cut leaves them."""
+        return sum(step is None for step in self._metrics_lines())
+
+    def _metrics_lines(self) -> list[dict[str, Any] | None]:
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return [step_line(line) for line in self.metrics.read_bytes().split(b"\n")[:-1]]
 
     @contextmanager
     def owned(self) -> Iterator[None]:

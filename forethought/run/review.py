@@ -46,7 +46,7 @@ def review(directory: RunDirectory) -> Review:
     """Read the files that exist; if one turns out damaged, what was read before it is kept."""
     found = Review()
     parts: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("metrics.jsonl", lambda: found.alarms.extend(_alarms(directory.read_metrics()))),
+        ("metrics.jsonl", lambda: _read_metrics(directory, found)),
         ("The journal", lambda: _read(directory.journal, found)),
     )
     for name, read in parts:
@@ -55,6 +55,15 @@ def review(directory: RunDirectory) -> Review:
         except Exception as error:  # a damaged file can raise anything; still show the rest
             found.problems.append(f"{name} cannot be read: {type(error).__name__}: {error}.")
     return found
+
+
+def _read_metrics(directory: RunDirectory, found: Review) -> None:
+    found.alarms.extend(_alarms(directory.read_metrics()))
+    if num_damaged := directory.num_damaged_metrics():
+        found.problems.append(
+            f"metrics.jsonl cannot be read in full: {num_damaged} of its lines hold no step (a power "
+            "cut leaves such lines) and are left out."
+        )
 
 
 def _alarms(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -69,7 +78,7 @@ def _read(journal: Path, found: Review) -> None:
         return
     first: JournalRecord | None = None
     record: JournalRecord | None = None
-    for record in read_journal(journal):
+    for record in read_journal(journal, lambda text: _note_damage(found, text)):
         first = first or record
         _count(record, found)
     if first is None or record is None:
@@ -77,7 +86,12 @@ def _read(journal: Path, found: Review) -> None:
     ends = (first,) if record.batch == first.batch else (first, record)
     found.samples = [sample for end in ends for sample in _samples(end)]
     size = _batch_tasks(first)
-    found.audit = asdict(audit(journal, (record.batch + 1) * size, first.batch * size))
+    ids = ((record.batch + 1) * size, first.batch * size)
+    found.audit = asdict(audit(journal, *ids, on_damage=lambda text: None))  # noted above
+
+
+def _note_damage(found: Review, text: str) -> None:
+    found.problems.append(f"{text[0].upper()}{text[1:]}.")
 
 
 def _batch_tasks(record: JournalRecord) -> int:

@@ -7,6 +7,7 @@ is valid JSON for any reader.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from forethought.run.files import rename_whole, step_line
 from forethought.types import ScoredRollout, Thought
 from trainer.batch.filters import is_flat, spread
 
+log = logging.getLogger(__name__)
+
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl``; a resumed run drops the lines written past its checkpoint."""
+    """Appends to ``metrics.jsonl``; a resumed run drops damaged lines and those past its checkpoint."""
 
     def __init__(self, path: Path, num_steps_done: int, tensorboard: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,10 +167,17 @@ def _finite(value: Any) -> Any:
 def _truncate(path: Path, num_steps_done: int) -> None:
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [
-        line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= num_steps_done
-    ]
+    lines = [(line, step_line(line)) for line in path.read_bytes().split(b"\n")[:-1]]
+    kept = [line for line, step in lines if step is not None and step["step"] <= num_steps_done]
+    if num_damaged := sum(step is None for _, step in lines):
+        log.warning(
+            "%d lines of %s hold no step and are dropped (a power cut leaves such lines); %d steps "
+            "up to step %d remain",
+            num_damaged,
+            path,
+            len(kept),
+            num_steps_done,
+        )
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    partial.write_bytes(b"".join(line + b"\n" for line in kept))
+    rename_whole(partial, path)

@@ -13,7 +13,6 @@ trial's settings must be kept next to its result, to detect that they changed.
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -32,7 +31,7 @@ from forethought.lab.compare.trial import (
     start_of,
 )
 from forethought.run.cost import Cost, cost_of
-from forethought.run.directory import RunDirectory
+from forethought.run.files import read_object
 
 _SHOWN_LINES = 5
 
@@ -109,7 +108,7 @@ class Schedule:
             figures = await self._measured(trial, model)
         except TrialFailed as error:
             return TrialOutcome(trial, error=str(error))
-        seconds = _summary(trial.run(self._plan)).get("seconds", 0.0)
+        seconds = trial.run(self._plan).read_summary().get("seconds", 0.0)
         return TrialOutcome(trial, figures, self._cost(trial), seconds)
 
     def _cost(self, trial: Trial) -> Cost:
@@ -155,9 +154,9 @@ class Schedule:
             shutil.rmtree(trial.following_trials_folder(self._plan), ignore_errors=True)
             config.parent.mkdir(parents=True)
             config.write_text(wanted, encoding="utf-8")
-        if not _summary(run).get("done"):
+        if not run.read_summary().get("done"):
             await self._process(trial, "run", "services.single", "--config", str(config))
-        if not _summary(run).get("done"):
+        if not run.read_summary().get("done"):
             raise TrialFailed(f"run of {trial} was stopped; the same command resumes it")
         return run.model()
 
@@ -165,7 +164,7 @@ class Schedule:
         out = trial.folder(self._plan) / "measurement.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         entry = self._plan.evaluation
-        record = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        record = read_object(out)
         if (record.get("model"), record.get("evaluation")) != (str(model), entry.model_dump()):
             arguments = (
                 *("--model", str(model), "--evaluation", entry.model_dump_json()),
@@ -174,7 +173,7 @@ class Schedule:
             await self._process(
                 trial, "measurement", "forethought.lab.compare.measurement", *arguments
             )
-            record = json.loads(out.read_text(encoding="utf-8"))
+            record = read_object(out)
         return {key: value for key, value in record.items() if key not in ("model", "evaluation")}
 
     async def _process(self, trial: Trial, name: str, module: str, *arguments: str) -> None:
@@ -194,14 +193,6 @@ class Schedule:
                 self._active.pop(trial, None)
         if status:
             raise TrialFailed(f"{name} of {trial} exited with status {status}: {_tail(file)}")
-
-
-def _summary(run: RunDirectory) -> dict[str, Any]:
-    """The summary of a run; empty if there is none yet."""
-    if not run.summary.exists():
-        return {}
-    read: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
-    return read
 
 
 async def _started(

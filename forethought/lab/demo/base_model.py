@@ -25,6 +25,8 @@ def write_initial_model(directory: Path, seed: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from forethought.run.files import grant_usual_mode
+
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -47,6 +49,7 @@ def write_initial_model(directory: Path, seed: int) -> None:
     )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    grant_usual_mode(directory)
 
 
 def prepare(directory: Path, seed: int = 0) -> list[str]:
