@@ -52,6 +52,7 @@ def trainer() -> None:
             time.sleep(0.02)
     (directory.checkpoint(step) / "model").mkdir(parents=True, exist_ok=True)
     summary = {"steps": step, "policy_version": step, "lost": 0, "duplicated": 0, "seconds": 61.0}
+    summary |= {"done": step >= settings.learner.steps, "tokens": step * 100}
     summary |= {"replicas": {"rollout-a": {"serving": {"policy": [1, step]}}}}
     directory.summary.write_text(json.dumps(summary))
     print("stopped at", time.time(), flush=True)

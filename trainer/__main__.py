@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from forethought import process
-from forethought.config import Settings, write_resolved
+from forethought.config import Settings
 from forethought.preflight import check_corpus, check_redis, check_run, check_token
 from forethought.run.directory import RunDirectory
 
@@ -42,16 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(settings: Settings) -> int:
-    """Own the run directory and train until done or stopped."""
+    """Own the run directory and train until done or stopped; a finished run is left as it is."""
     objective = check_run(settings)
     check_redis(settings, objective)
     check_token(settings, objective)
     check_corpus(settings)
-    from trainer.assembly import assemble
-
     directory = RunDirectory(settings.run.directory)
     with directory.owned():
-        write_resolved(settings, directory.config)
+        if note := directory.finished_note(settings.learner):
+            log.info("%s", note)
+            return 0
+        from trainer.assembly import assemble
+
         parts = assemble(settings, objective)
         summary = _supervised(parts)
         directory.write_summary(summary)

@@ -22,11 +22,12 @@ from forethought.compute.model import (
     read_model_files,
 )
 from forethought.compute.prompting import end_ids, prompting_of
-from forethought.config import Settings
+from forethought.config import Settings, write_resolved
 from forethought.corpus.mixture import Corpus, open_corpus
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
 from forethought.run.directory import RunDirectory
+from forethought.run.files import rename_whole
 from forethought.types import Prompting
 from trainer.learner.learner import Learner
 
@@ -54,6 +55,16 @@ class Assembly:
         """The model's end-of-text tokens."""
         language_model = self.learner.language_model
         return end_ids(language_model.model, language_model.tokenizer)
+
+    def record_settings(self) -> None:
+        """Write the resolved configuration of a run that has been accepted and has steps left.
+
+        Not earlier: `eval` takes prompt and corpus from it, and a refused learner trained with neither.
+        """
+        config = self.directory.config
+        partial = config.with_name(f"{config.name}.partial")
+        write_resolved(self.settings, partial)
+        rename_whole(partial, config)
 
     def model_files(self) -> dict[str, bytes]:
         """The policy's config and tokenizer files, as included in a snapshot."""

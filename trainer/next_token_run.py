@@ -59,6 +59,8 @@ class NextTokenRun:
     def run(self) -> dict[str, Any]:
         """Train; returns the summary."""
         self._resume()
+        if not self._is_done:
+            self._parts.record_settings()
         settings, directory = self._parts.settings, self._parts.directory
         metrics = MetricsLog(directory.metrics, self._num_steps, settings.learner.tensorboard)
         while not self._is_done and not self._stop.is_set():

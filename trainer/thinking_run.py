@@ -99,6 +99,8 @@ class ThinkingRun:
             Superseded: a newer learner has taken over the run.
         """
         await self._start()
+        if not self._is_done:
+            self._parts.record_settings()
         directory, settings = self._parts.directory, self._parts.settings
         journal = Journal(directory.journal, self._epoch, settings.checkpoint.journal_keep_batches)
         metrics = MetricsLog(directory.metrics, self._num_steps, self._section.tensorboard)

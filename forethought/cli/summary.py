@@ -53,16 +53,18 @@ def closing_lines(
     directory: RunDirectory, summary: Mapping[str, Any] | None, stopped: bool
 ) -> list[str]:
     """The result of the run, the location of the model and how to load it."""
-    lines = ["", *_table(summary, directory.read_metrics())]
+    return ["", *_table(summary, directory.read_metrics()), *model_lines(directory, stopped)]
+
+
+def model_lines(directory: RunDirectory, stopped: bool = False) -> list[str]:
+    """The location of the newest model and how to load it."""
     latest = directory.latest_checkpoint()
     if latest is None:
-        return [*lines, f"no checkpoint was written; the logs are in {directory.root / 'logs'}"]
+        return [f"no checkpoint was written; the logs are in {directory.root / 'logs'}"]
     model = json.dumps(str(latest / "model"))
-    lines += [f"checkpoint       {latest}"]
-    if stopped:
-        lines += ["to resume        run the same command again"]
     return [
-        *lines,
+        f"checkpoint       {latest}",
+        *(["to resume        run the same command again"] if stopped else []),
         "to load it:",
         "  from transformers import AutoModelForCausalLM, AutoTokenizer",
         f"  model = AutoModelForCausalLM.from_pretrained({model})",

@@ -26,6 +26,8 @@ from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_co
 from forethought.errors import Unreachable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from forethought.cli.plan import Plan
     from forethought.cli.progress import Display, Reading
     from forethought.cli.supervisor import Child, Supervisor
@@ -59,15 +61,32 @@ def run_here(plan: Plan) -> int:
     from rich.console import Console
 
     from forethought.cli.progress import PlainDisplay, TerminalDisplay
+    from forethought.cli.supervisor import REFUSED
     from forethought.config import write_resolved
 
     console = Console()
     display: Display = (
         TerminalDisplay(console) if console.is_terminal else PlainDisplay(_print_line)
     )
-    write_resolved(plan.settings, plan.children_config)
+    if note := plan.directory.finished_note(plan.settings.learner):
+        return _finished(plan, display, note)
+    config = plan.children_config
+    earlier = config.read_bytes() if config.exists() else None
+    write_resolved(plan.settings, config)
     plan.logs.mkdir(parents=True, exist_ok=True)
-    return asyncio.run(_Run(plan, display).run())
+    run = _Run(plan, display)
+    status = asyncio.run(run.run())
+    if status == REFUSED and run.fresh_summary() is None and earlier is not None:
+        config.write_bytes(earlier)  # a refused command leaves the run as it was
+    return status
+
+
+def _finished(plan: Plan, display: Display, note: str) -> int:
+    from forethought.cli.summary import model_lines
+
+    for line in (note, *model_lines(plan.directory)):
+        display.say(line)
+    return 0
 
 
 def _print_line(text: str) -> None:
@@ -97,7 +116,7 @@ class _Run:
         self._display = display
         self._stop_requested = asyncio.Event()
         self._killed = False
-        self._started_unix_s = time.time()
+        self._earlier_summary = _written_at(plan.directory.summary)
 
     async def run(self) -> int:
         """Run all processes from start to shutdown; returns the exit status."""
@@ -227,20 +246,28 @@ class _Run:
 
     def _conclude(self, outcome: RunOutcome) -> None:
         from forethought.cli.summary import closing_lines
+        from forethought.cli.supervisor import REFUSED
 
         if outcome.culprit is not None:
             error = f"error: {outcome.reason}; the end of {outcome.culprit.log}:"
             typer.secho(error, fg=typer.colors.RED, err=True)
             typer.echo(outcome.culprit.last_lines(), err=True)
-        for line in closing_lines(self._plan.directory, self._fresh_summary(), outcome.stopped):
+        summary = self.fresh_summary()
+        if outcome.exit_status == REFUSED and summary is None:
+            return  # what the directory holds is not of this command
+        for line in closing_lines(self._plan.directory, summary, outcome.stopped):
             self._display.say(line)
 
-    def _fresh_summary(self) -> dict[str, object] | None:
+    def fresh_summary(self) -> dict[str, object] | None:
         """The summary, if the learner wrote it in this run and not in an earlier one."""
-        summary = self._plan.directory.summary
-        if not summary.exists() or summary.stat().st_mtime < self._started_unix_s - 1:
+        if _written_at(self._plan.directory.summary) == self._earlier_summary:
             return None
         return self._plan.directory.read_summary()
+
+
+def _written_at(path: Path) -> int | None:
+    """The time of a file's last write in ns; None without a file."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _reading(stage: str, num_steps: int, directory: RunDirectory) -> Reading:

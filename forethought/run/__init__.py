@@ -1,6 +1,7 @@
 """The files of a run on disk, and how they are read.
 
     directory     the layout of a run directory
+    files         files that outlive a power cut
     journal       every consumed batch; the audit
     alarms        problems detected in a run's metrics
     review        alarms, audit, failures and sample thoughts, for the report

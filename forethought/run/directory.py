@@ -1,6 +1,7 @@
 """The layout of the run directory, defined only here: all code that reads or writes a run uses it.
 
-    DIR/config.toml                 the resolved configuration (no Redis URL, no tokens)
+    DIR/config.toml                 the resolved configuration of the last learner that trained here (no
+                                    Redis URL, no tokens)
     DIR/up.toml  DIR/logs/          the configuration `forethought up` passes to its processes; their logs
     DIR/base/                       the small base model, if `up` had to train one
     DIR/metrics.jsonl               one JSON object per optimizer step
@@ -25,11 +26,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forethought.errors import InvalidInput
 from forethought.run.files import read_object, step_line, write_whole
 from forethought.run.journal import newest_epoch_in
+
+if TYPE_CHECKING:
+    from forethought.config.sections import LearnerSection
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +116,22 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """The run's final summary; empty if there is none, or a damaged one."""
         return read_object(self.summary)
+
+    def finished_note(self, learner: LearnerSection) -> str:
+        """A sentence if the run is finished and such a learner would train nothing; else empty.
+
+        A learner that stays has work left: replicas that join need its weights.
+        """
+        summary = self.read_summary()
+        step = int(summary.get("steps", 0))
+        is_whole = summary.get("done") is True and self.latest_checkpoint() == self.checkpoint(step)
+        if learner.stay or not is_whole or not learner.is_done(step, int(summary.get("tokens", 0))):
+            return ""
+        return (
+            f"the run in {self.root} has finished at step {step}: nothing is trained, and settings that "
+            "differ from its config.toml are not used; raise learner.steps to go on, or choose another "
+            "run.directory"
+        )
 
     def complete_checkpoints(self) -> list[Path]:
         """Every complete checkpoint, oldest first."""

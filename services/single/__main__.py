@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forethought import process
 from forethought.background import end, first_failure
-from forethought.config import Settings, write_resolved
+from forethought.config import Settings
 from forethought.config.sections import AuthSection
 from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
@@ -35,15 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: Settings) -> int:
-    """Own the run directory and train until done or stopped."""
+    """Own the run directory and train until done or stopped; a finished run is left as it is."""
     objective = check_run(settings)
     check_corpus(settings)
     settings = _in_process(settings)
-    from trainer.assembly import assemble
-
     directory = RunDirectory(settings.run.directory)
     with directory.owned():
-        write_resolved(settings, directory.config)
+        if note := directory.finished_note(settings.learner):
+            log.info("%s", note)
+            return 0
+        from trainer.assembly import assemble
+
         parts = assemble(settings, objective)
         summary: dict[str, Any] = {}
 

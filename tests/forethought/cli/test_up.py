@@ -163,6 +163,32 @@ def test_a_trainer_that_refuses_ends_the_run_with_its_message(up: Up) -> None:
     assert "Traceback" not in output
 
 
+def test_a_refused_rerun_leaves_the_run_as_it_was(up: Up) -> None:
+    assert up.start("learner.steps=3").wait(30) == 0
+    config = up.folder / "runs/default/up.toml"
+    before = config.read_text()
+    output = up.output(up.start("learner.steps=9", "objective.name=rpt", trainer="refuse"))
+    assert "error: trainer cannot run like this" in output
+    assert "to load it" not in output, "the checkpoint is not of this command"
+    assert not re.search(r"\nsteps +3\n", output), "the summary is that of the run before"
+    assert config.read_text() == before
+
+
+def test_a_finished_run_says_so_and_starts_nothing(up: Up) -> None:
+    assert up.start("learner.steps=3").wait(30) == 0
+    logs = {name: up.log(name) for name in ("trainer", "rollout-1", "reward-1")}
+    config = up.folder / "runs/default/up.toml"
+    before = config.read_text()
+    process = up.start("learner.steps=3", "objective.name=rpt")
+    output = up.output(process)
+    assert process.returncode == 0, output
+    assert "the run in runs/default has finished at step 3: nothing is trained" in output
+    assert 'from_pretrained("runs/default/checkpoints/step-000003/model")' in output
+    assert not re.search(r"\nsteps +3\n", output), "the summary is that of the run before"
+    assert config.read_text() == before
+    assert logs == {name: up.log(name) for name in logs}
+
+
 def test_a_run_directory_in_use_is_refused_before_anything_starts(up: Up) -> None:
     with RunDirectory(up.folder / "runs/default").owned():
         process = up.start()
