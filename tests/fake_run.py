@@ -28,6 +28,7 @@ def service(kind: str) -> None:
     name = f"{kind}-{os.getpid()}"
     replica = Replica(name, kind, f"127.0.0.1:{port}", ("policy",), {"policy": (1, 2)})
     asyncio.run(_announce(settings, replica))
+    _log("services", "WARNING", f"registered late, {os.getpid()} ms")
     signal.sigwait([signal.SIGTERM])
     print("drained at", time.time(), flush=True)
 
@@ -43,12 +44,15 @@ def trainer() -> None:
     settings = _settings()
     directory = RunDirectory(settings.run.directory)
     print("model", settings.model.path, "redis", settings.redis.url, flush=True)
+    _log("trainer.assembly", "INFO", "corpus: 12 windows of 32 tokens: books 12")
+    _log("trainer.assembly", "INFO", "something else")
     step = _steps_done(directory)
     with directory.metrics.open("a") as metrics:
         while step < settings.learner.steps and (not asked or behaviour == "deaf"):
             step += 1
             metrics.write(json.dumps(_metrics(step)) + "\n")
             metrics.flush()
+            _log("trainer.thinking_run", "WARNING", f"step {step}: thoughts shrink: floor them")
             time.sleep(0.02)
     (directory.checkpoint(step) / "model").mkdir(parents=True, exist_ok=True)
     summary = {"steps": step, "policy_version": step, "lost": 0, "duplicated": 0, "seconds": 61.0}
@@ -67,6 +71,11 @@ def base() -> None:
     directory.metrics.write_text(json.dumps({"step": settings.base.steps, "nll": 3.0}) + "\n")
     (settings.run.directory / "base" / "model").mkdir()
     print("base made", flush=True)
+
+
+def _log(logger: str, level: str, message: str) -> None:
+    """A record as forethought.telemetry.log writes it."""
+    print(f"14:03:59.120 fake {level} {logger}: {message}", file=sys.stderr, flush=True)
 
 
 def _settings() -> Settings:

@@ -94,9 +94,15 @@ def assemble(settings: Settings, objective: Objective) -> Assembly:
     corpus = open_corpus(
         settings.corpus, language_model.tokenizer, settings.run.seed, directory.cache
     )
-    log.info("corpus: %d windows %s", corpus.num_windows, corpus.windows_per_source)
+    log.info("corpus: %s", _what_was_read(corpus, settings.corpus.window_tokens))
     learner = Learner(language_model, settings.learner, settings.baseline)
     return Assembly(settings, directory, objective, learner, corpus, markers, prompting)
+
+
+def _what_was_read(corpus: Corpus, window_tokens: int) -> str:
+    """A line for people; ``up`` prints it (:mod:`forethought.cli.notices`)."""
+    sources = (f"{name} {num:,}" for name, num in corpus.windows_per_source.items())
+    return f"{corpus.num_windows:,} windows of {window_tokens} tokens: {', '.join(sources)}"
 
 
 def check_length(

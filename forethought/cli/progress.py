@@ -1,6 +1,7 @@
 """The progress display of ``up``: a live block on a terminal, a line every two seconds elsewhere.
 
-Design: everything shown comes from public sources, DIR/metrics.jsonl and the replica registry, so the
+Design: everything shown comes from public sources, DIR/metrics.jsonl and the replica registry (and, for
+:mod:`forethought.cli.notices`, the logs), so the
 display cannot disturb the run or disagree with it. The price is polling the file a few times a second.
 """
 
@@ -37,15 +38,15 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-class MetricsTail:
-    """Reads the lines appended to a JSON-lines file since the last call; an incomplete line is left."""
+class LineTail:
+    """Reads the lines appended to a file since the last call; an incomplete line is left."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = path.stat().st_size if path.exists() else 0
 
-    def read(self) -> list[Metrics]:
-        """The new lines, parsed; damaged ones, which a resumed run drops, are skipped."""
+    def lines(self) -> list[bytes]:
+        """The new lines, without their ends."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -54,7 +55,15 @@ class MetricsTail:
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        return [step for line in whole.split(b"\n") if (step := step_line(line)) is not None]
+        return whole.split(b"\n") if newline else []
+
+
+class MetricsTail(LineTail):
+    """The steps appended to ``metrics.jsonl``; damaged lines, which a resumed run drops, are skipped."""
+
+    def read(self) -> list[Metrics]:
+        """The new lines, parsed."""
+        return [step for line in self.lines() if (step := step_line(line)) is not None]
 
 
 @dataclass(slots=True)

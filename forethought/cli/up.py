@@ -5,8 +5,8 @@ of the metrics. Nothing else decides when the run is over. The price is that a s
 up to a second.
 
     loop     consumes               produces                waits for             unblocked by
-    _follow  child exits, metrics,  progress, the outcome   the first child exit  a child; Ctrl-C;
-             registry                                       or Ctrl-C             ``_REFRESH_S``
+    _follow  child exits, metrics,  progress, notices,      the first child exit  a child; Ctrl-C;
+             logs, registry         the outcome             or Ctrl-C             ``_REFRESH_S``
 """
 
 from __future__ import annotations
@@ -111,9 +111,12 @@ class _Run:
     """One execution of a plan."""
 
     def __init__(self, plan: Plan, display: Display) -> None:
+        from forethought.cli.notices import Notices
+
         self._plan = plan
         self._redis_url = plan.settings.redis.url
         self._display = display
+        self._notices = Notices(display.say)
         self._stop_requested = asyncio.Event()
         self._killed = False
         self._earlier_summary = _written_at(plan.directory.summary)
@@ -157,6 +160,7 @@ class _Run:
         registry = broker if self._plan.thinks else None
         outcome = await self._follow(trainer, services, reading, directory, registry)
         await self._stop(supervisor, trainer, services)
+        self._notices.read()  # of the end
         return outcome
 
     async def _train_base(self, supervisor: Supervisor) -> RunOutcome:
@@ -186,6 +190,8 @@ class _Run:
         tail = MetricsTail(directory.metrics)
         stopping = asyncio.create_task(self._stop_requested.wait())
         children = {child.ended: child for child in (main, *others)}
+        for child in children.values():
+            self._notices.watch(child.name, child.log)
         next_poll_s = 0.0
         try:
             while True:
@@ -195,6 +201,7 @@ class _Run:
                 )
                 if stopping in ended:
                     return RunOutcome(0, "stopped", stopped=True)
+                self._notices.read()
                 reading.add(tail.read())
                 if broker is not None and time.monotonic() >= next_poll_s:
                     reading.replicas = await _count_replicas(broker)

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from forethought.cli.notices import Notices
 from forethought.cli.supervisor import Program, RestartPolicy, Supervisor
 from forethought.cli.up import judge
 from forethought.run.directory import RunDirectory
@@ -124,6 +125,16 @@ def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
         assert moment(up.log(name)) > moment(up.log("trainer"))
 
 
+def test_warnings_of_the_processes_and_what_was_read_are_said_once(up: Up) -> None:
+    output = up.output(up.start("learner.steps=5"))
+    assert output.count("corpus     12 windows of 32 tokens: books 12\n") == 1
+    assert output.count("warning    trainer: step 1: thoughts shrink: floor them\n") == 1
+    assert output.count("thoughts shrink") == 1, "the later ones differ only in their numbers"
+    assert len(re.findall(r"warning    rollout-\d: registered late, \d+ ms\n", output)) == 1
+    assert len(re.findall(r"warning    reward-1: registered late, \d+ ms\n", output)) == 1
+    assert "something else" not in output
+
+
 def test_ctrl_c_stops_in_order_and_the_same_command_resumes(up: Up) -> None:
     process = up.start("learner.steps=500")
     until(lambda: "drained" not in up.log("rollout-1") and "redis" in up.log("trainer"))
@@ -196,6 +207,26 @@ def test_a_run_directory_in_use_is_refused_before_anything_starts(up: Up) -> Non
     assert process.returncode == 2
     assert "owned by another learner" in output
     assert up.log("rollout-1") == ""
+
+
+def test_only_the_logs_of_this_start_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    notices, log = Notices(said.append), tmp_path / "trainer.log"
+    record = "14:03:59.120 trainer {} trainer.publisher: {}\n".format
+    log.write_text(record("WARNING", "of an earlier start"))
+    notices.watch("trainer", log)
+    with log.open("a") as file:
+        file.write(record("INFO", "not for the terminal") + record("ERROR", "lost 3 tasks"))
+        file.write(
+            "Traceback (most recent call last):\n" + record("WARNING", "half a line").strip()
+        )
+        file.flush()
+        notices.read()
+        assert said == ["error      trainer: lost 3 tasks"]
+        file.write(", whole\n" + record("ERROR", "lost 4 tasks"))
+        file.flush()
+        notices.read()
+    assert said[1:] == ["warning    trainer: half a line, whole"]
 
 
 async def test_how_the_end_of_a_child_is_judged(
