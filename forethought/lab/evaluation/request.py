@@ -68,6 +68,11 @@ def conditions(checkpoints: Sequence[Checkpoint], overrides: Overrides) -> Condi
     """
     run = next((c.run for c in checkpoints if c.run and c.run.config.is_file()), None)
     path = run.config if run else None
+    if path is not None and not path.read_bytes().strip():
+        raise InvalidInput(
+            f"{path} is empty (a power cut leaves such a file), so the run's prompt and corpus are not "
+            "known; expected its resolved configuration: resume the run, which writes it, or restore it"
+        )
     settings = load_settings(path, _override_strings(overrides), environment={})
     corpus, note = _corpus(settings.corpus, overrides)
     origin = str(path) if path else "the defaults: no checkpoint is in a run directory"

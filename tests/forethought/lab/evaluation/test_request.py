@@ -85,6 +85,12 @@ def test_conditions_default_to_the_run(run: Path) -> None:
     assert given.settings.corpus.window_tokens == 40
 
 
+def test_an_empty_configuration_is_not_the_defaults(run: Path) -> None:
+    (run / "config.toml").write_text("")
+    with pytest.raises(InvalidInput, match=r"config\.toml is empty .* restore it"):
+        conditions([resolve(run)], Overrides(corpus="books"))
+
+
 def test_training_text_is_reported_as_such(run: Path) -> None:
     (run.parent / "corpus" / "heldout.jsonl").unlink()
     given = conditions([resolve(run)], Overrides())
