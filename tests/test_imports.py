@@ -125,7 +125,7 @@ def test_stubs_are_of_the_wire_and_the_grpc_adapters_alone() -> None:
         "forethought.wire",
         "forethought.rpc",
         "forethought.weights.grpc_weights",
-        "forethought.clients.grpc_transport",  # channels
+        "forethought.clients.grpc_transport",  # the errors of calls
         "forethought.clients.grpc_methods",  # the messages of every method
         "services.reward.grpc_server",
         "services.rollout.grpc_server",

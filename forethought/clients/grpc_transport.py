@@ -1,8 +1,8 @@
 """Calls over gRPC.
 
-Design: a private channel (its reconnect backoff is not shared with the rest of the process), with gRPC's
-own retries off, because :mod:`forethought.clients.retrying` retries for every transport. The asyncio
-channel is created by the first call, since it belongs to the running loop.
+Design: channels of :mod:`forethought.rpc.channel`, with gRPC's own retries off, because
+:mod:`forethought.clients.retrying` retries for every transport. The asyncio channel is created by the first
+call, since it belongs to the running loop.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from forethought.auth import Bearer
 from forethought.clients.grpc_methods import METHODS, Method
 from forethought.clients.retrying import AttemptFailed, Request
 from forethought.errors import InvalidInput, Unreachable
+from forethought.rpc.channel import open_blocking_channel, open_channel
 from forethought.rpc.errors import error_of_call, read_trailers, retry_after_s
 from forethought.wire.codec import check_wire_version
 
 _OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -37,7 +35,7 @@ class GrpcTransport:
 
     def __init__(self, address: str, bearer: Bearer) -> None:
         self._address, self._bearer = address, bearer
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._channel = open_blocking_channel(address, _OPTIONS)
         self._calls = _Calls(self._channel)
 
     def attempt(self, request: Request[Any], timeout_s: float) -> Any:
@@ -64,7 +62,7 @@ class AsyncGrpcTransport:
     async def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """Make one attempt."""
         if self._calls is None:
-            self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+            self._channel = open_channel(self._address, _OPTIONS)
             self._calls = _Calls(self._channel)
         method = METHODS[request.method]
         with _raising_attempt_failed(self._address, timeout_s):

@@ -2,7 +2,8 @@
 
 Design: connections are kept and not limited in number, because a caller's own concurrency is the limit
 it chose. httpx2 bounds each phase of a call (connect, write, read), so a blocking call whose server
-dribbles its answer may outlive its deadline; the async one may not.
+dribbles its answer may outlive its deadline; the async one may not. The environment's proxies are used
+for public hosts only: a service in this network is not behind one, and a proxy would see its token.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -28,6 +31,8 @@ from forethought.errors import (
 )
 
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+_INTERNAL_NAMES = (".localhost", ".local", ".internal", ".svc")  # of mDNS, clouds, Kubernetes
+_NO_PROXIES: dict[str, None] = {"http://": None, "https://": None, "all://": None}
 _MAY_PASS = (429, 503)
 
 
@@ -36,7 +41,7 @@ class HttpTransport:
 
     def __init__(self, url: str, bearer: Bearer) -> None:
         self._url, self._bearer = url, bearer
-        self._client = httpx2.Client(base_url=url, limits=_LIMITS)
+        self._client = httpx2.Client(base_url=url, limits=_LIMITS, mounts=_mounts(url))
 
     def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """One attempt."""
@@ -55,7 +60,7 @@ class AsyncHttpTransport:
 
     def __init__(self, url: str, bearer: Bearer) -> None:
         self._url, self._bearer = url, bearer
-        self._client = httpx2.AsyncClient(base_url=url, limits=_LIMITS)
+        self._client = httpx2.AsyncClient(base_url=url, limits=_LIMITS, mounts=_mounts(url))
 
     async def attempt(self, request: Request[Any], timeout_s: float) -> Any:
         """One attempt."""
@@ -68,6 +73,19 @@ class AsyncHttpTransport:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def _mounts(url: str) -> dict[str, None]:
+    """What replaces the environment's proxies: nothing for a public host, no proxy for another."""
+    return _NO_PROXIES if _is_internal(urlsplit(url).hostname or "") else {}
+
+
+def _is_internal(host: str) -> bool:
+    """Whether a host is this machine, a private address, or a name that only its own network knows."""
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.rstrip(".").endswith(_INTERNAL_NAMES)
 
 
 def _http_request(

@@ -14,12 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from forethought.errors import InvalidInput
-
-MESSAGE_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-)
-
+from forethought.rpc.channel import MESSAGE_OPTIONS
 
 _SERVER_OPTIONS = (
     *MESSAGE_OPTIONS,
@@ -76,7 +71,7 @@ async def start_grpc_server(
     Raises:
         InvalidInput: cannot listen on the address.
     """
-    # Imported here: the learner imports this module too, but only to push.
+    # Imported here: one of the slower imports, and only servers reflect.
     from grpc_reflection.v1alpha import reflection
 
     server = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=tuple(interceptors))

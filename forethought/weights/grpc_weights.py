@@ -22,8 +22,8 @@ from forethought.auth.bearer import Bearer
 from forethought.errors import (
     InvalidInput,
 )
+from forethought.rpc.channel import open_channel
 from forethought.rpc.errors import errors_as_status, status_as_errors
-from forethought.rpc.server import MESSAGE_OPTIONS
 from forethought.types import WeightManifest
 from forethought.weights.receiver import WeightReceiver
 from forethought.weights.snapshot import PushedFile, PushHeader, Snapshot, header_of
@@ -36,12 +36,6 @@ from forethought.wire.codec import (
 from forethought.wire.v1 import weights_pb2, weights_pb2_grpc
 
 _GO_AHEAD = "forethought-go-ahead"
-
-_CHANNEL_OPTIONS = (
-    *MESSAGE_OPTIONS,
-    # Connections and their reconnect backoff are per client, not shared within the process.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class WeightsServicer(weights_pb2_grpc.WeightsServicer):
@@ -96,7 +90,7 @@ class WeightsClient:
         self.address = address
         self._chunk_bytes = chunk_bytes
         self._bearer = bearer or Bearer()
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = open_channel(address)
         self._stub = weights_pb2_grpc.WeightsStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def __aenter__(self) -> WeightsClient:
