@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -23,27 +24,35 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from forethought.errors import InvalidInput
+from forethought.telemetry.connection import BoundedProtocol, Bounds
+
+_MAX_OPS_CONNECTIONS = 128
 
 
 class EmbeddedHttpServer:
     """Serves one ASGI application from the running event loop, without touching signals.
 
     Nothing runs before :meth:`start`. Also used by the reward service's HTTP server, which passes its
-    own ``protocol`` for uvicorn's connections.
+    own ``protocol`` for uvicorn's connections. ``bounds`` are those of this server's connections.
 
     Example:
         ``server = EmbeddedHttpServer(app, "127.0.0.1", 0); await server.start(); server.port``
     """
 
     def __init__(
-        self, app: Any, host: str, port: int, protocol: type[asyncio.Protocol] | None = None
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        protocol: type[BoundedProtocol] | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=protocol or "auto",
+                http=partial(protocol or BoundedProtocol, bounds or Bounds()),  # type: ignore[arg-type]
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -96,6 +105,7 @@ class OpsServer(EmbeddedHttpServer):
         ready: Callable[[], bool],
         describe: Callable[[], Mapping[str, object]],
         registry: CollectorRegistry,
+        bounds: Bounds | None = None,
     ) -> None:
         async def healthz(request: Request) -> Response:
             return PlainTextResponse("ok\n")
@@ -110,7 +120,8 @@ class OpsServer(EmbeddedHttpServer):
             return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
         pages = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
-        super().__init__(Starlette(routes=[Route(*page) for page in pages.items()]), host, port)
+        app = Starlette(routes=[Route(*page) for page in pages.items()])
+        super().__init__(app, host, port, bounds=bounds or Bounds(_MAX_OPS_CONNECTIONS))
 
 
 def _listen(host: str, port: int) -> socket.socket:

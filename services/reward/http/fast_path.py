@@ -3,7 +3,7 @@
 Design: uvicorn's own protocol parses, keeps connections alive and shuts down; requests to the POST
 endpoints leave it as soon as their headers are read, and are answered without an ASGI scope, its
 messages and its events, which together cost more than all of our own reading and writing. Whatever
-is in the least unusual (a query string, ``Expect``, an upgrade, HTTP/1.0) takes the ASGI path, which
+is in the least unusual (a query string, ``Expect``, HTTP/1.0) takes the ASGI path, which
 gives the same replies. The price is reliance on how uvicorn's protocol names its parts, and so a bound on
 its version in ``pyproject.toml``; the endpoint's tests run over both paths.
 """
@@ -15,12 +15,9 @@ from collections import deque
 from time import perf_counter
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from forethought.telemetry.connection import BoundedProtocol, Bounds
 from services.reward.http.server import HttpReply, RewardApp
 from services.reward.metrics import CLIENT_DISCONNECTED
 
@@ -121,17 +118,15 @@ class Exchange:
             self._app.seconds.observe(self._path, status, perf_counter() - self._started_s)
 
 
-class RewardProtocol(HttpToolsProtocol):
+class RewardProtocol(BoundedProtocol):
     """uvicorn's connection with the fast path; its application has to be a :class:`RewardApp`.
 
     Example:
         ``EmbeddedHttpServer(app, "127.0.0.1", 8080, protocol=RewardProtocol)``
     """
 
-    cycle: Any  # an Exchange or a RequestResponseCycle
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, bounds: Bounds, **kwargs: Any) -> None:
+        super().__init__(bounds, **kwargs)
         app = self.config.app
         assert isinstance(app, RewardApp)
         self._reward_app = app
@@ -139,11 +134,11 @@ class RewardProtocol(HttpToolsProtocol):
         self.in_hand: Exchange | None = None  # the one whose turn came last
         self.unheard = asyncio.Event()  # uvicorn sets every cycle's event; this one is not awaited
 
-    def on_headers_complete(self) -> None:
+    def take_request(self) -> None:
         """Take the fast path for an ordinary POST to one of our endpoints."""
         path = self._fast_paths.get(self.url)
         if path is None or not self._is_ordinary_post():
-            super().on_headers_complete()
+            super().take_request()
             return
         earlier = self.cycle
         exchange = Exchange(self, self._reward_app, path, self.parser.should_keep_alive())
@@ -161,14 +156,15 @@ class RewardProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A part of the newest request's body."""
         if type(self.cycle) is Exchange:
+            self._num_head_bytes = 0
             self.cycle.feed(body)
         else:
             super().on_body(body)
 
-    def on_message_complete(self) -> None:
+    def end_request(self) -> None:
         """The newest request has been read."""
         if type(self.cycle) is not Exchange:
-            super().on_message_complete()
+            super().end_request()
         elif self.cycle.more_body:  # else already refused
             self.cycle.end()
 
@@ -204,11 +200,4 @@ class RewardProtocol(HttpToolsProtocol):
             parser.get_method() == b"POST"
             and parser.get_http_version() == "1.1"
             and not self.expect_100_continue
-            and not parser.should_upgrade()
         )
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if isinstance(cycle, RequestResponseCycle):
-            super()._start_asgi_task(cycle, app)
-        else:
-            cycle.take_turn()

@@ -90,10 +90,11 @@ def counts(server: Server) -> dict[tuple[str, int], int]:
     return {key: found.num_values for key, found in server.app.seconds.seconds.items()}
 
 
-async def send_endlessly(writer: asyncio.StreamWriter, chunk: bytes) -> None:
+async def send_endlessly(writer: asyncio.StreamWriter, chunk: bytes, pause_s: float = 0.0) -> None:
     while True:
         writer.write(chunk)
         await writer.drain()
+        await asyncio.sleep(pause_s)
 
 
 def matches(body: Any) -> bool:
