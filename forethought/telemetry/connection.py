@@ -3,8 +3,9 @@
 Design: uvicorn's protocol for httptools, which has none of these bounds, with them added. A head may have
 64 KiB and ten seconds; a body has to keep arriving; past the limit on connections the one that has waited
 longest without a request makes room, so that a flood of idle ones does not keep out a probe. What cannot
-be read is refused after the answers to earlier requests, and the connection is closed.
-The price is
+be read is refused after the answers to earlier requests, and the connection is closed. The offer of another
+protocol (``Upgrade``) is ignored, as RFC 9110 permits: httptools stops at its head, and the body was then
+read as another request; a parser in its place reads on, from the same head without the offer. The price is
 reliance on the names of uvicorn's parts, hence a bound on its version in ``pyproject.toml``.
 """
 
@@ -122,8 +123,8 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             try:
                 self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade:
-                self._unsupported_upgrade_warning()
+            except httptools.HttpParserUpgrade as upgrade:
+                self._read_on(data, upgrade.args[0])
             if self._num_head_bytes > self._bounds.max_head_bytes:
                 raise self._too_long()
         except _Unreadable as error:
@@ -159,7 +160,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_begun, self._is_complete = True, False
 
     def on_headers_complete(self) -> None:
-        """The end of a head."""
+        """The end of a head; with an offer to upgrade, it will be read again without."""
+        if self.parser.should_upgrade():
+            return
         if self._num_bytes - self._num_bytes_at_head > self._bounds.max_head_bytes:
             self._check_head()
         self._num_bytes_at_head = self._num_bytes_before
@@ -178,6 +181,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The newest request has been read."""
+        if not self._is_in_body:  # an offer to upgrade
+            return
         self.end_request()
         self._num_head_bytes = self._num_ticks = 0
         self._is_complete, self._is_begun, self._is_in_body = True, False, False
@@ -202,6 +207,27 @@ class BoundedProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
         else:
             cycle.take_turn()
+
+    def _read_on(self, data: bytes, start: int) -> None:
+        rest = memoryview(data)
+        while True:
+            rest = rest[start:]
+            self._read_again_without_upgrade()
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                start = upgrade.args[0]
+
+    def _read_again_without_upgrade(self) -> None:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("this is no proxy")
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.feed_data(b"\r\n".join((*lines, b"", b"")))
 
     def _check_head(self) -> None:
         """The head may be shorter than what was read with it."""
