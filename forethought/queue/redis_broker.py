@@ -54,11 +54,10 @@ class RedisBroker:
             check_size(message)
         stream = self._keys.stream(stage)
         for start in range(0, len(messages), _PUT_CHUNK):
-            with self._link.reaching():
-                async with self._link.client.pipeline(transaction=False) as pipeline:
-                    for message in messages[start : start + _PUT_CHUNK]:
-                        pipeline.xadd(stream, fields_of(message))
-                    await pipeline.execute()
+            async with self._link.client.pipeline(transaction=False) as pipeline:
+                for message in messages[start : start + _PUT_CHUNK]:
+                    pipeline.xadd(stream, fields_of(message))
+                await self._link.execute(pipeline)
 
     def consumer(self, options: ConsumerOptions) -> Consumer:
         """See ``Broker.consumer``."""
@@ -99,11 +98,10 @@ class RedisBroker:
 
     async def withdraw(self, replica_id: str) -> None:
         """See ``Broker.withdraw``."""
-        with self._link.reaching():
-            async with self._link.client.pipeline(transaction=True) as pipeline:
-                pipeline.hdel(self._keys.replicas, replica_id)
-                pipeline.zrem(self._keys.replicas_expiry, replica_id)
-                await pipeline.execute()
+        async with self._link.client.pipeline(transaction=True) as pipeline:
+            pipeline.hdel(self._keys.replicas, replica_id)
+            pipeline.zrem(self._keys.replicas_expiry, replica_id)
+            await self._link.execute(pipeline)
 
     async def replicas(self) -> list[Replica]:
         """See ``Broker.replicas``."""

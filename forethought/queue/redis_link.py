@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit
 
 import redis.asyncio
 from redis import exceptions
@@ -29,6 +29,9 @@ _HEALTH_CHECK_S = 30
 _NUM_RETRIES = 4
 _BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
+
+_SCHEMES = ("redis://", "rediss://", "unix://")
+_SHOWN = ("db", "protocol", "ssl_cert_reqs", "ssl_ca_certs")
 
 _OUTAGES = (
     exceptions.ConnectionError,  # includes a wrong password and a Redis that is still loading
@@ -48,6 +51,11 @@ class RedisLink:
 
     def __init__(self, url: str) -> None:
         self._shown_url = hide_password(url)
+        if _split(url) is None:  # its own error would show parts of the password
+            raise InvalidInput(
+                f"Redis URL {self._shown_url} cannot be parsed; expected something like "
+                "redis://:password@host:6379/0; write @ / ? # in a password as %40 %2F %3F %23"
+            )
         try:
             self.client = redis.asyncio.Redis.from_url(
                 url,
@@ -61,7 +69,7 @@ class RedisLink:
             )
         except ValueError as error:
             raise InvalidInput(
-                f"Redis URL {self._shown_url} cannot be parsed ({error}); "
+                f"Redis URL {self._shown_url} cannot be used ({error}); "
                 "expected something like redis://:password@host:6379/0"
             ) from error
         self._scripts: dict[str, Any] = {}
@@ -89,6 +97,19 @@ class RedisLink:
         with self.reaching():
             return await self._scripts[lua](keys=list(keys), args=list(args))
 
+    async def execute(self, pipeline: Any) -> list[Any]:
+        """The replies of a pipeline; its first error without the command, which may hold a task's body.
+
+        Raises:
+            Unreachable: Redis does not respond.
+        """
+        with self.reaching():
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        return replies
+
 
 def is_missing_group(error: exceptions.ResponseError) -> bool:
     """Whether the error means that a stream or its group is gone (a script's error wraps the code)."""
@@ -96,12 +117,34 @@ def is_missing_group(error: exceptions.ResponseError) -> bool:
 
 
 def hide_password(url: str) -> str:
-    """The URL without its password, for logs."""
+    """The URL without its secrets, for logs, errors and printed commands.
+
+    Values of its query are shown only where they are known to be none. Where an unescaped character of a
+    password makes it unclear what is a secret, all is one.
+    """
+    parts = _split(url)
+    if parts is None:
+        return f"{url.partition(':')[0]}://***" if url.startswith(_SCHEMES) else "(not a URL)"
+    user_host = parts.netloc
+    if parts.password is not None:
+        user_host = f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"
+    query = "&".join(map(_hide_value, parts.query.split("&")))
+    return f"{parts.scheme}://{user_host}{parts.path}{'?' if query else ''}{query}"
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL; None if it has none, or if a part may belong to an unescaped password."""
     try:
         parts = urlsplit(url)
-        if parts.password is None:
-            return url
-        user_host = f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"
+        has_host = parts.scheme not in ("redis", "rediss") or bool(parts.hostname)
+        is_clear = has_host and "@" not in parts.path and not parts.fragment and (parts.port or 1)
     except ValueError:
-        return "(not a URL)"
-    return urlunsplit(parts._replace(netloc=user_host))
+        return None
+    return parts if is_clear and url.startswith(_SCHEMES) else None
+
+
+def _hide_value(field: str) -> str:
+    name, is_given, value = field.partition("=")
+    if not is_given:
+        return "***" if name else ""
+    return field if name in _SHOWN and "@" not in value else f"{name}=***"

@@ -45,6 +45,11 @@ def byte_prefix(prediction: str, truth: str, token_bytes: Sequence[int]) -> bool
         InvalidInput: the lengths do not sum to the truth's bytes.
     """
     right = truth.encode()
+    if max(token_bytes, default=0) > len(right):  # a sum of 4,301 digits could not be printed
+        raise InvalidInput(
+            f"token_bytes holds a greater length than that of the truth, the truth has {len(right)} "
+            "bytes in UTF-8; expected the byte length of every token of the truth"
+        )
     if sum(token_bytes) != len(right):
         raise InvalidInput(
             f"token_bytes sums to {sum(token_bytes)}, the truth has {len(right)} bytes in "

@@ -250,6 +250,10 @@ BAD_MATCHES: dict[str, tuple[Any, str]] = {
     "bytes text": ({"prediction": "a", "truth": "a", "token_bytes": "1"}, "list of byte lengths"),
     "bytes float": ({"prediction": "a", "truth": "a", "token_bytes": [1.0]}, "token_bytes[0]"),
     "bytes negative": ({"prediction": "a", "truth": "a", "token_bytes": [2, -1]}, "is -1"),
+    "bytes huge": (
+        {"prediction": "a", "truth": "a", "token_bytes": [9 * 10**4299] * 2},
+        "the truth has 1 bytes",
+    ),
     "id": ({"id": [], "prediction": "a", "truth": "a"}, "id is an empty array"),
 }
 

@@ -38,7 +38,7 @@ def test_an_empty_prediction_is_wrong_even_if_a_token_has_no_bytes() -> None:
     assert not byte_prefix("", "a", (0, 1))
 
 
-@pytest.mark.parametrize("token_bytes", [(), (1,), (4, 5), (9, 0)])
+@pytest.mark.parametrize("token_bytes", [(), (1,), (4, 5), (9, 0), (5 * 10**4299,) * 2])
 def test_lengths_that_do_not_sum_to_the_text_are_refused(token_bytes: tuple[int, ...]) -> None:
     with pytest.raises(InvalidInput, match="the truth has 8 bytes"):
         byte_prefix("x", " the end", token_bytes)
