@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 from fastapi import FastAPI, Request, Security
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -45,6 +45,7 @@ from forethought.errors import (
     Unauthenticated,
     status_of,
 )
+from services.reward.http.docs_page import POLICY, docs_page
 from services.reward.http.openapi import ENDPOINTS, Endpoint
 from services.reward.metrics import CLIENT_DISCONNECTED, HttpSeconds
 from services.reward.reading import check_keys, read_object, read_score_request
@@ -260,6 +261,8 @@ def _framework(service: RewardService) -> FastAPI:
         title="Forethought reward service",
         description="Rewards, log-probs, matches and entropies of thoughts.",
         dependencies=[DOCUMENTED],
+        docs_url=None,
+        redoc_url=None,
     )
     for kind in (ForethoughtError, StarletteHTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
@@ -271,7 +274,14 @@ def _framework(service: RewardService) -> FastAPI:
 
     for path, endpoint in ENDPOINTS.items():
         _document(app, path, endpoint)
+    for path in DOCS_PATHS:
+        app.add_api_route(path, _docs, methods=["GET"], include_in_schema=False)
     return app
+
+
+async def _docs(request: Request) -> HTMLResponse:
+    page = docs_page(request.app.openapi(), str(request.base_url).rstrip("/"))
+    return HTMLResponse(page, headers={"content-security-policy": POLICY})
 
 
 def _document(app: FastAPI, path: str, endpoint: Endpoint) -> None:
@@ -305,7 +315,8 @@ def _responses(reply: type, *error_statuses: int | str) -> dict[int | str, dict[
     return responses | {status: {"model": ErrorReply} for status in error_statuses}
 
 
-OPEN_PATHS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc"})
+DOCS_PATHS = ("/docs", "/redoc")
+OPEN_PATHS = frozenset({*DOCS_PATHS, "/openapi.json"})
 
 
 DOCUMENTED = Security(
@@ -315,7 +326,7 @@ DOCUMENTED = Security(
         auto_error=False,  # the guard has decided before FastAPI sees a request
     )
 )
-"""A dependency that only adds the Authorize button to /docs."""
+"""A dependency that only documents the token in /openapi.json."""
 
 
 def authorization(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

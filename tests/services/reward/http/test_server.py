@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,6 +18,7 @@ from forethought.compute.served_model import ServedModel
 from forethought.errors import NotReady
 from forethought.types import Prompting, Thought
 from services.reward.groups import GroupLikelihoods, GroupQuery
+from services.reward.http.openapi import ENDPOINTS
 from services.reward.http.server import RewardApp
 from services.reward.scoring import Scorer
 from services.reward.service import Limits, RewardService
@@ -324,6 +328,30 @@ async def test_a_defect_is_a_500_that_leaks_no_internals(
     assert response.status_code == 500
     assert response.json()["error"]["message"].startswith("internal error (KeyError)")
     assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_the_docs_load_nothing(client: httpx2.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert not re.search(r"<(script|link|img|iframe)|\ssrc=|@import|url\(", response.text)
+    targets = re.findall(r'href="([^"]*)"', response.text)
+    assert {target for target in targets if not target.startswith("#")} == {"openapi.json"}
+    for target in targets[1:]:
+        assert f'id="{target[1:]}"' in response.text
+    for endpoint in ENDPOINTS:
+        assert f"POST {endpoint}" in response.text
+
+
+async def test_commands_of_the_docs_run_as_printed(client: httpx2.AsyncClient) -> None:
+    page = html.unescape((await client.get("/docs")).text)
+    commands = [shlex.split(text) for text in re.findall(r"<pre>(curl .*?)</pre>", page, re.DOTALL)]
+    assert len(commands) == len(ENDPOINTS) + 1
+    for command in commands:
+        sent = {"content": command[command.index("-d") + 1]} if "-d" in command else {}
+        method = "POST" if sent else "GET"
+        assert (await client.request(method, command[2], **sent)).status_code == 200, command
 
 
 async def test_openapi_carries_bodies_and_examples(client: httpx2.AsyncClient) -> None:
