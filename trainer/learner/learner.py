@@ -24,6 +24,7 @@ from trainer.learner.batching import MicroBatch, micro_batches, num_row_tokens
 from trainer.learner.ema import Baseline
 from trainer.learner.loss import LossParts, batch_loss, policy_logprobs
 from trainer.learner.optimizer import MasterOptimizer
+from trainer.learner.summation import float32_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +144,11 @@ class Learner:
         )
 
     def _backward(self, batch: MicroBatch, proximal_BH: torch.Tensor | None) -> LossParts:
+        with float32_sums(self.model):
+            logprobs_BH = policy_logprobs(self.model, batch)
         parts = batch_loss(
             batch,
-            policy_logprobs(self.model, batch),
+            logprobs_BH,
             clip_low=self._section.clip_low,
             clip_high=self._section.clip_high,
             surrogate=self._section.loss,

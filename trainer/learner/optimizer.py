@@ -3,11 +3,16 @@
 Design: the model holds the compute copy, which is published bit for bit; the masters are the authoritative
 float32 weights. With float32 compute they are the same tensors. The price of bf16 compute is 2 bytes
 per parameter more than updating in place, for updates that bf16 alone would round away.
+
+A gradient below float32 joins a float32 sum as soon as its micro-batch has computed it: a bf16 sum stands
+still at 256 equal summands, because the next one is half its rounding step. The price is 4 bytes per
+parameter for the sums instead of 2; only one micro-batch's gradient of one parameter is held beside them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +33,9 @@ class MasterOptimizer:
             name: p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float())
             for name, p in self._parameters.items()
         }
+        for name, parameter in self._parameters.items():
+            if parameter is not self.masters[name]:
+                parameter.register_post_accumulate_grad_hook(_adding_to(self.masters[name]))
         # Matrices decay, vectors (norms, biases) do not: the usual AdamW practice.
         decay = [p for p in self.masters.values() if p.ndim >= 2]
         plain = [p for p in self.masters.values() if p.ndim < 2]
@@ -40,18 +48,16 @@ class MasterOptimizer:
         )
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for parameter in self._parameters.values():
+        """Drop all gradients and their sums."""
+        for parameter in (*self._parameters.values(), *self.masters.values()):
             parameter.grad = None
 
     def step(self, num_steps_done: int) -> tuple[float, float]:
         """Apply the accumulated gradients; returns (gradient norm before clipping, learning rate).
 
-        A non-finite norm skips the update: weights and moments are unchanged.
+        The gradients are those of every backward pass since :meth:`zero_grad`. A non-finite norm skips the
+        update: weights and moments are unchanged.
         """
-        for name, master in self.masters.items():
-            gradient = self._parameters[name].grad
-            master.grad = None if gradient is None else gradient.float()
         norm = self._clip()
         learning_rate = self._section.learning_rate * schedule_factor(self._section, num_steps_done)
         if math.isfinite(norm):
@@ -100,6 +106,20 @@ class MasterOptimizer:
                 list(self.masters.values()), self._section.grad_clip_norm, norm
             )
         return float(norm)
+
+
+def _adding_to(master: torch.nn.Parameter) -> Callable[[torch.Tensor], None]:
+    """A hook that moves a compute copy's new gradient into its master's float32 sum."""
+
+    def add(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    return add
 
 
 def schedule_factor(section: LearnerSection, num_steps_done: int) -> float:
