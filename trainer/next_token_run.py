@@ -88,6 +88,9 @@ class NextTokenRun:
             "nll": result.nll,
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
+            "skipped": result.skipped,
+            "skipped_passes": result.num_skipped_passes,
+            "forward_tokens": result.num_forward_tokens,
             "tokens": self._num_tokens,
             "step_s": step_s,
         }

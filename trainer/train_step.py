@@ -25,7 +25,7 @@ from trainer.metrics.no_think import no_think_metrics
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """The outcome of one train step. ``version`` is the policy version before the step; the result's
-    tokens include the next-token step's.
+    tokens and skipped passes include the next-token step's.
 
     Example:
         ``StepReport(result, version=41, metrics={"no_think_nll": 1.5})``
@@ -60,7 +60,9 @@ class TrainStep:
         if _is_due(step, self.section.next_token_every_steps):
             plain = self._next_token_step()
             metrics["next_token_nll"] = plain.nll
-            result = replace(result, num_tokens=result.num_tokens + plain.num_tokens)
+            result = _with_next_token_step(result, plain)
+        metrics["forward_tokens"] = result.num_forward_tokens
+        metrics["skipped_passes"] = result.num_skipped_passes
         if _is_due(step, self.section.no_think_every_steps):
             metrics |= no_think_metrics(
                 self.learner.language_model, results, self.section.micro_batch_tokens
@@ -70,6 +72,15 @@ class TrainStep:
     def _next_token_step(self) -> StepResult:
         documents = self.documents.take(self.section.batch_tasks)
         return self.learner.step(trees_of_documents(documents))
+
+
+def _with_next_token_step(result: StepResult, plain: StepResult) -> StepResult:
+    return replace(
+        result,
+        num_tokens=result.num_tokens + plain.num_tokens,
+        num_forward_tokens=result.num_forward_tokens + plain.num_forward_tokens,
+        num_skipped_passes=result.num_skipped_passes + plain.num_skipped_passes,
+    )
 
 
 def _is_due(step: int, every: int) -> bool:

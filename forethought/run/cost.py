@@ -3,6 +3,14 @@
     tokens  sampled + learned                        every full row, context included
     FLOPs   2 P (sampled + scored) + 6 P learned     P parameters; attention over positions left out
 
+    sampled  every thought, also of samples that a filter dropped, a replacement replaced or scoring failed
+    scored   rows whose likelihoods gave rewards or filters, and rows that the learner computed without a
+             gradient before a step (learner.importance_cap)
+    learned  rows of every optimizer pass (learner.inner_epochs times), skipped passes and interleaved
+             next-token steps included; what learner.max_tokens limits
+
+    Not counted: tasks whose result never arrived, and measurements (learner.no_think_every_steps).
+
 Design: rows are counted without prefix sharing (a group's context once per thought), so a run is charged
 the most it could have cost, and its compute-matched next-token controls get no less than they are due.
 The price: an engine that shares prefixes computes less than reported here.
@@ -65,7 +73,9 @@ def cost_of(metrics: Sequence[Mapping[str, Any]]) -> Cost:
     """The cost of a run from the lines of its ``metrics.jsonl``."""
     return Cost(
         sampled_tokens=sum(row.get("sampled_tokens", 0) for row in metrics),
-        scored_tokens=sum(row.get("scored_tokens", 0) for row in metrics),
+        scored_tokens=sum(
+            row.get(key, 0) for row in metrics for key in ("scored_tokens", "forward_tokens")
+        ),
         learned_tokens=metrics[-1]["tokens"] if metrics else 0,
     )
 

@@ -97,6 +97,13 @@ def test_an_interleaved_step_is_a_plain_next_token_step(language_model: Language
     assert report.result.skipped
 
 
+def test_a_skipped_next_token_step_is_seen(language_model: LanguageModel) -> None:
+    """The thoughts' own update of 1e30 makes the loss of the step after it NaN."""
+    train_step = train_step_of(language_model, next_token_every_steps=1, learning_rate=1e30)
+    report = train_step.run(make_results(language_model), 1)
+    assert (report.result.skipped, report.metrics["skipped_passes"]) == (False, 1)
+
+
 def test_mixed_losses_report_both(language_model: LanguageModel) -> None:
     train_step = train_step_of(language_model, next_token_coef=0.5)
     report = train_step.run(make_results(language_model), 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ from trainer.learner.summation import float32_sums
 class StepResult:
     """The outcome of one step; ``skipped`` means that the weights did not change.
 
+    Tokens are summed over all optimizer passes: ``num_tokens`` trained on, ``num_forward_tokens`` computed
+    without gradient. ``num_skipped_passes`` counts passes with a non-finite loss or gradient; the other
+    values are of the passes that updated the weights, if any did: loss, gradient norm and learning rate of
+    the last one, shares and ratio of the worst.
+
     ``effective_sample_share`` is (sum w)^2 / (n sum w^2) over thought tokens, w being the learner's
     probability over the sampler's: 1 on fresh samples, 0 without any thought token.
 
@@ -43,6 +48,8 @@ class StepResult:
     grad_norm: float = 0.0
     learning_rate: float = 0.0
     num_tokens: int = 0
+    num_forward_tokens: int = 0
+    num_skipped_passes: int = 0
     clipped_share: float = 0.0
     ratio_max: float = 0.0
     effective_sample_share: float = 0.0
@@ -78,8 +85,12 @@ class Learner:
         if not batches:
             return StepResult()
         proximal = self._proximal(batches)
-        results = [self._optimizer_pass(batches, proximal) for _ in range(num_passes)]
-        return results[-1]
+        passes = [self._optimizer_pass(batches, proximal) for _ in range(num_passes)]
+        is_corrected = self._section.importance_cap > 0
+        return replace(
+            _of_all_passes(passes),
+            num_forward_tokens=num_row_tokens(batches) if is_corrected else 0,
+        )
 
     def policy_payload(self) -> bytes:
         """The policy as published: the compute copy, bit for bit."""
@@ -140,6 +151,7 @@ class Learner:
             clipped_share=sum(part.num_clipped for part in parts) / max(1, num_surrogate),
             ratio_max=max(part.ratio_max for part in parts),
             effective_sample_share=_effective_share(parts),
+            num_skipped_passes=int(skipped),
             skipped=skipped,
         )
 
@@ -157,6 +169,18 @@ class Learner:
         )
         parts.loss.backward()  # type: ignore[no-untyped-call]
         return parts
+
+
+def _of_all_passes(passes: Sequence[StepResult]) -> StepResult:
+    updates = [result for result in passes if not result.skipped] or passes
+    return replace(
+        updates[-1],
+        num_tokens=sum(result.num_tokens for result in passes),
+        num_skipped_passes=sum(result.num_skipped_passes for result in passes),
+        clipped_share=max(result.clipped_share for result in updates),
+        ratio_max=max(result.ratio_max for result in updates),
+        effective_sample_share=min(result.effective_sample_share for result in updates),
+    )
 
 
 def _effective_share(parts: Sequence[LossParts]) -> float:

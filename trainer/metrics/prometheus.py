@@ -84,6 +84,11 @@ class StepMetrics(Collector):
         yield counter(
             "forethought_learner_skipped_steps_total", "Steps without an update", counts.num_skipped
         )
+        yield counter(
+            "forethought_learner_skipped_passes_total",
+            "Optimizer passes with a non-finite loss or gradient",
+            counts.num_skipped_passes,
+        )
         yield counter("forethought_learner_tokens_total", "Tokens trained on", counts.num_tokens)
 
 

@@ -34,6 +34,7 @@ class StepCounts:
         self.step_seconds = Distribution(WORK_BOUNDS_S)
         self.phase_seconds = {phase: Distribution(WORK_BOUNDS_S) for phase in PHASES}
         self.num_skipped = 0
+        self.num_skipped_passes = 0
         self.num_tokens = 0
 
     @contextmanager
@@ -47,6 +48,7 @@ class StepCounts:
     def close(self, values: Mapping[str, Any], num_tokens: int) -> None:
         """Count a step: its line of ``metrics.jsonl`` and the tokens it trained on."""
         self.num_skipped += values["skipped"]
+        self.num_skipped_passes += values.get("skipped_passes", 0)
         self.num_tokens += num_tokens
         self.newest, self.closed_unix_s = values, time.time()
         now_s = time.perf_counter()

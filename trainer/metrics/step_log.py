@@ -60,21 +60,19 @@ def rollout_metrics(results: Sequence[ScoredRollout], version: int) -> dict[str,
     estimates the policy's entropy per token as the negative mean of the behaviour log-probs, at the
     sampling temperature. The mean reward is also given per source of the mixture. ``sampled_tokens`` and
     ``scored_tokens`` count whole rows, context and thought: the tokens that a sampler and a scorer without
-    prefix sharing would process.
+    prefix sharing would process. They count every result, whether it is trained on, dropped by a filter,
+    replaced, or failed after it was sampled; work whose result never arrived is unknown.
     """
     succeeded = [result for result in results if result.failure is None]
     thoughts = [t for r in succeeded for thoughts_G in r.rollout.thoughts_KG for t in thoughts_G]
     values: dict[str, Any] = {"num_groups": sum(len(r.rewards_KG) for r in succeeded)}
+    values |= _work(results)
     if not thoughts:
         return values
     values |= _reward_metrics(succeeded) | _thought_metrics(thoughts, version)
     if gains := _gains(succeeded):
         values["information_gain"] = fmean(gains)
         values["think_nll"] = -fmean(_policy_logprobs(succeeded))
-    values |= {
-        "sampled_tokens": _sampled_tokens(succeeded),
-        "scored_tokens": _scored_tokens(succeeded),
-    }
     by_source: dict[str, list[ScoredRollout]] = {}
     for result in succeeded:
         by_source.setdefault(result.rollout.task.document.source, []).append(result)
@@ -132,13 +130,20 @@ def _gains(results: Sequence[ScoredRollout]) -> list[float]:
     ]
 
 
+def _work(results: Sequence[ScoredRollout]) -> dict[str, int]:
+    """Tokens sampled and scored; empty if no result has a thought."""
+    if not any(result.rollout.thoughts_KG for result in results):
+        return {}
+    return {"sampled_tokens": _sampled_tokens(results), "scored_tokens": _scored_tokens(results)}
+
+
 def _sampled_tokens(results: Sequence[ScoredRollout]) -> int:
     return sum(
         len(task.prompting.head_ids) + position.index + len(task.prompting.bridge_ids)
         + len(thought.token_ids_L)
         for result in results
         for task in (result.rollout.task,)
-        for position, thoughts_G in zip(task.positions_K, result.rollout.thoughts_KG, strict=True)
+        for position, thoughts_G in zip(task.positions_K, result.rollout.thoughts_KG, strict=False)
         for thought in thoughts_G
     )  # fmt: skip
 
@@ -148,8 +153,9 @@ def _scored_tokens(results: Sequence[ScoredRollout]) -> int:
     num_tokens = 0
     for result in results:
         task, prompting = result.rollout.task, result.rollout.task.prompting
+        # A failed result may lack any of them.
         for position, thoughts_G, logprobs_G in zip(
-            task.positions_K, result.rollout.thoughts_KG, result.policy_logprobs_KG, strict=True
+            task.positions_K, result.rollout.thoughts_KG, result.policy_logprobs_KG, strict=False
         ):
             if not logprobs_G:
                 continue

@@ -204,6 +204,37 @@ def test_the_version_advances_even_when_nothing_is_learned(language_model: Langu
         assert torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_every_optimizer_pass_counts_its_tokens(language_model: LanguageModel, cap: float) -> None:
+    section = LearnerSection(micro_batch_tokens=64, learning_rate=1e-3, importance_cap=cap)
+    learner = Learner(language_model, section, BaselineSection(kind="none"))
+    given = trees(make_results(language_model))
+    once, thrice = learner.step(given), learner.step(given, num_passes=3)
+    assert thrice.num_tokens == 3 * once.num_tokens > 0
+    assert thrice.num_forward_tokens == once.num_forward_tokens == (once.num_tokens if cap else 0)
+    assert (thrice.num_skipped_passes, thrice.skipped, learner.version) == (0, False, 2)
+
+
+def test_a_skipped_second_pass_is_seen_and_does_not_hide_the_first(
+    language_model: LanguageModel,
+) -> None:
+    """A first update of 1e30 makes every later loss NaN: the weights moved, and two passes did nothing."""
+    section = LearnerSection(micro_batch_tokens=64, learning_rate=1e30)
+    learner = Learner(language_model, section, BaselineSection(kind="none"))
+    given = trees(make_results(language_model))
+    tokens = sum(
+        len(b.rows.input_ids.flatten()) for b in micro_batches(given, 1, torch.device("cpu"))
+    )
+    result = learner.step(given, num_passes=3)
+    assert (result.skipped, result.num_skipped_passes) == (False, 2)
+    assert (learner.num_optimizer_steps, learner.version) == (1, 1)
+    assert math.isfinite(result.loss)
+    assert math.isfinite(result.grad_norm)
+    assert result.num_tokens == 3 * tokens
+    again = learner.step(given, num_passes=2)
+    assert (again.skipped, again.num_skipped_passes) == (True, 2)
+
+
 def test_the_reward_of_a_good_thought_rises(language_model: LanguageModel) -> None:
     """A step in the direction of the gradient makes rewarded thoughts likelier."""
     learner = Learner(language_model, SECTION, BaselineSection(kind="none"))

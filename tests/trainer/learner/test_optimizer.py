@@ -116,8 +116,9 @@ def test_rollout_metrics_by_hand() -> None:
             "information_gain": 7.0 / 6,
             "think_nll": -(2 * 3.5 - 6) / 6,  # policy log-prob 2r - 1
             # head, one or two of the document, bridge, thought; then close and target, and no-think rows
-            "sampled_tokens": 6 * 2 + (2 + 2 * 2 + 2) + 18,
-            "scored_tokens": 6 * 2 + (2 + 2 * 2 + 2) + 18 + 6 * 2 + (2 + 3 + 2),
+            # of the failed result too: two rows of three and nine tokens were sampled and scored
+            "sampled_tokens": 6 * 2 + (2 + 2 * 2 + 2) + 18 + 2 * (3 + 9),
+            "scored_tokens": 6 * 2 + (2 + 2 * 2 + 2) + 18 + 6 * 2 + (2 + 3 + 2) + 2 * (5 + 9) + 2,
             "thought_tokens_mean": 18 / 6,
             "thought_tokens_p95": 6,
             "sampled_entropy": 0.5,
@@ -128,6 +129,16 @@ def test_rollout_metrics_by_hand() -> None:
             "source/news/reward_mean": 0.25,
         }
     )
+
+
+def test_a_batch_that_failed_in_scoring_was_sampled() -> None:
+    """Thoughts without rewards cost what others do; a task that was not sampled costs nothing."""
+    thoughts_KG = ((thought(2, True, 5), thought(4, True, 5)),)
+    task = result("s", ((0.0,),), ()).rollout.task
+    failed = ScoredRollout(Rollout(task, thoughts_KG), error="no")
+    never = ScoredRollout(Rollout(task, error="no result in time"))
+    values = rollout_metrics([failed, never], version=5)
+    assert values == {"num_groups": 0, "sampled_tokens": 2 * 3 + 6, "scored_tokens": 0}
 
 
 def test_metrics_of_groups_without_likelihoods_and_without_spread() -> None:

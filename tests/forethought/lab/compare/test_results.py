@@ -52,16 +52,16 @@ OUTCOMES = [
 def test_costs_are_computed_from_the_metrics() -> None:
     rows = [
         {"sampled_tokens": 10, "scored_tokens": 12, "tokens": 11},
-        {"sampled_tokens": 20, "tokens": 31},
+        {"sampled_tokens": 20, "tokens": 31, "forward_tokens": 4},
     ]
     cost = cost_of(rows)
-    assert cost == Cost(30, 12, 31)
+    assert cost == Cost(30, 16, 31)
     assert cost.to_dict(5) == {
         "sampled_tokens": 30,
-        "scored_tokens": 12,
+        "scored_tokens": 16,
         "learned_tokens": 31,
         "tokens": 61,
-        "flops": 5 * (2 * 42 + 6 * 31),
+        "flops": 5 * (2 * 46 + 6 * 31),
     }
     assert cost_of([]) == Cost()
     assert cost_of([{"tokens": 7}]).tokens_to_learn_for_flops == 7
