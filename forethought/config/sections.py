@@ -2,14 +2,17 @@
 
 Every section rejects unknown keys. Constraints across sections are checked in :class:`Settings`, and
 those that need the objective (minimum group size, size of a result) in :mod:`forethought.preflight`.
+A leading ``~`` of a path becomes the home directory here, because a shell expands it only at the start of a
+word, never in ``model.path=~/base`` or in a file.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -17,6 +20,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 ExitStatus = Annotated[int, Field(ge=0, le=125)]
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
+Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
 
 
 class Section(BaseModel):
@@ -32,7 +37,7 @@ class RunSection(Section):
     """The run's identity. ``name`` is also part of its Redis keys' prefix."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
-    directory: Path = Path("runs/default")
+    directory: Folder = Path("runs/default")
     seed: NonNegativeInt = 0  # of corpus order, positions and thoughts
 
 
@@ -40,7 +45,7 @@ class RedisSection(Section):
     """Where Redis is. Without a URL, ``up`` and ``demo`` start their own."""
 
     url: str = ""  # redis://[:password@]host:port/db; empty: `up` starts its own
-    password_file: str = ""  # one line: the password for a URL without one
+    password_file: LocalPath = ""  # one line: the password for a URL without one
 
 
 class AuthSection(Section):
@@ -50,9 +55,9 @@ class AuthSection(Section):
     model_config = ConfigDict(coerce_numbers_to_str=False)  # 1e5 would become another token
 
     token: SecretStr = SecretStr("")  # of the run: grants everything
-    token_file: str = ""
+    token_file: LocalPath = ""
     client_token: SecretStr = SecretStr("")  # may send requests, never push weights
-    client_token_file: str = ""
+    client_token_file: LocalPath = ""
     open: bool = False  # require no token; `up` and `demo` set it unless a token is given
 
     @property
@@ -74,7 +79,7 @@ class AuthSection(Section):
 class ModelSection(Section):
     """The model to train: a directory with a transformers causal LM and its tokenizer."""
 
-    path: str = ""  # a local directory; empty: `up` trains a small base first
+    path: LocalPath = ""  # a local directory; empty: `up` trains a small base first
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"  # cpu, cuda, cuda:1; auto: the first GPU if there is one
     max_length_tokens: NonNegativeInt = 0  # 0: the model's own limit
@@ -101,7 +106,7 @@ class SourceSection(Section):
     """One source of the mixture. ``path`` is a file, a folder, or a saved Hugging Face dataset."""
 
     name: str = ""
-    path: str
+    path: LocalPath
     weight: PositiveFloat = 1.0
     text_field: str = "text"
     marks_field: str = "marks"
@@ -111,7 +116,7 @@ class SourceSection(Section):
 class CorpusSection(Section):
     """The training text. ``path`` is shorthand for one source; documents are cut into windows."""
 
-    path: str = ""
+    path: LocalPath = ""
     sources: tuple[SourceSection, ...] = ()
     window_tokens: PositiveInt = 256
     min_window_tokens: PositiveInt = 4  # shorter tails and documents are dropped
@@ -130,7 +135,7 @@ class ObjectiveSection(Section):
 
     name: str = "rlp"
     parameters: dict[str, Any] = Field(default_factory=dict)
-    folder: str = ""  # of third-party objectives: each *.py in it can be named by its stem
+    folder: LocalPath = ""  # of third-party objectives: each *.py in it can be named by its stem
     estimator: str = ""  # of advantages; empty: the objective's default
 
 
@@ -255,8 +260,8 @@ class RewardSection(ReplicaSection):
     max_batch_tasks: PositiveInt = 16  # received and scored together
     max_batch_tokens: PositiveInt = 16_384  # padded tokens of one forward pass
     max_waiting_tokens: PositiveInt = 1_048_576  # of queued requests; beyond that they get 429
-    policy_path: str = ""  # a model directory to serve standalone: no Redis, no run
-    baseline_path: str = ""  # likewise, the baseline's; empty: the policy is used
+    policy_path: LocalPath = ""  # a model directory to serve standalone: no Redis, no run
+    baseline_path: LocalPath = ""  # likewise, the baseline's; empty: the policy is used
     max_body_bytes: PositiveInt = 8 << 20  # of an HTTP request
 
 

@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from forethought.config.sections import (
+    Folder,
+    LocalPath,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -39,7 +41,7 @@ class BaseEntry(Section):
     """A model to start from. With ``settings``, it is first trained by a run that starts from ``model``."""
 
     name: Name
-    model: str  # a directory; "demo": the base that ships with the package
+    model: LocalPath  # a directory; "demo": the base that ships with the package
     settings: Tables = Field(default_factory=dict)
     arm_settings: Tables = Field(
         default_factory=dict
@@ -89,7 +91,7 @@ class ComparisonPlan(Section):
     """
 
     name: Name
-    directory: Path
+    directory: Folder
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
     processes: PositiveInt = 2  # concurrent runs
     reference: Name  # the arm that others are matched to and compared with

@@ -96,6 +96,29 @@ def test_values_are_toml_or_plain_strings(tmp_path: Path) -> None:
     assert settings.rollout.host == ""
 
 
+def test_a_tilde_is_the_home_directory_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands it behind ``=`` or in a file."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    settings = load(
+        tmp_path,
+        '[model]\npath = "~/base"\n[[corpus.sources]]\npath = "~/books"\n',
+        ("run.directory=~/runs/one", "reward.policy_path=~", "objective.folder=~/own"),
+        FORETHOUGHT_AUTH_TOKEN_FILE="~/token",
+    )
+    assert settings.run.directory == Path("/home/ada/runs/one")
+    assert [settings.model.path, settings.corpus.sources[0].path] == [
+        "/home/ada/base",
+        "/home/ada/books",
+    ]
+    assert [settings.reward.policy_path, settings.objective.folder] == [
+        "/home/ada",
+        "/home/ada/own",
+    ]
+    assert settings.auth.token_file == "/home/ada/token"
+
+
 def test_settings_are_typed_and_frozen(tmp_path: Path) -> None:
     settings = load(tmp_path, '[run]\ndirectory = "runs/a"\n')
     assert settings.run.directory == Path("runs/a")
