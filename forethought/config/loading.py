@@ -2,7 +2,8 @@
 
 ``FORETHOUGHT_LEARNER_STEPS=10`` sets ``learner.steps``: the section is the part between the prefix and
 the next underscore. On the command line it is ``learner.steps=10``. Values in the environment and on
-the command line are parsed as TOML, or taken as plain strings if they are not valid TOML. A token is
+the command line are parsed as TOML, or taken as plain strings if they are not valid TOML, are a date, or
+belong to a setting that is a string (the folder ``2024-01-01``, the run ``1e3``). A token is
 always taken verbatim, and never from the command line, which every user of the machine can read.
 """
 
@@ -12,6 +13,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -88,13 +90,13 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
         text = environment[name]
-        value = text if (section, key) in _TOKENS else _value(text)
+        value = text if (section, key) in _TOKENS else _value(text, (section, key), Settings)
         merge(layer, {section: {key: value}})
     return layer
 
 
-def override(word: str, num_keys: int = 2) -> dict[str, Any]:
-    """The tables of a ``section.key=value`` override, whose key has at least ``num_keys`` parts.
+def override(word: str, num_keys: int = 2, schema: type[BaseModel] = Settings) -> dict[str, Any]:
+    """The tables of a ``section.key=value`` override of ``schema``, with at least ``num_keys`` keys.
 
     Raises:
         InvalidInput: it is not of that form, or it sets a token.
@@ -109,7 +111,7 @@ def override(word: str, num_keys: int = 2) -> dict[str, Any]:
             f"expected it in the environment ({_environment_name(keys)}) or in a file: "
             f"{dotted.strip()}_file=FILE"
         )
-    layer: Any = _value(text)
+    layer: Any = _value(text, keys, schema)
     for key in reversed(keys):
         layer = {key: layer}
     assert isinstance(layer, dict)
@@ -120,11 +122,23 @@ def _environment_name(keys: Sequence[str]) -> str:
     return ENVIRONMENT_PREFIX + "_".join(keys).upper()
 
 
-def _value(text: str) -> Any:
+def _value(text: str, keys: Sequence[str], schema: type[BaseModel]) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    if isinstance(value, str):  # quoted
+        return value
+    is_text = isinstance(value, date | time) or _is_string(keys, schema)
+    return text.strip() if is_text else value
+
+
+def _is_string(keys: Sequence[str], schema: Any) -> bool:
+    """Whether the setting at ``keys`` is a string or a path."""
+    for key in keys:
+        field = schema.model_fields.get(key) if _is_model(schema) else None
+        schema = field.annotation if field else None
+    return schema in (str, Path)
 
 
 def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:

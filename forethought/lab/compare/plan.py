@@ -141,7 +141,7 @@ def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> ComparisonPlan:
 
     merged: dict[str, Any] = read_toml(path)
     for key_value in overrides:
-        merge(merged, override(key_value, num_keys=1))
+        merge(merged, override(key_value, num_keys=1, schema=ComparisonPlan))
     try:
         plan = ComparisonPlan.model_validate(merged)
         plan = ComparisonPlan.model_validate(_expanded(merged, str(plan.corpus)))

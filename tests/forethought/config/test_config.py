@@ -96,6 +96,18 @@ def test_values_are_toml_or_plain_strings(tmp_path: Path) -> None:
     assert settings.rollout.host == ""
 
 
+@pytest.mark.parametrize("text", ["2024-01-01", "12:30:00", "1e3", "0x10", "1_000", "true", "[a]"])
+def test_a_string_setting_is_taken_as_written(tmp_path: Path, text: str) -> None:
+    """Also where TOML has another type for it."""
+    settings = load(tmp_path, "", (f"corpus.path={text}",), FORETHOUGHT_MODEL_PATH=text)
+    assert (settings.corpus.path, settings.model.path) == (text, text)
+
+
+def test_a_date_without_quotes_is_a_string_in_a_free_table(tmp_path: Path) -> None:
+    settings = load(tmp_path, "", ("objective.parameters.since=2024-01-01",))
+    assert settings.objective.parameters == {"since": "2024-01-01"}
+
+
 def test_a_tilde_is_the_home_directory_in_every_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
