@@ -116,7 +116,7 @@ def read_tokens(path: Path) -> tuple[str, ...]:
         InvalidInput: the file cannot be read, holds no token, or holds a malformed one.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InvalidInput(

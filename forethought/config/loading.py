@@ -74,7 +74,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InvalidInput: it cannot be read, or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may write a BOM
     except OSError as error:
         raise InvalidInput(
             f"cannot read configuration {path}: {error.strerror}; give the path of a TOML file"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from forethought import objectives, wire
+from forethought.auth.guard import run_tokens
 from forethought.config import Settings, load_settings, write_resolved
 from forethought.errors import InvalidInput
 from forethought.preflight import check_corpus, check_redis, check_run, largest_value_bytes
@@ -106,6 +107,19 @@ def test_a_string_setting_is_taken_as_written(tmp_path: Path, text: str) -> None
 def test_a_date_without_quotes_is_a_string_in_a_free_table(tmp_path: Path) -> None:
     settings = load(tmp_path, "", ("objective.parameters.since=2024-01-01",))
     assert settings.objective.parameters == {"since": "2024-01-01"}
+
+
+def test_a_byte_order_mark_is_not_part_of_a_file(tmp_path: Path) -> None:
+    """Windows editors begin files with one: configurations, password files and token files alike."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xef\xbb\xbfhunter-2\n")
+    settings = load(
+        tmp_path,
+        f"\ufeff[redis]\nurl = 'redis://h:6379'\npassword_file = '{secret}'\n",
+        (f"auth.token_file={secret}",),
+    )
+    assert settings.redis.url == "redis://:hunter-2@h:6379"
+    assert run_tokens(settings.auth).accept("hunter-2")
 
 
 def test_a_tilde_is_the_home_directory_in_every_path(
