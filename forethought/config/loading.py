@@ -12,7 +12,8 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
 from typing import Any, get_args
@@ -40,13 +41,16 @@ def load_settings(
         InvalidInput: an unreadable file, an unknown key or a value out of range; lists every problem.
     """
     merged: dict[str, Any] = read_toml(path) if path else {}
+    origins: list[_Origin] = []
     environment = os.environ if environment is None else environment
-    for layer in (_from_environment(environment), *map(override, overrides)):
+    for origin, layer in (*_of_environment(environment), *_of_command_line(overrides)):
         merge(merged, layer)
+        origins.append(origin)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
-        raise InvalidInput(_explain(error, path)) from None  # the cause would show a token
+        message = _explain(error, path, origins)
+        raise InvalidInput(message) from None  # the cause would show a token
     redis = settings.redis
     url = with_password(redis.url, redis.password_file)
     return settings.model_copy(update={"redis": redis.model_copy(update={"url": url})})
@@ -83,16 +87,38 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"configuration {path} is not valid TOML: {error}") from error
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    layer: dict[str, Any] = {}
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a setting other than a file's was given, for messages about it."""
+
+    keys: tuple[str, ...]
+    place: str
+
+    def is_of(self, location: tuple[int | str, ...], is_unknown: bool) -> bool:
+        """Whether a fault at ``location`` is about this setting; an unknown section is about all in it."""
+        num_keys = min(len(location), len(self.keys)) if is_unknown else len(self.keys)
+        return self.keys[:num_keys] == location[:num_keys]
+
+
+def _of_environment(
+    environment: Mapping[str, str],
+) -> Iterator[tuple[_Origin, dict[str, Any]]]:
     for name in sorted(environment):
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue
         section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
-        text = environment[name]
-        value = text if (section, key) in _TOKENS else _value(text, (section, key), Settings)
-        merge(layer, {section: {key: value}})
-    return layer
+        keys, text = (section, key), environment[name]
+        value = text if keys in _TOKENS else _value(text, keys, Settings)
+        yield _Origin(keys, f"as {name} in the environment"), {section: {key: value}}
+
+
+def _of_command_line(overrides: Sequence[str]) -> Iterator[tuple[_Origin, dict[str, Any]]]:
+    for word in overrides:
+        yield _Origin(_keys(word), "on the command line"), override(word)
+
+
+def _keys(word: str) -> tuple[str, ...]:
+    return tuple(word.partition("=")[0].strip().split("."))
 
 
 def override(word: str, num_keys: int = 2, schema: type[BaseModel] = Settings) -> dict[str, Any]:
@@ -102,10 +128,10 @@ def override(word: str, num_keys: int = 2, schema: type[BaseModel] = Settings) -
         InvalidInput: it is not of that form, or it sets a token.
     """
     dotted, equals, text = word.partition("=")
-    keys = dotted.strip().split(".")
+    keys = _keys(word)
     if not equals or len(keys) < num_keys or not all(keys):
         raise InvalidInput(f"got {word!r}; expected section.key=value, such as learner.steps=10")
-    if tuple(keys) in _TOKENS:
+    if keys in _TOKENS:
         raise InvalidInput(
             f"{dotted.strip()} is given on the command line, which every user of this machine can read; "
             f"expected it in the environment ({_environment_name(keys)}) or in a file: "
@@ -150,18 +176,26 @@ def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def _explain(error: ValidationError, path: Path | None) -> str:
+def _explain(error: ValidationError, path: Path | None, origins: Sequence[_Origin]) -> str:
     lines = [f"invalid configuration{f' ({path})' if path else ''}:"]
     for fault in error.errors():
         where = ".".join(map(str, fault["loc"]))
+        given = _given(fault["loc"], fault["type"] == "extra_forbidden", origins)
         if fault["type"] == "extra_forbidden":
-            lines.append(f"  {where}: unknown key{_suggestion(fault['loc'])}")
+            lines.append(f"  {where}: unknown key{_suggestion(fault['loc'])}{given}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             is_shown = where and fault["type"] != "value_error" and fault["loc"][0] != "auth"
             got = f" (got {fault['input']!r})" if is_shown else ""
-            lines.append(f"  {where + ': ' if where else ''}{message}{got}")
+            lines.append(f"  {where + ': ' if where else ''}{message}{got}{given}")
     return "\n".join(lines)
+
+
+def _given(location: tuple[int | str, ...], is_unknown: bool, origins: Sequence[_Origin]) -> str:
+    """Where the setting at fault was given, if that is not the file; the last place wins."""
+    places = (origin.place for origin in reversed(origins) if origin.is_of(location, is_unknown))
+    place = next(places, None)
+    return f"; given {place}" if place else ""
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

@@ -109,6 +109,25 @@ def test_a_date_without_quotes_is_a_string_in_a_free_table(tmp_path: Path) -> No
     assert settings.objective.parameters == {"since": "2024-01-01"}
 
 
+def test_a_fault_names_the_variable_or_the_command_line_that_it_comes_from(tmp_path: Path) -> None:
+    """The file alone would send the reader looking in the wrong place; the last source is named."""
+    told = refusal(
+        tmp_path,
+        "[learner]\nstepz = 3\nsteps = 'x'\nbatch_tasks = 'y'\n",
+        ("learner.steps=none",),
+        FORETHOUGHT_LEARNER_STAPS="1",
+        FORETHOUGHT_LEARNER_STEPS="-1",
+        FORETHOUGHT_LEANER_STEPS="1",
+    )
+    lines = {line.split(":")[0].strip(): line for line in told.splitlines()}
+    assert lines["learner.staps"].endswith(
+        "; given as FORETHOUGHT_LEARNER_STAPS in the environment"
+    )
+    assert lines["leaner"].endswith("; given as FORETHOUGHT_LEANER_STEPS in the environment")
+    assert lines["learner.steps"].endswith("; given on the command line")
+    assert not any("given" in lines[key] for key in ("learner.stepz", "learner.batch_tasks"))
+
+
 def test_a_byte_order_mark_is_not_part_of_a_file(tmp_path: Path) -> None:
     """Windows editors begin files with one: configurations, password files and token files alike."""
     secret = tmp_path / "secret"
