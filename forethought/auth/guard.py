@@ -78,7 +78,7 @@ class Guard:
         guard = cls._of(section)
         if guard.is_open or guard._run or guard._client:
             return guard, None
-        generated_token = secrets.token_urlsafe(24)
+        generated_token = secrets.token_hex(24)  # a first "-" would be an option to a command
         return cls(client=Tokens((generated_token,))), generated_token
 
     @classmethod

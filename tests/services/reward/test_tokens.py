@@ -145,6 +145,12 @@ def test_a_replica_is_closed_by_default_and_requires_the_runs_token() -> None:
             assert way_out in str(refused.value)
 
 
+def test_a_generated_token_begins_with_no_hyphen() -> None:
+    """`--token -abc` is an option to most commands; one in 64 tokens was of that kind."""
+    tokens = [Guard.standalone(AuthSection())[1] or "-" for _ in range(1000)]
+    assert not [token for token in tokens if token.startswith("-")]
+
+
 def test_a_standalone_service_generates_a_token_only_if_none_is_given() -> None:
     first, second = Guard.standalone(AuthSection()), Guard.standalone(AuthSection())
     assert first[1]
