@@ -1,7 +1,7 @@
 """Startup and exit of every Forethought process: settings, logging, and the exit status.
 
 0  done, or drained after SIGTERM        2  the user must change something (one line, no traceback)
-3  a newer learner owns the run          1  anything else (traceback)
+3  a newer learner owns the run          1  standard output is closed; anything else (traceback)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ from forethought.telemetry.log import configure_logging
 log = logging.getLogger(__name__)
 
 FAILED, USER_ERROR, SUPERSEDED = 1, 2, 3
+_STDOUT = 1
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -49,7 +51,14 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
     configure_logging(process)
     quiet_libraries()
     try:
-        return main()
+        status = main()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _is_stdout_closed():
+            raise
+        _discard_stdout()
+        return FAILED
     except InvalidInput as error:
         print(f"{process}: {error}", file=sys.stderr)
         return USER_ERROR
@@ -59,6 +68,18 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
     except Superseded as error:
         print(f"{process}: {error}", file=sys.stderr)
         return SUPERSEDED
+
+
+def _is_stdout_closed() -> bool:
+    """Whether standard output is a pipe that nobody reads any more (``--dry-run | head -1``)."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard_stdout() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
 
 
 def run_service(

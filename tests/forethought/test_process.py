@@ -1,0 +1,37 @@
+"""How every process ends: the exit status, and what it writes when nobody reads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_standard_output_ends_without_a_traceback(unbuffered: str) -> None:
+    """``--dry-run | head -1``: the reader left, whether the text is written at once or at the end."""
+    code = (
+        "import sys; from forethought.process import exit_status\n"
+        "sys.exit(exit_status('trainer', lambda: print('one line') or 0))"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_a_broken_connection_is_not_taken_for_a_closed_output() -> None:
+    code = (
+        "import sys; from forethought.process import exit_status\n"
+        "def main(): raise BrokenPipeError('of a socket')\n"
+        "sys.exit(exit_status('trainer', main))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "BrokenPipeError: of a socket" in ended.stderr
