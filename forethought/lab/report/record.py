@@ -54,16 +54,32 @@ class RunRecord:
         return int(number(self.rows[-1].get("step")) or 0) if self.rows else 0
 
 
+_FILES_OF_A_RUN = (
+    "config.toml",
+    "up.toml",
+    "metrics.jsonl",
+    "summary.json",
+    "eval.json",
+    "checkpoints",
+    "journal",
+)
+
+
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
     """The runs of the given directories, in order, with unique labels.
 
     Raises:
-        InvalidInput: a path is not a directory, or is given twice.
+        InvalidInput: a path is not a directory, holds no file of a run, or is given twice.
     """
     for path in paths:
         if not path.is_dir():
             raise InvalidInput(
                 f"{path} is not a directory; expected a run directory (run.directory of the run)"
+            )
+        if not any((path / name).exists() for name in _FILES_OF_A_RUN):
+            raise InvalidInput(
+                f"{path} holds no file of a run ({', '.join(_FILES_OF_A_RUN)}); expected a run directory "
+                "(run.directory of the run)"
             )
     if len({path.resolve() for path in paths}) < len(paths):
         raise InvalidInput("the same run directory is given twice; expected each once")

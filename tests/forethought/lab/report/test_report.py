@@ -192,9 +192,9 @@ def test_runs_are_side_by_side_and_differing_settings_marked(run: Path, tmp_path
     assert identity["Took"] == ("2m 5s", "5s")
 
 
-def test_an_empty_directory_lists_what_is_missing(tmp_path: Path) -> None:
+def test_a_run_that_has_only_begun_lists_what_is_missing(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
-    empty.mkdir()
+    (empty / "checkpoints").mkdir(parents=True)
     page = page_of([empty], tmp_path / "report.html")
     for fragment in (
         "config.toml is not there",
@@ -389,14 +389,24 @@ def test_the_page_of_one_run_goes_into_its_directory(tmp_path: Path, app: typer.
     assert "summary.json is not there" in done.output
 
 
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, app: typer.Typer) -> None:
+    """And nothing is written into it."""
+    (tmp_path / "notes.txt").touch()
+    done = CliRunner().invoke(app, [str(tmp_path)])
+    assert done.exit_code != 0
+    assert "holds no file of a run" in str(done.exception)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_a_path_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"nowhere is not a directory; expected a run directory"):
         read_runs([tmp_path / "nowhere"])
+    (tmp_path / "config.toml").touch()
     with pytest.raises(InvalidInput, match="given twice"):
         read_runs([tmp_path, tmp_path / ".." / tmp_path.name])
     roots = [tmp_path / str(i) for i in range(9)]
     for root in roots:
-        root.mkdir()
+        write_metrics(root, [row(1)])
     with pytest.raises(InvalidInput, match="got 9 runs; expected at most 8"):
         write_page(read_runs(roots), tmp_path / "report.html")
 
@@ -404,5 +414,5 @@ def test_a_path_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
 def test_directories_of_one_name_get_distinct_labels(tmp_path: Path) -> None:
     roots = [tmp_path / name / "rlp" for name in ("a", "b")]
     for root in roots:
-        root.mkdir(parents=True)
+        write_metrics(root, [row(1)])
     assert [record.label for record in read_runs(roots)] == ["a/rlp", "b/rlp"]
