@@ -37,6 +37,9 @@ def curate(
     ),
     text_field: str = typer.Option("text", "--text-field", help="Record field of the text."),
     marks_field: str = typer.Option("marks", "--marks-field", help="Record field of the marks."),
+    skip_invalid: bool = typer.Option(
+        False, "--skip-invalid", help="Skip and count records that cannot be read."
+    ),
     device: str = typer.Option("auto", "--device", help="cpu, cuda or cuda:N."),
     dtype: str = typer.Option("float32", "--dtype", help="float32 or bfloat16."),
     batch_tokens: int = typer.Option(
@@ -55,7 +58,12 @@ def curate(
     _check_dtype(dtype)
     _run(
         CurationRequest(
-            source=SourceSection(path=str(corpus), text_field=text_field, marks_field=marks_field),
+            source=SourceSection(
+                path=str(corpus),
+                text_field=text_field,
+                marks_field=marks_field,
+                skip_invalid=skip_invalid,
+            ),
             model=model,
             out=out,
             window_tokens=window_tokens,

@@ -111,6 +111,7 @@ class SourceSection(Section):
     text_field: str = "text"
     marks_field: str = "marks"
     prompt_field: str = ""  # prepended to the text and excluded from the loss (SFT); empty: none
+    skip_invalid: bool = False  # of this source alone; see corpus.skip_invalid
 
 
 class CorpusSection(Section):
@@ -120,13 +121,21 @@ class CorpusSection(Section):
     sources: tuple[SourceSection, ...] = ()
     window_tokens: PositiveInt = 256
     min_window_tokens: PositiveInt = 4  # shorter tails and documents are dropped
+    skip_invalid: bool = (
+        False  # skip and count records that cannot be read; else the first is refused
+    )
 
     def resolved_sources(self) -> tuple[SourceSection, ...]:
-        """The sources, including ``path``, each with a name."""
+        """The sources, including ``path``, each with a name and its own ``skip_invalid``."""
         given = ((SourceSection(path=self.path),) if self.path else ()) + self.sources
-        return tuple(
-            source if source.name else source.model_copy(update={"name": Path(source.path).name})
-            for source in given
+        return tuple(map(self._resolved, given))
+
+    def _resolved(self, source: SourceSection) -> SourceSection:
+        return source.model_copy(
+            update={
+                "name": source.name or Path(source.path).name,
+                "skip_invalid": source.skip_invalid or self.skip_invalid,
+            }
         )
 
 

@@ -67,6 +67,26 @@ class Fields:
         return [content, *(name for name in annotations if name in present)]
 
 
+@dataclass(slots=True)
+class InvalidRecords:
+    """What becomes of a record that cannot be read: it is refused, or skipped and counted.
+
+    Example:
+        ``InvalidRecords(are_skipped=True).take(InvalidInput("line 3 is not JSON"))``
+    """
+
+    are_skipped: bool
+    count: int = 0
+    first: str = ""
+
+    def take(self, fault: InvalidInput) -> None:
+        """Count the record, or raise its fault."""
+        if not self.are_skipped:
+            raise fault
+        self.count += 1
+        self.first = self.first or str(fault)
+
+
 def list_files(path: Path, excluded: Path) -> tuple[Path, ...]:
     """The files a source consists of, sorted: ``path`` itself, or every file below it.
 
@@ -92,19 +112,23 @@ def list_files(path: Path, excluded: Path) -> tuple[Path, ...]:
     return files
 
 
-def read_records(path: Path, files: tuple[Path, ...], fields: Fields) -> Iterator[Record]:
+def read_records(
+    path: Path, files: tuple[Path, ...], fields: Fields, invalid: InvalidRecords
+) -> Iterator[Record]:
     """Stream the records of ``path``, which consists of ``files`` (see :func:`list_files`).
+
+    A line that is no record goes to ``invalid``; a file that cannot be read as a whole is refused.
 
     Raises:
         InvalidInput: a file's content does not match its suffix, invalid UTF-8, missing fields.
     """
     try:
         if path.is_file():
-            yield from _read_named_file(path, fields)
+            yield from _read_named_file(path, fields, invalid)
         elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             yield from _read_saved_dataset(path, fields)
         else:
-            yield from _read_folder(path, files, fields)
+            yield from _read_folder(path, files, fields, invalid)
     except OSError as error:
         raise InvalidInput(
             f"corpus source {str(path)!r} cannot be read: {error}; expected readable files; "
@@ -125,24 +149,26 @@ def _walk(folder: Path, excluded: Path) -> Iterator[Path]:
                 yield here / name
 
 
-def _read_named_file(path: Path, fields: Fields) -> Iterator[Record]:
+def _read_named_file(path: Path, fields: Fields, invalid: InvalidRecords) -> Iterator[Record]:
     name = _printable(path.name)
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".json"):
-        yield from _read_json_lines(path, name, fields)
+        yield from _read_json_lines(path, name, fields, invalid)
     elif suffix == ".parquet":
         yield from _read_parquet(path, name, fields)
     else:
         yield from _read_text(path, name, fields)
 
 
-def _read_folder(folder: Path, files: tuple[Path, ...], fields: Fields) -> Iterator[Record]:
+def _read_folder(
+    folder: Path, files: tuple[Path, ...], fields: Fields, invalid: InvalidRecords
+) -> Iterator[Record]:
     num_skipped = 0
     for file in files:
         name = _printable(file.relative_to(folder).as_posix())
         suffix = file.suffix.lower()
         if suffix == ".jsonl":
-            yield from _read_json_lines(file, name, fields)
+            yield from _read_json_lines(file, name, fields, invalid)
         elif suffix == ".parquet":
             yield from _read_parquet(file, name, fields)
         elif _is_text(file):
@@ -209,13 +235,20 @@ def _cut_index(block: bytes) -> int:
     return end
 
 
-def _read_json_lines(file: Path, name: str, fields: Fields) -> Iterator[Record]:
+def _read_json_lines(
+    file: Path, name: str, fields: Fields, invalid: InvalidRecords
+) -> Iterator[Record]:
     with file.open("rb") as stream:
         for row, line in enumerate(stream):
-            if line.strip():
+            if not line.strip():
+                continue
+            try:
                 record = _parse_line(line.removeprefix(_BOM) if row == 0 else line, file, row)
-                where = f"{str(file)!r} line {row + 1}"
-                yield f"{name}#{row}", {key: record[key] for key in fields.wanted(record, where)}
+                wanted = fields.wanted(record, f"{str(file)!r} line {row + 1}")
+            except InvalidInput as fault:
+                invalid.take(fault)
+                continue
+            yield f"{name}#{row}", {key: record[key] for key in wanted}
 
 
 def _parse_line(line: bytes, file: Path, row: int) -> dict[str, Any]:
@@ -224,7 +257,7 @@ def _parse_line(line: bytes, file: Path, row: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidInput(
             f"{str(file)!r} line {row + 1} is not JSON in UTF-8 ({error}); expected one JSON "
-            "object per line; repair or remove the line"
+            "object per line; repair or remove the line, or set corpus.skip_invalid=true"
         ) from error
     if not isinstance(record, dict):
         raise InvalidInput(

@@ -22,6 +22,7 @@ from forethought.corpus.readers import (
     ENTROPIES_FIELD,
     TOKEN_IDS_FIELD,
     Fields,
+    InvalidRecords,
     list_files,
     read_records,
 )
@@ -43,7 +44,7 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
     ``token_ids``; empty if the source has none. If a record has both contents the text is read, since the
     ids may be another tokenizer's. ``entropies`` of token ids are in nats, one per token, empty if the
     source has none. A record's prompt is the first ``prompt_chars`` characters of ``text``. Empty
-    documents are skipped and counted.
+    documents are skipped and counted, and invalid ones too with the source's ``skip_invalid``.
 
     Raises:
         InvalidInput: a missing path, no documents, a wrong field name or type, invalid UTF-8.
@@ -54,7 +55,7 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
     path = Path(source.path).expanduser()
     files = list_files(path, cache_dir)
     fields = Fields(source.text_field, source.marks_field, source.prompt_field)
-    reading = _Reading(path, files, fields)
+    reading = _Reading(path, files, fields, source.skip_invalid)
     features = Features(
         {
             "id": Value("string"),
@@ -102,6 +103,7 @@ class _Reading:
     path: Path
     files: tuple[Path, ...]
     fields: Fields
+    skip_invalid: bool
 
     def fingerprint(self) -> str:
         """A hash that changes when any file's path, size or modification time does."""
@@ -110,27 +112,46 @@ class _Reading:
             (name.encode("utf-8", "replace").hex(), s.st_size, s.st_mtime_ns) for name, s in stats
         ]
         names = (self.fields.text, self.fields.marks, self.fields.prompt)
-        described = json.dumps([_FORMAT_VERSION, *names, parts])
+        described = json.dumps([_FORMAT_VERSION, *names, self.skip_invalid, parts])
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
 def _documents(reading: _Reading) -> Iterator[dict[str, Any]]:
     """The validated documents of a source; raising here keeps an unusable source out of the cache."""
-    num_read = num_empty = 0
-    for document_id, record in read_records(reading.path, reading.files, reading.fields):
-        num_read += 1
-        document = _checked(document_id, record, reading.fields)
+    num_usable = num_empty = 0
+    invalid = InvalidRecords(reading.skip_invalid)
+    for document_id, record in read_records(reading.path, reading.files, reading.fields, invalid):
+        try:
+            document = _checked(document_id, record, reading.fields)
+        except InvalidInput as fault:
+            invalid.take(fault)
+            continue
         if document is None:
             num_empty += 1
         else:
+            num_usable += 1
             yield document
-    if num_empty == num_read:
+    _report(reading.path, num_usable, num_empty, invalid)
+
+
+def _report(path: Path, num_usable: int, num_empty: int, invalid: InvalidRecords) -> None:
+    """Log what was skipped.
+
+    Raises:
+        InvalidInput: nothing is left.
+    """
+    num_read = num_usable + num_empty + invalid.count
+    reason = f" or invalid, such as {invalid.first}" if invalid.count else ""
+    if not num_usable:
         raise InvalidInput(
-            f"corpus source {str(reading.path)!r}: got {num_read} documents, all of them empty; "
+            f"corpus source {str(path)!r}: got {num_read} documents, all of them empty{reason}; "
             "expected at least one with text; check the path and the source's text_field"
         )
     if num_empty:
-        _LOG.warning("%s: skipped %d of %d documents: empty", reading.path, num_empty, num_read)
+        _LOG.warning("%s: skipped %d of %d documents: empty", path, num_empty, num_read)
+    if invalid.count:
+        skipped = (path, invalid.count, num_read, invalid.first)
+        _LOG.warning("%s: skipped %d of %d documents: invalid, the first: %s", *skipped)
 
 
 def _checked(document_id: str, record: dict[str, Any], fields: Fields) -> dict[str, Any] | None:

@@ -236,6 +236,49 @@ def test_a_bad_file_is_refused_with_a_clear_message(tmp_path, read, name, conten
             read(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"text": "a',
+        b"[1]",
+        b'{"body": "b"}',
+        b'{"text": 3}',
+        b'{"text": "a\\ud800"}',
+        b'{"text": "ab", "marks": [2]}',
+        b'{"token_ids": [-1]}',
+        b"\xff",
+    ],
+)
+def test_invalid_records_are_skipped_and_counted_on_request(tmp_path, read, caplog, bad):
+    """One bad line of a large file ends the run unless ``skip_invalid`` is set; never unnoticed."""
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "one"}\n' + bad + b'\n{"text": "two"}\n')
+    with pytest.raises(InvalidInput):
+        read(file)
+    with caplog.at_level(logging.WARNING):
+        assert read(file, skip_invalid=True)["text"] == ["one", "two"]
+    assert "skipped 1 of 3 documents: invalid, the first: " in caplog.text
+    with pytest.raises(InvalidInput):  # the cache of the one is not the other's
+        read(file)
+
+
+def test_a_source_of_invalid_records_alone_is_refused(tmp_path, read):
+    (tmp_path / "a.jsonl").write_bytes(b'{"body": "b"}\n\n{"text": " "}\n')
+    with pytest.raises(
+        InvalidInput, match=r"2 documents, all of them empty or invalid, such as .*fields"
+    ):
+        read(tmp_path / "a.jsonl", skip_invalid=True)
+
+
+def test_the_corpus_skips_invalid_records_of_every_source():
+    sources = (SourceSection(path="b"), SourceSection(path="c", skip_invalid=True))
+    for section, expected in (
+        (CorpusSection(path="a", sources=sources, skip_invalid=True), [True] * 3),
+        (CorpusSection(path="a", sources=sources), [False, False, True]),
+    ):
+        assert [source.skip_invalid for source in section.resolved_sources()] == expected
+
+
 def test_a_missing_path_and_folders_without_text_are_refused(tmp_path, read):
     with pytest.raises(InvalidInput, match="does not exist; expected a file, a folder"):
         read(tmp_path / "nowhere")
