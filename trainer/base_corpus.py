@@ -7,11 +7,17 @@ reinforcement would have no signal to start from. Quotes teach it that a thought
 the context, and is followed by the rest of the text; they need no labels. The price: the marker gets
 some probability everywhere (the no-think scorer removes it), and a little text at the end of
 those windows is not trained on.
+
+Training a BPE costs the length of its distinct words times the merges, so text without spaces (a genome,
+base64, Thai) is one huge word that takes minutes. The tokenizer sees such a run of characters in pieces, and
+only the first ``_MAX_RUN_CHARACTERS`` of them: enough for a small vocabulary. The price: no token spans two
+pieces, and what occurs only in later runs has no tokens beyond its bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
@@ -26,6 +32,9 @@ Value = TypeVar("Value")
 
 _END, _PAD = "<|end|>", "<|pad|>"
 _NUM_BYTES = 256
+_PIECE_CHARACTERS = 64
+_MAX_RUN_CHARACTERS = 200_000
+_RUN = re.compile(rf"\s?\S{{{_PIECE_CHARACTERS},}}|\s{{{_PIECE_CHARACTERS},}}")
 
 
 def train_tokenizer(
@@ -55,7 +64,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_trained_on(texts), trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token=_END,
@@ -63,6 +72,23 @@ def train_tokenizer(
         additional_special_tokens=[think_open, think_close],
         clean_up_tokenization_spaces=False,
     )
+
+
+def _trained_on(texts: Iterable[str]) -> Iterator[str]:
+    """``texts``, with long runs without a space (or of nothing else) cut into pieces, up to a limit."""
+    num_left = _MAX_RUN_CHARACTERS
+    for text in texts:
+        end = 0
+        for run in _RUN.finditer(text):
+            yield text[end : run.start()]
+            end = run.end()
+            kept = run[0][:num_left]
+            num_left -= len(kept)
+            yield from (
+                kept[start : start + _PIECE_CHARACTERS]
+                for start in range(0, len(kept), _PIECE_CHARACTERS)
+            )
+        yield text[end:]
 
 
 def quote_thoughts(

@@ -58,6 +58,17 @@ def test_the_vocabulary_is_filled_with_merges_as_far_as_the_text_gives_any():
     assert 262 < len(trained(5000)) < 400
 
 
+def test_a_run_without_a_space_is_trained_on_in_pieces_up_to_a_limit():
+    """As one word of 2 MB it took 103 s; text with spaces is trained on whole."""
+    genome = "acgt" * 75_000 + "qz" * 5_000
+    tokens = train_tokenizer([genome, " word and word"], 400, "<think>", "</think>").get_vocab()
+    assert max(map(len, tokens)) == 64
+    assert "qz" not in tokens
+    assert {"Ġword", "Ġand"} <= tokens.keys()
+    spaced = train_tokenizer(["qz " * 5_000], 300, "<think>", "</think>").get_vocab()
+    assert "qz" in spaced or "Ġqz" in spaced
+
+
 def test_training_twice_gives_the_same_tokenizer():
     first, second = (trained().backend_tokenizer.to_str() for _ in range(2))
     assert first == second
