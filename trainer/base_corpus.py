@@ -9,9 +9,9 @@ some probability everywhere (the no-think scorer removes it), and a little text 
 those windows is not trained on.
 
 Training a BPE costs the length of its distinct words times the merges, so text without spaces (a genome,
-base64, Thai) is one huge word that takes minutes. The tokenizer sees such a run of characters in pieces, and
-only the first ``_MAX_RUN_CHARACTERS`` of them: enough for a small vocabulary. The price: no token spans two
-pieces, and what occurs only in later runs has no tokens beyond its bytes.
+base64, Thai) is one huge word that takes minutes. The tokenizer sees such a run of characters in pieces,
+and only the first ``_MAX_RUN_CHARACTERS`` of them: enough for a small vocabulary. The price: no token spans
+two pieces, and what occurs only in later runs has no tokens beyond its bytes.
 """
 
 from __future__ import annotations

@@ -178,7 +178,9 @@ def _replica_table(report: Report) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("replica", "kind", "address", "serving", "lag", "done", "", title_justify="left")
+    table = Table(title_justify="left")
+    for heading in ("replica", "kind", "address", "serving", "lag", "done", ""):
+        table.add_column(heading, overflow="fold")  # names and addresses must not be truncated
     for replica in report["replicas"]:
         serving = ", ".join(
             f"{model} {pair['epoch']}.{pair['version']}"

@@ -33,11 +33,11 @@ def table_of(results: Results) -> Table:
         "marginal: by the thoughts' mean probability; elsewhere: at unmarked positions; thought: "
         "its length in tokens; tokens: sampled and trained; FLOPs: with scoring; both for full rows",
     )
-    table.add_column("arm")
+    table.add_column("arm", overflow="fold")  # never cut, at any width
     for _, title, _ in _COLUMNS:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", overflow="fold")
     for title in ("tokens", "FLOPs", "seconds"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", overflow="fold")
     section = None
     for row in results["rows"]:
         if section != (section := (row["base"], row["stage"])):

@@ -20,10 +20,10 @@ Report = dict[str, dict[str, Any]]
 
 ARMS = ("base", "cpt", "rlp", "rlp_uniform")
 _COLUMNS = (
-    ("think_accuracy", "think acc"),
-    ("no_think_accuracy", "plain acc"),
-    ("think_nll", "think NLL"),
-    ("no_think_nll", "plain NLL"),
+    ("think_accuracy", "think\nacc"),
+    ("no_think_accuracy", "plain\nacc"),
+    ("think_nll", "think\nNLL"),
+    ("no_think_nll", "plain\nNLL"),
     ("information_gain", "gain"),
     ("thought_tokens_mean", "tokens"),
     ("truncated_share", "cut"),
@@ -64,9 +64,9 @@ def table(report: Report) -> Table:
         caption="accuracy and NLL of the answer after a thought and without (plain); gain in nats; "
         "thought length in tokens, and share of thoughts truncated at the budget",
     )
-    drawn.add_column("arm")
+    drawn.add_column("arm", overflow="fold")
     for _, title in _COLUMNS:
-        drawn.add_column(title, justify="right")
+        drawn.add_column(title, justify="right", overflow="fold")
     for arm in ARMS:
         drawn.add_row(arm, *(f"{report[arm][key]:.3f}" for key, _ in _COLUMNS))
     return drawn

@@ -123,7 +123,7 @@ def _table(title: str, columns: list[str]) -> Table:
 
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if number else "left", no_wrap=True)
+        drawn.add_column(column, justify="right" if number else "left", overflow="fold")
     return drawn
 
 

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -362,3 +364,26 @@ def test_doctor_reports_how_to_install_missing_packages(monkeypatch: pytest.Monk
 def test_found_values_are_not_parsed_as_markup() -> None:
     table = render([Check("a", Level.FAIL, "[/nonsense]", 'pip install -e ".[local]"')])
     assert table.row_count == 1
+
+
+def test_status_shows_names_and_addresses_whole_at_80_columns() -> None:
+    """They are copied from the table to other commands; a narrow terminal folds them."""
+    from rich.console import Console
+
+    from forethought.cli.status import render as render_status
+
+    replica: dict[str, Any] = {
+        "id": "rollout-a-machine-of-a-long-name-3fa9b2",
+        "kind": "rollout",
+        "lag": 0,
+    }
+    replica |= {"address": "10.100.200.5:50051", "tasks_done": 12345, "draining": True}
+    replica |= {"serving": {model: {"epoch": 1, "version": 40} for model in ("policy", "baseline")}}
+    report = {"run": "r", "epoch": 1, "version": 40, "replicas": [replica], "streams": {}}
+    text = StringIO()
+    Console(width=80, file=text).print(
+        render_status(report | {"manifest": None, "dead_letters": []})
+    )
+    rows = [line.split("│")[1:-1] for line in text.getvalue().splitlines() if "│" in line]
+    columns = ["".join(cell.strip() for cell in column) for column in zip(*rows, strict=True)]
+    assert columns[:3] == [replica["id"], "rollout", "10.100.200.5:50051"]

@@ -108,6 +108,13 @@ def test_results_are_written_tabled_and_drawn(tmp_path: Path) -> None:
     assert "from late" in text
 
 
+def test_nothing_is_cut_from_the_table_at_80_columns() -> None:
+    """Cells fold where they do not fit; an ellipsis would hide numbers."""
+    console = Console(width=80, file=StringIO())
+    console.print(table_of(results_of(PLAN, OUTCOMES)))
+    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_an_arm_without_results_is_shown_as_failed(tmp_path: Path) -> None:
     results = results_of(PLAN, [o for o in OUTCOMES if o.trial.arm != "rpt"])
     console = Console(width=200, file=StringIO())
