@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -158,13 +158,12 @@ class Corpus:
         Raises:
             InvalidInput: it was taken with another seed, other sources or other windows.
         """
-        got = (cursor.seed, [(source.name, source.digest) for source in cursor.sources])
-        mine = self.cursor
-        expected = (mine.seed, [(source.name, source.digest) for source in mine.sources])
-        if got != expected:
+        differences = list(_differences(cursor, self.cursor))
+        if differences:
             raise InvalidInput(
-                f"got a corpus cursor of seed and sources {got}, expected {expected}; resume with "
-                "the corpus, tokenizer, window sizes and seed of its run, or start a new run"
+                f"the run in this run.directory was trained on another corpus: {'; '.join(differences)}. "
+                "Resume with the corpus, tokenizer, window sizes and seed of its run, or start a new run "
+                "with another run.directory"
             )
         for source, saved in zip(self._sources, cursor.sources, strict=True):
             if not (0 <= saved.index <= len(source.windows) and saved.passes >= 0):
@@ -208,6 +207,19 @@ class Corpus:
             order = _permuted(f"pass/{self._seed}/{source.name}/{passes}", len(source.windows))
             kept = self._permutations[number] = (passes, order)
         return kept[1]
+
+
+def _differences(saved: CorpusCursor, given: CorpusCursor) -> Iterator[str]:
+    """What a cursor was saved with and what is given now, where they differ."""
+    if saved.seed != given.seed:
+        yield f"got run.seed {given.seed}, expected {saved.seed}"
+    names = [[source.name for source in cursor.sources] for cursor in (given, saved)]
+    if names[0] != names[1]:
+        yield f"got the sources {names[0]}, expected {names[1]}"
+        return
+    for before, now in zip(saved.sources, given.sources, strict=True):
+        if before.digest != now.digest:
+            yield f"source {now.name!r} has other windows (its text, the tokenizer or corpus.window_tokens)"
 
 
 def open_corpus(

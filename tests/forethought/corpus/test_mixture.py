@@ -132,18 +132,25 @@ def test_a_copy_of_the_corpus_elsewhere_takes_the_cursor(
     assert copied.take(50) == corpus.take(50)
 
 
-def test_a_cursor_of_something_else_is_refused(tmp_path, section, open_mixture):
+def test_a_cursor_of_something_else_is_refused_with_what_differs(tmp_path, section, open_mixture):
     corpus = open_mixture()
     cursor = corpus.cursor
     big, small = section.sources
-    with pytest.raises(InvalidInput, match="resume with the corpus"):
+    with pytest.raises(
+        InvalidInput, match=r"another corpus: got run.seed 1, expected 0\. Resume with the corpus"
+    ):
         open_mixture(1).seek(cursor)
-    with pytest.raises(InvalidInput, match="resume with the corpus"):
+    with pytest.raises(
+        InvalidInput, match=r"got the sources \['big'\], expected \['big', 'small'\]\. Resume"
+    ):
         open_mixture(0, section.model_copy(update={"sources": (big,)})).seek(cursor)
-    with pytest.raises(InvalidInput, match="resume with the corpus"):
+    with pytest.raises(InvalidInput, match=r"got the sources \['small', 'big'\], expected"):
         open_mixture(0, section.model_copy(update={"sources": (small, big)})).seek(cursor)
     write_lines(tmp_path / "small.jsonl", [{"text": f"other line number {i}"} for i in range(7)])
-    with pytest.raises(InvalidInput, match="resume with the corpus"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"another corpus: source 'small' has other windows \(its text, the tokenizer",
+    ):
         open_mixture().seek(cursor)
 
 
