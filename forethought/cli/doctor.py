@@ -286,7 +286,8 @@ def _model(settings: Settings) -> Check:
 
 
 def _tokenizer_and_markers(path: str, think_open: str, think_close: str) -> tuple[Any, Any]:
-    from forethought.compute.model import find_markers, load_tokenizer
+    from forethought.compute.model import check_model_files, find_markers, load_tokenizer
 
+    check_model_files(path)
     tokenizer = load_tokenizer(path)
     return tokenizer, find_markers(tokenizer, think_open, think_close)

@@ -7,21 +7,30 @@ stops at the close token; ``add_markers`` adds them as such, and every snapshot 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import tokenizers
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from forethought.compute.fp32_head import install_fp32_head
 from forethought.errors import InvalidInput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}  # False: refuse without a prompt
+_MAX_REASON = 300
+_TOKENIZER_FILES = (
+    "the files that save_pretrained writes (tokenizer.json, tokenizer_config.json), readable by "
+    f"tokenizers {tokenizers.__version__}"
+)
+_MODEL_FILES = "a directory that AutoModelForCausalLM loads (config.json, model.safetensors)"
 MODEL_FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 # While loading, transformers patches weight tying process-wide. Two overlapping loads (a reward replica's
 # policy and baseline) would leave the patch in place, and every later model untied.
@@ -88,16 +97,30 @@ def load_tokenizer(path: str | Path) -> Any:
         InvalidInput: the directory or its tokenizer cannot be read.
     """
     _require_directory(path)
-    try:
+    with _one_line("tokenizer", path, _TOKENIZER_FILES):
         tokenizer = AutoTokenizer.from_pretrained(str(path), **_LOCAL)
         if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
             raise ValueError("its vocabulary is empty")  # some classes load without any files
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(
-            f"no tokenizer in {path}: {_first_line(error)}; expected the files that "
-            "save_pretrained writes (tokenizer.json, tokenizer_config.json)"
-        ) from error
     return tokenizer
+
+
+def check_model_files(path: str | Path) -> None:
+    """Check a model directory's configurations in moments, without its weights.
+
+    Raises:
+        InvalidInput: as :func:`load_language_model` for all that does not depend on weights and tokenizer.
+    """
+    _require_directory(path)
+    with _one_line("causal language model", path, _MODEL_FILES):
+        config = AutoConfig.from_pretrained(str(path), **_LOCAL)
+        _check_quantization(config)
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        if (Path(path) / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                str(path), local_files_only=True
+            )
+    _check_generation(model, path)
 
 
 def load_language_model(
@@ -109,19 +132,14 @@ def load_language_model(
         InvalidInput: unreadable, not a causal LM, incomplete, or its tokenizer has ids the model lacks.
     """
     tokenizer = load_tokenizer(path)
-    try:
-        with _ONE_LOAD_AT_A_TIME:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=DTYPES[dtype], output_loading_info=True, **_LOCAL
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InvalidInput(
-            f"no causal language model in {path}: {_first_line(error)}; expected a directory that "
-            "AutoModelForCausalLM loads (config.json, model.safetensors)"
-        ) from error
+    with _ONE_LOAD_AT_A_TIME, _one_line("causal language model", path, _MODEL_FILES):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=DTYPES[dtype], output_loading_info=True, **_LOCAL
+        )
     model, loading = loaded
     _check_complete(loading["missing_keys"], path)
     _check_vocabulary(model, tokenizer, path)
+    _check_generation(model, path)
     model.eval()
     model.to(resolve_device(device))
     install_fp32_head(model)
@@ -193,6 +211,29 @@ def _check_complete(missing: Collection[str], path: str | Path) -> None:
         )
 
 
+def _check_quantization(config: Any) -> None:
+    """Raise what loading would raise if the library of the weights' quantization is missing."""
+    of_text = config.get_text_config(decoder=True)
+    found = (getattr(c, "quantization_config", None) for c in (config, of_text))
+    given = next(filter(None, found), None)
+    if given is not None and AutoHfQuantizer.supports_quant_method(given):
+        quantizer = AutoHfQuantizer.from_config(given, pre_quantized=True)
+        quantizer.validate_environment(device_map=None, weights_only=True)
+
+
+def _check_generation(model: Any, path: str | Path) -> None:
+    """Refuse a generation_config.json that loads but cannot be saved: no checkpoint could be written."""
+    if model.generation_config is None:  # of a model without a generate method
+        return
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        raise InvalidInput(
+            f"generation_config.json in {path} cannot be saved again, so neither can a checkpoint: "
+            f'{_on_one_line(error)}; expected consistent flags: add "do_sample": true, or remove them'
+        ) from error
+
+
 def _check_vocabulary(model: Any, tokenizer: Any, path: str | Path) -> None:
     rows = model.get_input_embeddings().num_embeddings
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -211,5 +252,24 @@ def _require_directory(path: str | Path) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+@contextmanager
+def _one_line(what: str, path: str | Path, expected: str) -> Iterator[None]:
+    """Turn what the libraries raise about a directory into one line; they may raise anything."""
+    try:
+        yield
+    except (MemoryError, InvalidInput):
+        raise
+    except ImportError as error:
+        raise InvalidInput(
+            f"the {what} in {path} needs a library that is not installed: {_on_one_line(error)}; "
+            "install it, or give a model that does not need it"
+        ) from error
+    except Exception as error:
+        raise InvalidInput(
+            f"no {what} in {path}: {_on_one_line(error)}; expected {expected}"
+        ) from error
+
+
+def _on_one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_REASON else text[:_MAX_REASON] + "…"

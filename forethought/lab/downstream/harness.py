@@ -167,9 +167,11 @@ def _opens_itself(task: Any) -> bool:
 
 def _load_model(model: Path, options: HarnessOptions) -> Any:
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    from forethought.compute.model import check_model_files, load_tokenizer
+
+    check_model_files(model)
+    tokenizer = load_tokenizer(model)
     close_id = tokenizer.get_vocab().get(options.think_close)
     if options.opens_thought and (
         close_id is None or options.think_open not in tokenizer.get_vocab()

@@ -23,6 +23,7 @@ from forethought.compute.model import (
     LanguageModel,
     Markers,
     add_markers,
+    check_model_files,
     find_markers,
     load_language_model,
     load_tokenizer,
@@ -149,6 +150,51 @@ def test_damaged_directories_are_refused_with_a_clear_message(
     with pytest.raises(InvalidInput, match=words) as refused:
         load_language_model(directory, "float32", "cpu")
     assert "\n" not in str(refused.value)
+
+
+def quantized(method: str, **given: Any) -> Damage:
+    return edit_json("config.json", quantization_config={"quant_method": method, **given})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            quantized("bitsandbytes", load_in_4bit=True),
+            "needs a library that is not installed: .*bitsandbytes",
+        ),
+        (quantized("gptq", bits=4), "needs a library that is not installed: .*optimum"),
+        (
+            write("generation_config.json", b'{"temperature": 0.7}'),
+            "cannot be saved again.*do_sample",
+        ),
+        (edit_json("config.json", hidden_size="32"), "got str"),
+        (edit_json("config.json", num_attention_heads=0), "modulo by zero"),
+    ],
+    ids=["bitsandbytes", "gptq", "generation", "type", "no-heads"],
+)
+def test_what_the_libraries_raise_is_one_line_with_and_without_weights(
+    directory: Path, damage: Damage, words: str
+) -> None:
+    """``doctor`` finds it without loading weights; a later process would have died in a traceback."""
+    damage(directory)
+    for load in (check_model_files, lambda path: load_language_model(path, "float32", "cpu")):
+        with pytest.raises(InvalidInput, match=words) as refused:
+            load(directory)
+        assert "\n" not in str(refused.value)
+        assert str(directory) in str(refused.value)
+
+
+def test_a_tokenizer_of_another_version_is_refused_with_the_version_here(directory: Path) -> None:
+    edit_json("tokenizer.json", pre_tokenizer={"type": "OfALaterVersion"})(directory)
+    with pytest.raises(InvalidInput, match=r"no tokenizer in .*readable by tokenizers \d+\."):
+        load_tokenizer(directory)
+
+
+def test_a_sound_directory_passes_without_its_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    write("generation_config.json", b'{"temperature": 0.7, "do_sample": true}')(directory)
+    check_model_files(directory)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
