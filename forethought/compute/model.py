@@ -147,10 +147,20 @@ def load_language_model(
     return LanguageModel(model, tokenizer, min(max_length_tokens or longest, longest))
 
 
+def text_config(config: Any) -> Any:
+    """The text model's part of a composite configuration (text and images), else the configuration itself.
+
+    Sizes such as ``hidden_size`` are read from it: a composite configuration has none of its own.
+    """
+    find = getattr(config, "get_text_config", None)
+    return find(decoder=True) if find else config
+
+
 def model_length(config: Any) -> int:
     """The maximum input length in tokens according to a model configuration."""
+    of_text = text_config(config)
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        length = getattr(config, name, None)
+        length = getattr(of_text, name, None)
         if isinstance(length, int) and length > 0:
             return length
     return 1 << 20  # models without a positional limit (state space models)
@@ -213,8 +223,7 @@ def _check_complete(missing: Collection[str], path: str | Path) -> None:
 
 def _check_quantization(config: Any) -> None:
     """Raise what loading would raise if the library of the weights' quantization is missing."""
-    of_text = config.get_text_config(decoder=True)
-    found = (getattr(c, "quantization_config", None) for c in (config, of_text))
+    found = (getattr(c, "quantization_config", None) for c in (config, text_config(config)))
     given = next(filter(None, found), None)
     if given is not None and AutoHfQuantizer.supports_quant_method(given):
         quantizer = AutoHfQuantizer.from_config(given, pre_quantized=True)

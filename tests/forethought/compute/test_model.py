@@ -15,7 +15,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from forethought import objectives
 from forethought.compute.answers import Query, evaluate
@@ -30,6 +35,7 @@ from forethought.compute.model import (
     model_length,
     read_model_files,
     resolve_device,
+    text_config,
 )
 from forethought.compute.sampling import derive_seed
 from forethought.compute.weights import apply_weights, named_weights, serialise
@@ -113,6 +119,38 @@ def test_the_length_is_the_shorter_of_the_setting_and_the_models(
 
 def test_a_model_without_a_limit_takes_a_million_tokens() -> None:
     assert model_length(object()) == 1 << 20
+
+
+@pytest.fixture
+def composite(tmp_path: Path) -> Path:
+    """A Gemma 3 of text and images: its sizes are in the text part of its configuration."""
+    text = {
+        "vocab_size": tiny.VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": tiny.MAX_LENGTH_TOKENS, "sliding_window": 16, "pad_token_id": None,
+        "eos_token_id": tiny.EOS_ID, "bos_token_id": None,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny.build_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_the_length_of_a_composite_model_is_that_of_its_text_part(composite: Path) -> None:
+    """It counted as unlimited, and positions beyond the model's own failed or gave nonsense."""
+    check_model_files(composite)
+    loaded = load_language_model(composite, "float32", "cpu")
+    assert loaded.max_length_tokens == tiny.MAX_LENGTH_TOKENS
+    assert text_config(loaded.model.config).hidden_size == 32
+    add_markers(loaded, "<more>", "</more>")
+    assert loaded.model(torch.tensor([[1, tiny.VOCAB_SIZE]])).logits.shape[-1] == len(
+        loaded.tokenizer
+    )
 
 
 @pytest.mark.parametrize("name", ["absent", "a-file", "org/name-on-a-hub", ""])
