@@ -15,12 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from forethought import objectives
 from forethought.compute.answers import Query, evaluate
@@ -28,14 +23,12 @@ from forethought.compute.model import (
     LanguageModel,
     Markers,
     add_markers,
-    check_model_files,
     find_markers,
     load_language_model,
     load_tokenizer,
     model_length,
     read_model_files,
     resolve_device,
-    text_config,
 )
 from forethought.compute.sampling import derive_seed
 from forethought.compute.weights import apply_weights, named_weights, serialise
@@ -121,38 +114,6 @@ def test_a_model_without_a_limit_takes_a_million_tokens() -> None:
     assert model_length(object()) == 1 << 20
 
 
-@pytest.fixture
-def composite(tmp_path: Path) -> Path:
-    """A Gemma 3 of text and images: its sizes are in the text part of its configuration."""
-    text = {
-        "vocab_size": tiny.VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": tiny.MAX_LENGTH_TOKENS, "sliding_window": 16, "pad_token_id": None,
-        "eos_token_id": tiny.EOS_ID, "bos_token_id": None,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
-    }  # fmt: skip
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
-    torch.manual_seed(0)
-    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
-    tiny.build_tokenizer().save_pretrained(tmp_path)
-    return tmp_path
-
-
-def test_the_length_of_a_composite_model_is_that_of_its_text_part(composite: Path) -> None:
-    """It counted as unlimited, and positions beyond the model's own failed or gave nonsense."""
-    check_model_files(composite)
-    loaded = load_language_model(composite, "float32", "cpu")
-    assert loaded.max_length_tokens == tiny.MAX_LENGTH_TOKENS
-    assert text_config(loaded.model.config).hidden_size == 32
-    add_markers(loaded, "<more>", "</more>")
-    assert loaded.model(torch.tensor([[1, tiny.VOCAB_SIZE]])).logits.shape[-1] == len(
-        loaded.tokenizer
-    )
-
-
 @pytest.mark.parametrize("name", ["absent", "a-file", "org/name-on-a-hub", ""])
 def test_a_path_that_is_not_a_directory_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a-file").write_text("")
@@ -188,51 +149,6 @@ def test_damaged_directories_are_refused_with_a_clear_message(
     with pytest.raises(InvalidInput, match=words) as refused:
         load_language_model(directory, "float32", "cpu")
     assert "\n" not in str(refused.value)
-
-
-def quantized(method: str, **given: Any) -> Damage:
-    return edit_json("config.json", quantization_config={"quant_method": method, **given})
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (
-            quantized("bitsandbytes", load_in_4bit=True),
-            "needs a library that is not installed: .*bitsandbytes",
-        ),
-        (quantized("gptq", bits=4), "needs a library that is not installed: .*optimum"),
-        (
-            write("generation_config.json", b'{"temperature": 0.7}'),
-            "cannot be saved again.*do_sample",
-        ),
-        (edit_json("config.json", hidden_size="32"), "got str"),
-        (edit_json("config.json", num_attention_heads=0), "modulo by zero"),
-    ],
-    ids=["bitsandbytes", "gptq", "generation", "type", "no-heads"],
-)
-def test_what_the_libraries_raise_is_one_line_with_and_without_weights(
-    directory: Path, damage: Damage, words: str
-) -> None:
-    """``doctor`` finds it without loading weights; a later process would have died in a traceback."""
-    damage(directory)
-    for load in (check_model_files, lambda path: load_language_model(path, "float32", "cpu")):
-        with pytest.raises(InvalidInput, match=words) as refused:
-            load(directory)
-        assert "\n" not in str(refused.value)
-        assert str(directory) in str(refused.value)
-
-
-def test_a_tokenizer_of_another_version_is_refused_with_the_version_here(directory: Path) -> None:
-    edit_json("tokenizer.json", pre_tokenizer={"type": "OfALaterVersion"})(directory)
-    with pytest.raises(InvalidInput, match=r"no tokenizer in .*readable by tokenizers \d+\."):
-        load_tokenizer(directory)
-
-
-def test_a_sound_directory_passes_without_its_weights(directory: Path) -> None:
-    (directory / "model.safetensors").unlink()
-    write("generation_config.json", b'{"temperature": 0.7, "do_sample": true}')(directory)
-    check_model_files(directory)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
