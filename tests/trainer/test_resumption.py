@@ -58,7 +58,7 @@ def test_a_refused_rerun_writes_nothing(start: Train, settings: Callable[..., Se
     directory = RunDirectory(settings().run.directory)
     before = contents(directory)
     assert before.keys() >= {"config.toml", "summary.json", "metrics.jsonl"}
-    with pytest.raises(InvalidInput, match="corpus cursor"):
+    with pytest.raises(InvalidInput, match="trained on another corpus"):
         start(settings("learner.steps=4", corpus="other"))
     assert contents(directory) == before
 
@@ -121,7 +121,7 @@ async def test_a_thinking_run_records_its_settings_once_accepted(
     directory.config.unlink()
     refused = settings(objective="rlp", corpus="other")
     save_a_checkpoint(first)
-    with pytest.raises(InvalidInput, match="corpus cursor"):
+    with pytest.raises(InvalidInput, match="trained on another corpus"):
         await thinking(refused).run()
     assert not directory.config.exists()
 

@@ -103,7 +103,7 @@ def moment(log: str) -> float:
 def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        process = up.start("learner.steps=60", "base.steps=7", "reward.http_port=0")
+        process = up.start("learner.steps=200", "base.steps=7", "reward.http_port=0")
     finally:
         signal.signal(signal.SIGHUP, before)
     until(lambda: "redis" in up.log("trainer"))
@@ -117,16 +117,21 @@ def test_a_run_from_nothing_to_a_checkpoint(up: Up) -> None:
     assert "/docs" in output
     assert "logs       runs/default/logs" in output
     assert "base 7/7" in output
-    assert "rlp 60/60  reward 0.600" in output
-    assert re.search(r"steps +60\n", output)
-    assert 'from_pretrained("runs/default/checkpoints/step-000060/model")' in output
+    assert "rlp 200/200  reward 2.000" in output
+    assert re.search(r"steps +200\n", output)
+    assert 'from_pretrained("runs/default/checkpoints/step-000200/model")' in output
     assert "model runs/default/base/model redis unix://" in up.log("trainer")
     for name in ("rollout-1", "rollout-2", "reward-1"):
         assert moment(up.log(name)) > moment(up.log("trainer"))
 
 
 def test_warnings_of_the_processes_and_what_was_read_are_said_once(up: Up) -> None:
-    output = up.output(up.start("learner.steps=5"))
+    process = up.start("learner.steps=5000")
+    services = ("rollout-1", "rollout-2", "reward-1")
+    until(lambda: all("registered late" in up.log(name) for name in services))
+    until(lambda: up.log("trainer").count("thoughts shrink") > 1)
+    process.send_signal(signal.SIGINT)
+    output = up.output(process)
     assert output.count("corpus     12 windows of 32 tokens: books 12\n") == 1
     assert output.count("warning    trainer: step 1: thoughts shrink: floor them\n") == 1
     assert output.count("thoughts shrink") == 1, "the later ones differ only in their numbers"
