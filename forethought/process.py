@@ -71,7 +71,7 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
 
 
 def _is_stdout_closed() -> bool:
-    """Whether standard output is a pipe that nobody reads any more (``--dry-run | head -1``)."""
+    """Whether standard output is a pipe whose reader has gone (``--dry-run | head -1``)."""
     poll = select.poll()
     poll.register(_STDOUT, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from forethought.errors import InvalidInput
+from forethought.run.files import rename_whole
 
 
 def init(
@@ -55,7 +56,7 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         write(unfinished)
-        unfinished.rename(path)
+        rename_whole(unfinished, path)
     except OSError as error:
         raise InvalidInput(
             f"cannot write {path} ({error.strerror or error}); expected a writable folder with a few "

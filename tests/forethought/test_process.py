@@ -1,4 +1,4 @@
-"""How every process ends: the exit status, and what it writes when nobody reads."""
+"""How every process ends: the exit status, and what it writes to a closed pipe."""
 
 from __future__ import annotations
 

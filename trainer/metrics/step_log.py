@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from forethought.run.files import rename_whole, step_line
+from forethought.run.files import step_line, write_whole
 from forethought.types import ScoredRollout, Thought
 from trainer.batch.filters import is_flat, spread
 
@@ -184,6 +184,4 @@ def _truncate(path: Path, num_steps_done: int) -> None:
             len(kept),
             num_steps_done,
         )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(b"".join(line + b"\n" for line in kept))
-    rename_whole(partial, path)
+    write_whole(path, b"".join(line + b"\n" for line in kept).decode("utf-8"))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forethought.lab.compare.plan import EvaluationEntry
+from forethought.run.files import write_whole
 
 if TYPE_CHECKING:
     from forethought.compute.answers import Query
@@ -40,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured = measure_model(arguments.model, entry, arguments.cache)
         identity = {"model": str(arguments.model), "evaluation": entry.model_dump()}
         record = identity | measured
-        partial = arguments.out.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        partial.replace(arguments.out)
+        write_whole(arguments.out, json.dumps(record, indent=2) + "\n")
         return 0
 
     return process.exit_status("measurement", run)

@@ -17,12 +17,12 @@ from forethought.queue import embedded
 from forethought.queue.embedded import EmbeddedRedis, RedisServer, find_server
 from forethought.replica.host import address_towards
 
-NOBODY = 65534
+ANOTHER_USER_ID = 65534
 CONNECT_AS_ANOTHER_USER = f"""
 import os, socket, sys
 os.setgroups([])
-os.setgid({NOBODY})
-os.setuid({NOBODY})
+os.setgid({ANOTHER_USER_ID})
+os.setuid({ANOTHER_USER_ID})
 try:
     socket.socket(socket.AF_UNIX).connect(sys.argv[1])
 except PermissionError:
