@@ -11,6 +11,7 @@ Exit statuses: 0 finished or stopped cleanly, 1 failure, 2 user error, 3 superse
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -110,7 +111,8 @@ app.add_typer(serve, name="serve")
 app.command(
     epilog=examples(
         "forethought train configs/text-cpu.toml corpus.path=books --dry-run",
-        "forethought train redis.url=redis://10.0.0.5:6379/0 corpus.path=books auth.token_file=token",
+        "forethought train redis.url=redis://10.0.0.5:6379/0 model.path=models/base corpus.path=books "
+        "auth.token_file=token",
     ),
 )(train)
 app.command(
@@ -126,10 +128,18 @@ app.command(
 )(doctor)
 
 
+def _expanded(argument: str) -> str:
+    """``~`` at the start of a path or of an option's value, which the shell leaves in ``--out=~/x``."""
+    if not argument.startswith("--"):
+        return os.path.expanduser(argument)
+    option, equals, value = argument.partition("=")
+    return f"{option}{equals}{os.path.expanduser(value)}"
+
+
 def main() -> None:
     """Run the command line; a user error is printed as one red message, with exit status 2."""
     try:
-        app()
+        app([_expanded(argument) for argument in sys.argv[1:]])
     except ForethoughtError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(2)

@@ -76,11 +76,8 @@ async def _status(redis_url: str, run: str, as_json: bool, watch: bool) -> None:
     if as_json:
         print(json.dumps(report))
         return
-    if not (report["epoch"] or report["replicas"] or report["manifest"]):
-        raise InvalidInput(
-            f"this Redis knows no run {run!r}; expected the name the run was started with "
-            "(run.name); or the run has not started yet"
-        )
+    if not _is_known(report):
+        raise InvalidInput(_unknown(run))
     Console().print(render(report))
 
 
@@ -93,6 +90,17 @@ async def _watch(broker: Broker, run: str, console: Console) -> None:
             await asyncio.sleep(
                 _WATCH_INTERVAL_S
             )  # a clock: Redis offers no event to wait for here
+
+
+def _is_known(report: Report) -> bool:
+    return bool(report["epoch"] or report["replicas"] or report["manifest"])
+
+
+def _unknown(run: str) -> str:
+    return (
+        f"this Redis knows no run {run!r}; expected the name the run was started with "
+        "(run.name); or the run has not started yet"
+    )
 
 
 async def gather_report(broker: Broker, run: str) -> Report:
@@ -160,6 +168,8 @@ def render(report: Report) -> Group:
     from rich.console import Group
     from rich.text import Text
 
+    if not _is_known(report):
+        return Group(Text(_unknown(report["run"])))
     version = "none yet" if report["version"] is None else report["version"]
     head = Text(f"run {report['run']}   epoch {report['epoch']}   policy version {version}")
     parts: list[Any] = [head, _replica_table(report), _stream_table(report)]

@@ -152,6 +152,7 @@ def rewards_do_not_depend_on_the_order_of_thoughts(subject: Subject) -> None:
     objective, order = subject.load(), (2, 0, 3, 1)
     rewards_G = objective.rewards(GROUP)
     shuffled_G = objective.rewards(chosen_of_group(order))
+    assert len(rewards_G) == len(order), f"{len(rewards_G)} rewards, {len(order)} thoughts"
     assert shuffled_G == tuple(rewards_G[i] for i in order), f"{rewards_G}, then {shuffled_G}"
 
 

@@ -34,14 +34,14 @@ async def serve_standalone(settings: Settings, stop: asyncio.Event) -> int:
     guard, generated_token = Guard.standalone(settings.auth)
     from services.reward.standalone import load_models, serve_until, show_token
 
-    if generated_token is not None:
-        show_token(generated_token)
     loaded = load_objectives(settings)
     has_baseline = bool(settings.reward.baseline_path)
     scorer = make_scorer(settings, new_replica_id("reward"), loaded, has_baseline)
     service = make_service(settings, scorer, loaded)
     try:
         await scorer.run(load_models, settings, scorer)
+        if generated_token is not None:
+            show_token(generated_token)
         registry = process_registry("reward")
         http = make_http_server(settings, service, guard, registry)
         await serve_until(stop, settings, scorer, service, guard, http, registry)

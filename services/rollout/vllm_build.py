@@ -48,6 +48,7 @@ _CPU_DEFAULTS: dict[str, Any] = {
     "block_size": 32,  # with the default of 128 most samples of a position share no cached block
     "max_num_seqs": 256,
 }
+_DETERMINISTIC: dict[str, Any] = {"enable_prefix_caching": False, "max_num_seqs": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +149,16 @@ def engine_arguments(options: Mapping[str, Any], *, deterministic: bool) -> dict
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "expected one of AsyncEngineArgs"
             raise InvalidInput(f"rollout.vllm.{name} is not an engine argument of vLLM; {hint}")
+        if deterministic and options[name] != _DETERMINISTIC.get(name, options[name]):
+            raise InvalidInput(
+                f"rollout.vllm.{name} is {options[name]}, but rollout.deterministic needs "
+                f"{_DETERMINISTIC[name]}; remove one of the two settings"
+            )
     return {
         "disable_log_stats": True,
-        "enable_prefix_caching": not deterministic,
+        "enable_prefix_caching": True,
         **(_CPU_DEFAULTS if current_platform.is_cpu() else {}),
-        **({"max_num_seqs": 1} if deterministic else {}),
+        **(_DETERMINISTIC if deterministic else {}),
         **options,
         "skip_tokenizer_init": True,
         "logprobs_mode": "processed_logprobs",

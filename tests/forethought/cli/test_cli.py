@@ -124,6 +124,16 @@ def test_invalid_input_is_one_message_and_status_2(
     assert "Traceback" not in out + err
 
 
+def test_a_tilde_after_an_equals_sign_is_expanded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell expands it in ``--out ~/x`` but not in ``--out=~/x``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    status, _, err = run("serve", "reward", "--config=~/missing.toml")
+    assert status == 2
+    assert f"cannot read configuration {tmp_path}/missing.toml" in err
+
+
 def test_an_invalid_command_line_starts_nothing(run: Run, tmp_path: Path) -> None:
     run("up", "learner.stps=3")
     assert list(tmp_path.iterdir()) == []
@@ -301,6 +311,17 @@ def test_status_of_an_unknown_run(run: Run, redis_url: str) -> None:
     status, _, err = run("status", "--redis-url", redis_url, "--run", "nosuch")
     assert status == 2
     assert "knows no run 'nosuch'" in err
+
+
+def test_watching_an_unknown_run_says_so() -> None:
+    from rich.console import Console
+
+    from forethought.cli.status import render as render_status
+
+    text = StringIO()
+    report = {"run": "nosuch", "epoch": 0, "replicas": [], "manifest": None}
+    Console(width=200, file=text).print(render_status(report))
+    assert "knows no run 'nosuch'" in text.getvalue()
 
 
 async def _a_run_to_look_at(url: str, name: str) -> None:

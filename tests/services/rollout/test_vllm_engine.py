@@ -333,6 +333,14 @@ async def test_engine_arguments_are_checked(name: str, says: str) -> None:
         vllm_build.engine_arguments({name: 1}, deterministic=False)
 
 
+@pytest.mark.parametrize("option", [{"max_num_seqs": 2}, {"enable_prefix_caching": True}])
+async def test_what_deterministic_mode_needs_cannot_be_overridden(option: dict[str, Any]) -> None:
+    with pytest.raises(
+        InvalidInput, match=rf"rollout.vllm.{next(iter(option))} is .*deterministic"
+    ):
+        vllm_build.engine_arguments(option, deterministic=True)
+
+
 async def test_engine_arguments_are_passed_through() -> None:
     arguments = vllm_build.engine_arguments(
         {"max_num_seqs": 7, "quantization": "fp8"}, deterministic=False
@@ -347,4 +355,5 @@ async def test_deterministic_is_one_thought_at_a_time_without_prefix_cache(
     """Tiny models on a CPU do not show it: their bits are the same in any batch."""
     arguments = vllm_build.engine_arguments({}, deterministic=deterministic)
     assert arguments["enable_prefix_caching"] is not deterministic
+    assert vllm_build.engine_arguments({"max_num_seqs": 1}, deterministic=True)
     assert (arguments.get("max_num_seqs") == 1) is deterministic

@@ -15,6 +15,10 @@ from forethought.errors import InvalidInput
 from forethought.objectives import Group
 from forethought.preflight import check_run
 from forethought.run.journal import read_journal
+from forethought.testing.objective_contract import (
+    Subject,
+    rewards_do_not_depend_on_the_order_of_thoughts,
+)
 from forethought.types import (
     Document,
     Position,
@@ -203,3 +207,10 @@ def test_two_steps_are_trained_with_the_example_from_its_folder(
             assert reward == pytest.approx(logprob - baseline - cost, abs=1e-5)
     assert priced
     assert [row["skipped"] for row in cluster.directory("priced").read_metrics()] == [False, False]
+
+
+def test_the_contract_reports_a_wrong_number_of_rewards_in_words(folder: Path) -> None:
+    (folder / "short.py").write_text(MINE.replace("len(group.thoughts_G)", "2"))
+    subject = Subject("short", {}, str(folder))
+    with pytest.raises(AssertionError, match="2 rewards, 4 thoughts"):
+        rewards_do_not_depend_on_the_order_of_thoughts(subject)
