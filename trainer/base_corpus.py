@@ -105,7 +105,8 @@ def quote_thoughts(
     The thought is inserted at a uniformly random index with at least one token before and one after
     it; the quote is a random span of 0 to ``max_quote_tokens`` preceding tokens. The window keeps its
     length N: its end is cut off. Marks shift or are cut off with it; the thought's tokens count as
-    0 bytes of corpus; entropies are dropped, because they were computed in another context.
+    0 bytes of corpus; entropies are dropped, because they were computed in another context. A document
+    with a prompt becomes longer instead, because its end is the end of an answer.
 
     In the next-token loss the quote and the close marker have weight ``thought_weight``, because thoughts
     are a few tokens of a window and one that does not close is useless; the open marker, whose position
@@ -123,21 +124,23 @@ def quote_thoughts(
     thought = (open_id, *document.token_ids_N[start : start + quote_tokens], close_id)
     weights = (0.0,) + (thought_weight,) * (len(thought) - 1)
     moved = (mark + len(thought) if mark >= index else mark for mark in document.marks)
+    has_prompt = 0.0 in document.nll_weights_N
+    kept = N + len(thought) if has_prompt else N
     return replace(
         document,
-        token_ids_N=_splice(document.token_ids_N, index, thought),
-        token_bytes_N=_splice(document.token_bytes_N, index, (0,) * len(thought)),
-        marks=tuple(mark for mark in moved if mark < N),
+        token_ids_N=_splice(document.token_ids_N, index, thought)[:kept],
+        token_bytes_N=_splice(document.token_bytes_N, index, (0,) * len(thought))[:kept],
+        marks=tuple(mark for mark in moved if mark < kept),
         entropies_N=(),
-        nll_weights_N=_splice(document.nll_weights_N or (1.0,) * N, index, weights),
+        nll_weights_N=_splice(document.nll_weights_N or (1.0,) * N, index, weights)[:kept],
     )
 
 
 def _splice(
     values_N: tuple[Value, ...], index: int, inserted: Sequence[Value]
 ) -> tuple[Value, ...]:
-    """Insert before ``index`` and cut to the original length; empty values stay empty."""
-    return (*values_N[:index], *inserted, *values_N[index:])[: len(values_N)]
+    """Insert before ``index``; empty values stay empty."""
+    return (*values_N[:index], *inserted, *values_N[index:]) if values_N else ()
 
 
 def _check_tokens(special_tokens: list[str], vocab_size: int) -> None:

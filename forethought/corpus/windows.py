@@ -7,6 +7,11 @@ no window and is counted in a warning. The result is one Arrow file, cached unde
 documents, tokenizer and sizes. The price of not packing documents together: short ones make short windows,
 and tokens before a cut are not in the context of those after it.
 
+A document with a prompt is a question and its answer, and is used whole or not at all: cut, it would grade
+against half an answer (RLVR), teach one that stops anywhere (SFT), and leave the rest without its question.
+One longer than a window is left out and counted. The price: long answers are lost until
+``corpus.window_tokens`` is raised. Text without a prompt is cut: every token is still a true next one.
+
 A special token written out in the text (``<think>``) becomes that token. This is intended: worked
 examples are written that way. Untrusted text can therefore contain markers.
 """
@@ -18,18 +23,19 @@ import json
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forethought.corpus.token_bytes import offset_bytes, vocabulary_bytes
 from forethought.errors import InvalidInput
+from forethought.run.files import read_object, write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT_VERSION = 3  # of the cached table: increment it when cutting changes
+_FORMAT_VERSION = 4  # of the cached table: increment it when cutting changes
 _BATCH_BYTES = 2 << 20  # tokenising takes about fifty times that in memory
 _MAX_BATCH_ROWS = 4096
 _LOG = logging.getLogger(__name__)
@@ -48,11 +54,11 @@ def cut_windows(
     ``token_ids`` (N), ``token_bytes`` (N, or empty if unknown) and ``marks``, indices into the window's
     tokens: the token that contains the marked character or, if none does (whitespace), the next. A
     character split over several tokens marks the first. ``prompt_tokens`` is the number of tokens at the
-    window's start that contain any of the document's prompt; ``entropies`` (N) are the source's, or empty.
+    start of a document that contain any of its prompt; ``entropies`` (N) are the source's, or empty.
 
     Raises:
-        InvalidInput: inconsistent sizes, no window at all, token ids outside the vocabulary, marks with
-            a tokenizer that has no offsets.
+        InvalidInput: inconsistent sizes, no window at all (every document too short, or with a prompt and
+            too long), token ids outside the vocabulary, marks with a tokenizer that has no offsets.
     """
     from datasets import Features, List, Value
 
@@ -74,6 +80,7 @@ def cut_windows(
     fingerprint = _fingerprint(documents, tokenizer, window_tokens, min_window_tokens)
     cutter = _Cutter(tokenizer, window_tokens, min_window_tokens)
     cache_dir.mkdir(parents=True, exist_ok=True)
+    counts = cache_dir / f"windows-{fingerprint}.json"
     windows = documents.map(
         cutter,
         batched=True,
@@ -82,16 +89,52 @@ def cut_windows(
         features=features,
         new_fingerprint=fingerprint,
         cache_file_name=str(cache_dir / f"windows-{fingerprint}.arrow"),
+        load_from_cache_file=counts.exists(),
         desc="tokenise",
     )
-    cutter.report()
+    left_out = LeftOut(**read_object(counts)) if counts.exists() else cutter.left_out
+    if not counts.exists():
+        write_whole(counts, json.dumps(asdict(left_out)))
+    _report(documents, left_out, window_tokens, min_window_tokens)
     if not len(windows):
         raise InvalidInput(
-            f"got {len(documents)} documents from {documents[0]['id']} on, all shorter "
-            f"than corpus.min_window_tokens={min_window_tokens} tokens; "
-            "expected at least one window; lower it or add text"
+            f"got {len(documents)} documents from {documents[0]['id']} on, expected at least one window: "
+            + "; ".join(_reasons(left_out, window_tokens, min_window_tokens))
         )
     return windows
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """How many documents have no window: too short, or with a prompt and too long. Kept with the windows.
+
+    Example:
+        ``LeftOut(num_short=3, num_long=1)``
+    """
+
+    num_short: int = 0
+    num_long: int = 0
+
+
+def _report(
+    documents: Dataset, left_out: LeftOut, window_tokens: int, min_window_tokens: int
+) -> None:
+    """Warn about documents without a window, whether they were cut now or earlier."""
+    for reason in _reasons(left_out, window_tokens, min_window_tokens):
+        _LOG.warning("of %d documents from %s on, %s", len(documents), documents[0]["id"], reason)
+
+
+def _reasons(left_out: LeftOut, window_tokens: int, min_window_tokens: int) -> Iterator[str]:
+    if left_out.num_short:
+        yield (
+            f"{left_out.num_short} shorter than corpus.min_window_tokens={min_window_tokens} tokens were "
+            "left out; lower it or add text"
+        )
+    if left_out.num_long:
+        yield (
+            f"{left_out.num_long} longer than corpus.window_tokens={window_tokens} tokens were left out, "
+            "because a question and its answer are never cut; raise it to use them"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +156,7 @@ class _Cutter:
     tokenizer: PreTrainedTokenizerBase
     window_tokens: int
     min_window_tokens: int
-    num_documents: int = 0
-    num_skipped: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
     vocabulary_bytes: tuple[int, ...] | None = None
     vocabulary_size: int = field(init=False)
 
@@ -127,22 +169,15 @@ class _Cutter:
         """The windows of a batch, in document order."""
         windows: list[tuple[Any, ...]] = []
         for document in self._tokenise(batch):
-            before = len(windows)
-            windows.extend(self._cut(document))
-            self.num_documents += 1
-            self.num_skipped += before == len(windows)
+            num_tokens = len(document.token_ids_N)
+            if num_tokens < self.min_window_tokens:
+                self.left_out.num_short += 1
+            elif document.prompt_tokens and num_tokens > self.window_tokens:
+                self.left_out.num_long += 1
+            else:
+                windows.extend(self._cut(document))
         columns = ("document_id", "token_ids", "token_bytes", "marks", "prompt_tokens", "entropies")
         return {name: [window[i] for window in windows] for i, name in enumerate(columns)}
-
-    def report(self) -> None:
-        """Warn about documents without a window; logs nothing if the windows came from the cache."""
-        if self.num_skipped:
-            _LOG.warning(
-                "skipped %d of %d documents: shorter than %d tokens",
-                self.num_skipped,
-                self.num_documents,
-                self.min_window_tokens,
-            )
 
     def _cut(self, document: _Tokenised) -> Iterator[tuple[Any, ...]]:
         starts = range(0, len(document.token_ids_N), self.window_tokens)
@@ -152,9 +187,9 @@ class _Cutter:
             if len(token_ids_N) >= self.min_window_tokens:
                 marks = [mark - start for mark in document.marks if start <= mark < end]
                 window_id = f"{document.document_id}:{number}"
-                num_prompt = max(0, min(document.prompt_tokens - start, len(token_ids_N)))
                 sizes_N, entropies_N = document.sizes_N[start:end], document.entropies_N[start:end]
-                yield window_id, token_ids_N, sizes_N, marks, num_prompt, entropies_N
+                prompt_tokens = document.prompt_tokens  # 0 if there is more than one window
+                yield window_id, token_ids_N, sizes_N, marks, prompt_tokens, entropies_N
 
     def _tokenise(self, batch: dict[str, list[Any]]) -> Iterator[_Tokenised]:
         texts = [text for text in batch["text"] if text is not None]

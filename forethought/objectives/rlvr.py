@@ -12,7 +12,8 @@ everything sampled after it; a thought that does not close within its budget has
 
 Question and text are tokenised together without a separator: begin the text with a space, or end the
 question with a new line, so that no token spans the boundary, which would make the start of the answer part
-of the context. A document longer than ``corpus.window_tokens`` is cut, and its answer with it.
+of the context. A question and its answer are never cut: the corpus leaves out and counts those longer than
+``corpus.window_tokens`` (:mod:`forethought.corpus.windows`).
 
 Design: the corpus, the response and the grading are RPT's; the differences are that each document has one
 position, and that equality is decided by the verifier. An answer on which the verifier fails or times out
@@ -37,7 +38,6 @@ from forethought.verification.mathematics import MathVerifier
 
 _WHOLE_TOKENS = 1
 _BOXED_TOKENS = 1024
-_FIRST_WINDOW = ":0"
 
 TEMPLATE = Template(
     after=(
@@ -92,12 +92,10 @@ class Rlvr(Objective):
         )
 
     def positions(self, document: Document, rng: Random) -> tuple[Position, ...]:
-        """The start of the text after the question; none unless the whole question precedes it."""
+        """The start of the text after the question; none without a question before it."""
         weights_N = document.nll_weights_N
         index = next((i for i, weight in enumerate(weights_N) if weight), 0)
-        # Later windows of a document that was cut lack the question or a part of it.
-        whole = document.document_id.endswith(_FIRST_WINDOW)
-        return positions.at(document, [index], 1) if whole and index else ()
+        return positions.at(document, [index], 1) if index else ()
 
     def prediction(self, answer: TokenBytes) -> TokenBytes | None:
         r"""The content of the last ``\boxed{}``, or the whole answer; None if it is empty."""

@@ -164,3 +164,12 @@ def test_annotations_move_with_their_tokens():
             weight = 0.5 if place not in inside else 0.0 if place == start else 10.0
             assert after.nll_weights_N[place] == weight
         assert after.entropies_N == ()
+
+
+def test_the_answer_of_a_prompt_is_not_cut():
+    before = document(12, nll_weights_N=(0.0,) * 5 + (1.0,) * 7, token_bytes_N=(1,) * 12)
+    for seed in range(50):
+        after = quote_thoughts(before, random.Random(seed), OPEN, CLOSE, 1.0, 5)
+        start, quote, end = thoughts_of(after.token_ids_N)
+        assert after.token_ids_N[:start] + after.token_ids_N[end + 1 :] == before.token_ids_N
+        assert len(after.nll_weights_N) == len(after.token_bytes_N) == 12 + 2 + len(quote)

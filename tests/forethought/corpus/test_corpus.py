@@ -337,7 +337,9 @@ def test_windows_never_cross_documents_and_short_documents_are_counted(
         "a.jsonl#0:0": [3, 4, 5, 6],
         "a.jsonl#2:0": [8, 8],
     }
-    assert "skipped 1 of 3 documents: shorter than 2 tokens" in caplog.text
+    assert (
+        "of 3 documents from a.jsonl#0 on, 1 shorter than corpus.min_window_tokens=2" in caplog.text
+    )
 
 
 def test_bytes_of_byte_level_bpe_add_up_to_the_text(tmp_path, cut, tokenizer):
@@ -424,7 +426,8 @@ def test_bytes_of_given_ids_are_empty_if_the_vocabulary_does_not_tell(
 def test_sizes_that_give_no_window_are_refused(tmp_path, cut, tokenizer):
     (tmp_path / "a.txt").write_text("hi")
     with pytest.raises(
-        InvalidInput, match=r"from a\.txt#0 on, all shorter than corpus\.min_window_tokens=50"
+        InvalidInput,
+        match=r"from a\.txt#0 on, expected .* 1 shorter than corpus\.min_window_tokens=50",
     ):
         cut(tmp_path / "a.txt", tokenizer, 64, 50)
     with pytest.raises(InvalidInput, match=r"expected at most corpus\.window_tokens=4"):

@@ -56,15 +56,42 @@ def test_without_the_setting_such_a_field_is_ignored(tmp_path: Path) -> None:
     assert CHARACTERS.decode(document.token_ids_N) == "four"
 
 
-def test_a_prompt_longer_than_a_window_masks_as_much_of_each_as_it_covers(tmp_path: Path) -> None:
-    path = write(tmp_path / "sft.jsonl", [{"ask": "abcdefg", "text": "hijkl"}])
-    corpus = corpus_of(tmp_path, source(path), window_tokens=5)
-    weights = {d.document_id: d.nll_weights_N for d in corpus.take(3)}
-    assert weights == {
-        "sft.jsonl#0:0": (0.0,) * 5,
-        "sft.jsonl#0:1": (0.0, 0.0, 1.0, 1.0, 1.0),
-        "sft.jsonl#0:2": (),
-    }
+def test_a_question_and_its_answer_are_used_whole_or_not_at_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut, half an answer is taught and graded against, and its rest has no question."""
+    records = [
+        {"ask": "q=", "text": "1234567890"},
+        {"ask": "q=", "text": "123456"},  # exactly one window
+        {"ask": "question=", "text": "1"},  # the question alone is longer
+        {"ask": "q=", "text": ""},
+        {"ask": "", "text": "text without a question"},
+    ]
+    path = write(tmp_path / "sft.jsonl", records)
+    for _ in ("read", "from the cache"):
+        caplog.clear()
+        corpus = corpus_of(tmp_path, source(path), window_tokens=8)
+        documents = corpus.take(corpus.num_windows)
+        texts = {d.document_id: CHARACTERS.decode(d.token_ids_N) for d in documents}
+        assert texts == {
+            "sft.jsonl#1:0": "q=123456",
+            "sft.jsonl#4:0": "text wit",
+            "sft.jsonl#4:1": "hout a q",
+            "sft.jsonl#4:2": "uestion",
+        }
+        assert (
+            "of 4 documents from sft.jsonl#0 on, 2 longer than corpus.window_tokens=8 tokens were left "
+            "out, because a question and its answer are never cut; raise it"
+        ) in caplog.text
+
+
+def test_a_source_of_which_every_answer_would_be_cut_is_refused_at_start(tmp_path: Path) -> None:
+    path = write(tmp_path / "sft.jsonl", [{"ask": "q=", "text": "1234567890"}, {"text": "1"}])
+    of_source = source(path)
+    section = CorpusSection(sources=(of_source,), window_tokens=8, min_window_tokens=2)
+    for _ in ("read", "from the cache"):
+        with pytest.raises(InvalidInput, match=r"1 shorter than .*; 1 longer than .* raise it"):
+            open_corpus(section, CHARACTERS, 0, tmp_path / "cache")
 
 
 def test_a_token_over_the_boundary_belongs_to_the_prompt(tmp_path: Path) -> None:

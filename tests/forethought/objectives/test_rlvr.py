@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -12,6 +13,8 @@ from forethought import estimators, objectives
 from forethought.compute.model import find_markers
 from forethought.compute.prompting import prompting_of
 from forethought.config import load_settings
+from forethought.config.sections import CorpusSection, SourceSection
+from forethought.corpus.mixture import open_corpus
 from forethought.corpus.token_decoder import TokenDecoder
 from forethought.errors import InvalidInput
 from forethought.objectives.rlvr import TEMPLATE
@@ -38,11 +41,11 @@ def ids_of(text: str) -> tuple[int, ...]:
     return tuple(tiny.build_tokenizer()(text)["input_ids"])
 
 
-def document(question: str = QUESTION, answer: str = ANSWER, name: str = "q#0:0") -> Document:
+def document(question: str = QUESTION, answer: str = ANSWER) -> Document:
     ids = ids_of(question + answer)
     num_read = len(ids_of(question))
     weights = (0.0,) * num_read + (1.0,) * (len(ids) - num_read) if num_read else ()
-    return Document(name, "q", ids, nll_weights_N=weights)
+    return Document("q#0:0", "q", ids, nll_weights_N=weights)
 
 
 def places(given: Document) -> list[int]:
@@ -59,13 +62,30 @@ def test_the_position_is_the_first_token_of_the_answer() -> None:
     "given",
     [
         document(question=""),  # a text without a question
-        document(answer=""),  # cut before its answer
-        document(name="q#0:1"),  # what is left of a question after a cut
+        document(answer=""),
         Document("q#0:0", "q", ()),
     ],
 )
-def test_no_position_without_a_whole_question_before_the_answer(given: Document) -> None:
+def test_no_position_without_a_question_before_an_answer(given: Document) -> None:
     assert places(given) == []
+
+
+def test_answers_are_graded_whole_or_not_asked_for(tmp_path: Path) -> None:
+    """Every document of an endless supply, replacements included, that RLVR makes a task of."""
+    answers = ["123456", "1234567890", "7", "1" * 200]
+    records = [{"ask": "q=", "text": answer} for answer in answers]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    source = SourceSection(path=str(path), prompt_field="ask")
+    section = CorpusSection(sources=(source,), window_tokens=8, min_window_tokens=1)
+    tokenizer = tiny.build_tokenizer()
+    corpus = open_corpus(section, tokenizer, 0, tmp_path / "cache")
+    truths = {
+        tokenizer.decode(given.token_ids_N[index:])
+        for given in corpus.take(50)
+        for index in places(given)
+    }
+    assert truths == {"123456", "7"}
 
 
 @pytest.mark.parametrize(
