@@ -108,11 +108,11 @@ def _line(outcome: TrialOutcome) -> str:
 def _report(plan: ComparisonPlan, outcomes: Sequence[TrialOutcome], console: Console) -> None:
     from forethought.lab.compare.figure import draw_comparison
     from forethought.lab.compare.results import results_of, write_results
-    from forethought.lab.compare.table import table_of
+    from forethought.lab.compare.table import tables_of
 
     results = results_of(plan, outcomes)
     file, figure = plan.directory / "compare.json", plan.directory / "compare.png"
     write_results(results, file)
     draw_comparison(results, figure)
-    console.print(table_of(results))
+    console.print(tables_of(results))
     console.print(f"results  {file}, {figure}", soft_wrap=True)

@@ -1,42 +1,61 @@
-"""The results of a comparison as a table."""
+"""The results of a comparison as two tables: the predictions, then the thoughts and what they cost.
+
+Two, because one does not fit a terminal of 80 columns without breaking its numbers. The price is that an
+arm stands in both.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from forethought.lab.compare.results import Results, Row, value
 from forethought.lab.statistics import SeedInterval
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
-_COLUMNS = (
+_PREDICTIONS = (
     ("think_accuracy", "think acc", ".3f"),
     ("no_think_accuracy", "plain acc", ".3f"),
     ("think_nll", "think NLL", ".3f"),
     ("marginal_nll", "marginal", ".3f"),
     ("no_think_nll", "plain NLL", ".3f"),
+)
+_THOUGHTS = (
     ("information_gain", "gain", ".3f"),
-    ("elsewhere_information_gain", "gain elsewhere", ".3f"),
+    ("elsewhere_information_gain", "elsewhere", ".3f"),
     ("thought_tokens_mean", "thought", ".1f"),
 )
 
 
-def table_of(results: Results) -> Table:
-    """One row per base, stage and arm."""
+def tables_of(results: Results) -> Group:
+    """Two tables of one row per base, stage and arm."""
+    from rich.console import Group
+
+    predictions = _table(results, [title for _, title, _ in _PREDICTIONS], _predictions)
+    predictions.title = f"{results['name']}: {_over(len(results['plan']['seeds']))}"
+    predictions.caption = (
+        "accuracy and NLL in nats of the next token after a thought, and without one (plain); "
+        "marginal: by the thoughts' mean probability"
+    )
+    costs = _table(
+        results, [*(title for _, title, _ in _THOUGHTS), "tokens", "FLOPs", "seconds"], _costs
+    )
+    costs.caption = (
+        "gain: in nats, elsewhere at unmarked positions; thought: its length in tokens; "
+        "tokens: sampled and trained; FLOPs: with scoring; both for full rows"
+    )
+    return Group(predictions, costs)
+
+
+def _table(results: Results, titles: Sequence[str], cells: Callable[[Row], list[str]]) -> Table:
     from rich.table import Table
 
-    num_seeds = len(results["plan"]["seeds"])
-    table = Table(
-        title=f"{results['name']}: {_over(num_seeds)}",
-        caption="accuracy and NLL in nats of the next token after a thought, and without one (plain); "
-        "marginal: by the thoughts' mean probability; elsewhere: at unmarked positions; thought: "
-        "its length in tokens; tokens: sampled and trained; FLOPs: with scoring; both for full rows",
-    )
-    table.add_column("arm", overflow="fold")  # never cut, at any width
-    for _, title, _ in _COLUMNS:
-        table.add_column(title, justify="right", overflow="fold")
-    for title in ("tokens", "FLOPs", "seconds"):
+    table = Table("arm")
+    table.columns[0].overflow = "fold"  # never cut, at any width
+    for title in titles:
         table.add_column(title, justify="right", overflow="fold")
     section = None
     for row in results["rows"]:
@@ -44,9 +63,7 @@ def table_of(results: Results) -> Table:
             heading = f"from {row['base']}" + (f", after {row['stage']}" if row["stage"] else "")
             table.add_section()
             table.add_row(f"[bold]{heading}[/bold]")
-        table.add_row(
-            row["label"], *(_cell(value(row, n), spec) for n, _, spec in _COLUMNS), *_costs(row)
-        )
+        table.add_row(row["label"], *cells(row))
     return table
 
 
@@ -54,12 +71,17 @@ def _over(num_seeds: int) -> str:
     return f"means over {num_seeds} seeds, ± 95 % (Student's t)" if num_seeds > 1 else "one seed"
 
 
-def _cell(found: SeedInterval | None, spec: str) -> str:
-    return "failed" if found is None else format(found, spec)
+def _predictions(row: Row) -> list[str]:
+    return [_cell(value(row, name), spec) for name, _, spec in _PREDICTIONS]
 
 
-def _costs(row: Row) -> tuple[str, str, str]:
+def _costs(row: Row) -> list[str]:
+    thoughts = [_cell(value(row, name), spec) for name, _, spec in _THOUGHTS]
     tokens, flops, seconds = (value(row, name) for name in ("tokens", "flops", "seconds"))
     if tokens is None or flops is None or seconds is None:
-        return ("", "", "")
-    return (f"{tokens.mean / 1e6:.2f}M", f"{flops.mean:.2e}", f"{seconds.mean:.0f}")
+        return thoughts
+    return [*thoughts, f"{tokens.mean / 1e6:.2f}M", f"{flops.mean:.2e}", f"{seconds.mean:.0f}"]
+
+
+def _cell(found: SeedInterval | None, spec: str) -> str:
+    return "failed" if found is None else format(found, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from math import sqrt
 from pathlib import Path
@@ -14,7 +15,7 @@ from forethought.lab.compare.figure import draw_comparison
 from forethought.lab.compare.plan import ComparisonPlan
 from forethought.lab.compare.results import FIGURES, results_of, value, write_results
 from forethought.lab.compare.schedule import TrialOutcome
-from forethought.lab.compare.table import table_of
+from forethought.lab.compare.table import tables_of
 from forethought.lab.compare.trial import Trial
 from forethought.lab.statistics import seed_interval
 from forethought.run.cost import Cost, cost_of
@@ -101,23 +102,28 @@ def test_results_are_written_tabled_and_drawn(tmp_path: Path) -> None:
     draw_comparison(read, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 10_000
     console = Console(width=200, file=StringIO())
-    console.print(table_of(read))
+    console.print(tables_of(read))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "RLP" in text
     assert "0.910 ± 0.025" in text
     assert "from late" in text
 
 
-def test_nothing_is_cut_from_the_table_at_80_columns() -> None:
-    """Cells fold where they do not fit; an ellipsis would hide numbers."""
-    console = Console(width=80, file=StringIO())
-    console.print(table_of(results_of(PLAN, OUTCOMES)))
-    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
+def test_no_number_is_cut_or_broken_at_80_columns() -> None:
+    """Cells fold between a mean and its interval; an ellipsis would hide numbers."""
+    texts = []
+    for width in (80, 200):
+        console = Console(width=width, file=StringIO())
+        console.print(tables_of(results_of(PLAN, OUTCOMES)))
+        texts.append(console.file.getvalue())  # type: ignore[attr-defined]
+    narrow, wide = (sorted(re.findall(r"\d[\d.e+M]*", text)) for text in texts)
+    assert narrow == wide
+    assert "…" not in texts[0]
 
 
 def test_an_arm_without_results_is_shown_as_failed(tmp_path: Path) -> None:
     results = results_of(PLAN, [o for o in OUTCOMES if o.trial.arm != "rpt"])
     console = Console(width=200, file=StringIO())
-    console.print(table_of(results))
+    console.print(tables_of(results))
     assert "failed" in console.file.getvalue()  # type: ignore[attr-defined]
     draw_comparison(results, tmp_path / "compare.png")
