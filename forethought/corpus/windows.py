@@ -24,10 +24,15 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethought.corpus.token_bytes import offset_bytes, vocabulary_bytes
+from forethought.corpus.token_bytes import (
+    offset_bytes,
+    vocabulary_bytes,
+    without_inserted_space,
+)
 from forethought.errors import InvalidInput
 from forethought.run.files import read_object, write_whole
 
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT_VERSION = 4  # of the cached table: increment it when cutting changes
+_FORMAT_VERSION = 5  # of the cached table: increment it when cutting changes
 _BATCH_BYTES = 2 << 20  # tokenising takes about fifty times that in memory
 _MAX_BATCH_ROWS = 4096
 _LOG = logging.getLogger(__name__)
@@ -149,7 +154,7 @@ class _Tokenised:
     entropies_N: Sequence[float] = ()
 
 
-@dataclass(slots=True)
+@dataclass
 class _Cutter:
     """A batch of documents in, their windows out, for ``Dataset.map``; counts what it skips."""
 
@@ -157,13 +162,16 @@ class _Cutter:
     window_tokens: int
     min_window_tokens: int
     left_out: LeftOut = field(default_factory=LeftOut)
-    vocabulary_bytes: tuple[int, ...] | None = None
-    vocabulary_size: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Scan the vocabulary once."""
-        self.vocabulary_bytes = vocabulary_bytes(self.tokenizer)
-        self.vocabulary_size = max(self.tokenizer.get_vocab().values()) + 1
+    @cached_property
+    def vocabulary_bytes(self) -> tuple[int, ...] | None:
+        """The vocabulary is scanned once, and not at all for windows from the cache."""
+        return vocabulary_bytes(self.tokenizer)
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id: a vocabulary may have holes."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """The windows of a batch, in document order."""
@@ -234,7 +242,9 @@ class _Cutter:
 
     def _sizes(self, token_ids_N: list[int], text: str, offsets_N: Any) -> list[int]:
         if self.vocabulary_bytes is not None:
-            return [self.vocabulary_bytes[token_id] for token_id in token_ids_N]
+            return without_inserted_space(
+                [self.vocabulary_bytes[token_id] for token_id in token_ids_N], text
+            )
         return [] if offsets_N is None else offset_bytes(text, offsets_N)
 
     def _pretokenised(
