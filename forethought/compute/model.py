@@ -21,6 +21,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from forethought.compute.fp32_head import install_fp32_head
+from forethought.compute.new_tokens import add_special_tokens
 from forethought.errors import InvalidInput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -175,18 +176,19 @@ def find_markers(tokenizer: Any, think_open: str, think_close: str) -> Markers:
     open_id, close_id = (_single_id(tokenizer, text) for text in (think_open, think_close))
     if open_id == close_id:
         raise InvalidInput(f"both think markers are token {open_id}; expected two different tokens")
+    _check_own_ids(tokenizer, think_open, think_close)
     return Markers(open_id, close_id)
 
 
 def add_markers(language_model: LanguageModel, think_open: str, think_close: str) -> None:
-    """Add missing markers as special tokens and grow the embeddings if necessary."""
-    tokenizer, model = language_model.tokenizer, language_model.model
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [think_open, think_close]},
-        replace_extra_special_tokens=False,
-    )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    """Add missing markers as special tokens, with new ids and embeddings of their own.
+
+    Raises:
+        InvalidInput: see :func:`forethought.compute.new_tokens.add_special_tokens`.
+    """
+    markers = (think_open, think_close)
+    add_special_tokens(language_model.model, language_model.tokenizer, markers)
+    install_fp32_head(language_model.model)  # new rows may come with a new head
 
 
 def read_model_files(directory: str | Path) -> dict[str, bytes]:
@@ -210,6 +212,18 @@ def _single_id(tokenizer: Any, text: str) -> int:
             "model.add_think_tokens=true to add them"
         )
     return int(ids[0])
+
+
+def _check_own_ids(tokenizer: Any, *markers: str) -> None:
+    """Refuse a marker whose id another token has, as tokens added to a vocabulary with holes do."""
+    vocabulary = tokenizer.get_vocab()
+    marker_of = {vocabulary[text]: text for text in markers if text in vocabulary}
+    for name, token_id in vocabulary.items():
+        if token_id in marker_of and name != marker_of[token_id]:
+            raise InvalidInput(
+                f"think marker {marker_of[token_id]!r} and token {name!r} are both id {token_id} of this "
+                "tokenizer; expected ids of their own: add the markers to the original model again"
+            )
 
 
 def _check_complete(missing: Collection[str], path: str | Path) -> None:
