@@ -9,7 +9,8 @@ are drawn on the host, one per token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +67,16 @@ def derive_seed(*parts: int) -> int:
 
 
 @torch.inference_mode()
-def sample(model: Any, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
-    """Sample every request; shape [requests][G]. Requests may differ in length, group size and limits."""
+def sample(
+    model: Any,
+    requests: Sequence[SampleRequest],
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> list[list[Sample]]:
+    """Sample every request; shape [requests][G]. Requests may differ in length, group size and limits.
+
+    Raises:
+        CancelledError: of :mod:`concurrent.futures`; ``is_cancelled`` became true between two tokens.
+    """
     device = next(iter(model.parameters())).device
     prefixes = pad_left([request.prefix_ids for request in requests], device)
     cache = DynamicCache(config=model.config)
@@ -77,6 +86,8 @@ def sample(model: Any, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
     decode = _Decode(requests, owners, prefixes, device)
     logits = logits[owners, -1]
     while decode.advance(logits):
+        if is_cancelled():
+            raise CancelledError
         decode.compact(cache)
         logits = tail_logits(model, decode.next_rows(), 1, cache)[:, -1]
     return decode.results()

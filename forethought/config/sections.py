@@ -182,7 +182,7 @@ class LearnerSection(Section):
     next_token_coef: Annotated[float, Field(ge=0)] = 0.0  # of that loss on the batch's documents
     no_think_every_steps: NonNegativeInt = 10  # how often the no-think NLL is measured; 0: never
     micro_batch_tokens: PositiveInt = 16_384  # padded tokens of one forward and backward pass
-    task_timeout_s: PositiveFloat = 600.0  # after that, a task without a result counts as failed
+    task_timeout_s: PositiveFloat = 600.0  # of a batch, from when the learner waits for it
     num_threads: NonNegativeInt = 1  # 0: torch's default
     tensorboard: bool = False  # needs the tensorboard extra
     ops_port: Port = 0  # /healthz /readyz /metrics; 0: any free port

@@ -23,6 +23,7 @@ from forethought.queue.interface import (
     Message,
     Stage,
     StageDepth,
+    Watermark,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Message",
     "Stage",
     "StageDepth",
+    "Watermark",
     "connect",
 ]
 

@@ -9,6 +9,10 @@ An *attempt* is counted when work on a delivery begins, not when it is received:
 newer weights, or is released on shutdown, has used no attempt. Redis's own delivery counter does not
 make that distinction and is not used.
 
+The *watermark* is the oldest task whose result the learner still waits for. Whoever holds an older one
+drops it: otherwise a run that falls behind once spends its capacity on results that come too late, and
+never catches up.
+
 Nothing here loads redis.
 """
 
@@ -21,7 +25,7 @@ from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from forethought.errors import InvalidInput
-from forethought.types import Replica
+from forethought.types import Replica, original_of
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,24 @@ class Message:
     task_id: int
     epoch: int
     body: bytes
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Watermark:
+    """The oldest open task of a run: results of tasks before it are no longer needed.
+
+    Tasks are ordered by epoch, then by id; a task that replaces another is as old as that one.
+
+    Example:
+        ``Watermark(epoch=2, task_id=40).has_passed(Message(39, 2, body))``
+    """
+
+    epoch: int = 0
+    task_id: int = 0
+
+    def has_passed(self, message: Message) -> bool:
+        """Whether the result of a message is no longer needed."""
+        return (message.epoch, original_of(message.task_id)) < (self.epoch, self.task_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +167,9 @@ class Consumer(Protocol):
         lost.
         """
 
+    async def watermark(self) -> Watermark:
+        """The run's watermark; of epoch 0 if none was set, or if Redis lost its data."""
+
     async def bury(self, delivery: Delivery, reason: str) -> bool:
         """Dead-letter the delivery, publish its error result and retire it, in one atomic step.
 
@@ -178,12 +203,15 @@ class Broker(Protocol):
     async def current_epoch(self) -> int:
         """The newest epoch; 0 if none was taken yet, or if Redis lost its data."""
 
+    async def raise_watermark(self, watermark: Watermark) -> None:
+        """Set the watermark that consumers see, unless theirs is as high. Idempotent."""
+
     async def instance_id(self) -> str:
         """An id that stays the same as long as no data can have been lost.
 
         It changes when Redis restarts (with its data, without, or with stale data), fails over, or
         is flushed. The learner compares it with the last one it saw; on a change it restores its
-        epoch, sets the manifest again and re-enqueues its outstanding tasks, all idempotent.
+        epoch, sets manifest and watermark again and re-enqueues its outstanding tasks, all idempotent.
         """
 
     async def clear_work(self) -> None:

@@ -12,6 +12,7 @@ require.
     attempts:<stage>     hash     entry id -> attempts begun, for the entries of that stage
     dead                 stream   dead letters, the newest ``MAX_DEAD_LETTERS``
     epoch                string   the newest epoch taken by a learner
+    watermark            hash     epoch and task_id of the oldest open task
     life                 string   instance id: random, set once, and lost with the data
     run                  string   the run manifest, JSON
     replicas             hash     replica id -> registration, JSON
@@ -72,6 +73,11 @@ class Keys:
     def epoch(self) -> str:
         """The newest epoch."""
         return self._key("epoch")
+
+    @property
+    def watermark(self) -> str:
+        """The oldest open task."""
+        return self._key("watermark")
 
     @property
     def instance_id(self) -> str:

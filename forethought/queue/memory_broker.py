@@ -25,6 +25,7 @@ from forethought.queue.interface import (
     Message,
     Stage,
     StageDepth,
+    Watermark,
     check_size,
 )
 from forethought.queue.keys import MAX_DEAD_LETTERS
@@ -66,6 +67,7 @@ class MemoryBroker:
     def _reset(self) -> None:
         self._instance_id = secrets.token_hex(8)
         self._epoch = 0
+        self.watermark = Watermark()
         self._stages = {stage: _StageState() for stage in Stage}
         self._dead: deque[DeadLetter] = deque(maxlen=MAX_DEAD_LETTERS)
         self._manifest: dict[str, JSON] | None = None
@@ -103,6 +105,10 @@ class MemoryBroker:
     async def current_epoch(self) -> int:
         """See ``Broker.current_epoch``."""
         return self._epoch
+
+    async def raise_watermark(self, watermark: Watermark) -> None:
+        """See ``Broker.raise_watermark``."""
+        self.watermark = max(self.watermark, watermark)
 
     async def instance_id(self) -> str:
         """See ``Broker.instance_id``."""
@@ -211,12 +217,13 @@ class MemoryConsumer:
 
     async def receive(self, max_items: int, wait_s: float) -> list[Delivery]:
         """See ``Consumer.receive``."""
-        until_s = time.monotonic() + wait_s
+        now_s = asyncio.get_running_loop().time
+        until_s = now_s() + wait_s
         while True:
             taken = await self._claim(max_items) or self._broker.take(
                 self.options, max_items, lambda entry: not entry.owner
             )
-            left_s = until_s - time.monotonic()
+            left_s = until_s - now_s()
             if taken or left_s <= 0:
                 return taken
             slice_s = min(left_s, _SLICE_S, self.options.lease_s / 3)
@@ -262,6 +269,10 @@ class MemoryConsumer:
         num_attempts = entry.num_attempts - int(entry.begun_by_owner)
         fresh = replace(entry, owner="", num_attempts=num_attempts, begun_by_owner=False)
         self._broker.append(delivery.stage, fresh)
+
+    async def watermark(self) -> Watermark:
+        """See ``Consumer.watermark``."""
+        return self._broker.watermark
 
     async def bury(self, delivery: Delivery, reason: str) -> bool:
         """See ``Consumer.bury``."""

@@ -25,6 +25,7 @@ from forethought.queue.interface import (
     Message,
     Stage,
     StageDepth,
+    Watermark,
     check_size,
 )
 from forethought.queue.keys import GROUP, Keys
@@ -75,6 +76,11 @@ class RedisBroker:
         """See ``Broker.current_epoch``."""
         with self._link.reaching():
             return int(await self._link.client.get(self._keys.epoch) or 0)
+
+    async def raise_watermark(self, watermark: Watermark) -> None:
+        """See ``Broker.raise_watermark``."""
+        args = [watermark.epoch, watermark.task_id]
+        await self._link.script(scripts.RAISE_WATERMARK, [self._keys.watermark], args)
 
     async def instance_id(self) -> str:
         """See ``Broker.instance_id``: the Redis server's run id plus a random id stored in its data."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from redis import exceptions
 
 from forethought.queue import scripts
-from forethought.queue.interface import ConsumerOptions, Delivery, Message
+from forethought.queue.interface import ConsumerOptions, Delivery, Message, Watermark
 from forethought.queue.keys import GROUP, MAX_DEAD_LETTERS, Keys
 from forethought.queue.redis_link import MAX_BLOCK_S, RedisLink, is_missing_group
 
@@ -88,6 +88,13 @@ class RedisConsumer:
         args = [GROUP, self.options.name, delivery.entry_id, num_begun]
         await self._if_group(scripts.RELEASE, args)
         self._begun.discard(delivery.entry_id)
+
+    async def watermark(self) -> Watermark:
+        """See ``Consumer.watermark``."""
+        with self._link.reaching():
+            fields: Any = self._link.client.hmget(self._keys.watermark, "epoch", "task_id")
+            epoch, task_id = await fields
+        return Watermark(int(epoch or 0), int(task_id or 0))
 
     async def bury(self, delivery: Delivery, reason: str) -> bool:
         """See ``Consumer.bury``."""

@@ -33,6 +33,17 @@ end
 return newest
 """
 
+RAISE_WATERMARK = """
+-- KEYS: watermark   ARGV: epoch, task_id
+local held = redis.call('HMGET', KEYS[1], 'epoch', 'task_id')
+local epoch, task_id = tonumber(held[1] or 0), tonumber(held[2] or 0)
+local newer = tonumber(ARGV[1]) - epoch
+if newer > 0 or (newer == 0 and tonumber(ARGV[2]) > task_id) then
+  redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'task_id', ARGV[2])
+end
+return 1
+"""
+
 INSTANCE_ID = """
 -- KEYS: instance id   ARGV: the id to set if there is none
 redis.call('SET', KEYS[1], ARGV[1], 'NX')

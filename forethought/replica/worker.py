@@ -10,6 +10,10 @@ waiting nor being released counts as an attempt.
 
 A delivery with an unfinished earlier attempt is handled on its own: if it kills its worker, no other
 delivery is lost with it.
+
+A delivery that the run's watermark has passed is dropped wherever it is: on arrival, while it waits, and
+under the handler, which is cancelled once nothing in its hands is open. The price is one more read of
+Redis per batch, and one per ``_FOLLOW_S`` while work is held.
 """
 
 from __future__ import annotations
@@ -17,17 +21,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Protocol, TypeVar
 
-from forethought.background import backoff, end, wait_for_event
+from forethought.background import backoff, end, run_until, wait_for_event
 from forethought.errors import InvalidInput, Unreachable
-from forethought.queue.interface import Consumer, Delivery, Message
+from forethought.queue.interface import Consumer, Delivery, Message, Watermark
+from forethought.replica.batch_size import BatchSize
 from forethought.replica.worker_counts import ANSWERED, Activity, DeliveryOutcome, WorkerCounts
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_FOLLOW_S = 0.25
+"""How often the watermark is read while work is held; far below any useful deadline of a batch."""
 
 
 class Readiness(Enum):
@@ -56,10 +65,13 @@ class Handler(Protocol):
         """
 
     async def handle(self, messages: list[Message]) -> list[Message]:
-        """The results, in order. An exception becomes the error result of every message."""
+        """The results, in order. An exception becomes the error result of every message.
+
+        Cancelled when none of the results is needed any more.
+        """
 
 
-# Three tasks run inside ``Worker.run``:
+# Four tasks run inside ``Worker.run``:
 #
 #   task     consumes             produces           waits for              unblocked by
 #   ------   ------------------   ----------------   --------------------   ----------------------
@@ -69,6 +81,7 @@ class Handler(Protocol):
 #   _watch   handler.changed()    _wake              a change of weights    the handler
 #   _renew   held deliveries      renewed leases;    a third of a lease     the clock
 #                                 _wake, on a loss
+#   _follow  the watermark        _wake; _closed     _FOLLOW_S              the clock
 #   stop()                        _wake                                     its caller
 
 
@@ -91,7 +104,7 @@ class Worker:
     ) -> None:
         self._handler = handler
         self._consumer = consumer
-        self._max_batch_tasks = max_batch_tasks
+        self._batch_size = BatchSize(max_batch_tasks)
         self._wait_s = wait_s
         self._weights_timeout_s = (
             consumer.options.lease_s if weights_timeout_s is None else weights_timeout_s
@@ -99,6 +112,9 @@ class Worker:
         self._held: dict[str, Delivery] = {}  # by entry id; waiting or being worked on
         self._release_at_s = 0.0  # when waiting deliveries are returned to the queue
         self._leased_at_s = 0.0  # when the broker last confirmed our leases
+        self._watermark = Watermark()
+        self._in_hand: list[Delivery] = []  # the handler's
+        self._closed = asyncio.Event()  # nothing in the handler's hands is open
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self.counts = WorkerCounts()
@@ -112,6 +128,11 @@ class Worker:
     def num_held(self) -> int:
         """Deliveries leased to this worker: waiting here or being worked on."""
         return len(self._held)
+
+    @property
+    def num_to_take(self) -> int:
+        """Deliveries received at once: fewer than ``max_batch_tasks`` while none is in time."""
+        return self._batch_size.now
 
     @property
     def num_buried(self) -> int:
@@ -131,7 +152,8 @@ class Worker:
         ``ExceptionGroup``.
         """
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(self._watch()), group.create_task(self._renew())]
+            loops = (self._watch(), self._renew(), self._follow())
+            helpers = [group.create_task(loop) for loop in loops]
             try:
                 await self._serve()
             finally:
@@ -161,17 +183,22 @@ class Worker:
 
     async def _receive(self) -> None:
         with self.counts.spending(Activity.RECEIVING):
-            deliveries = await self._consumer.receive(self._max_batch_tasks, self._wait_s)
+            deliveries = await self._consumer.receive(self._batch_size.now, self._wait_s)
         self.counts.deliveries += len(deliveries)
         self.counts.redeliveries += sum(d.num_earlier_attempts > 0 for d in deliveries)
         self._leased_at_s = _now_s()
         self._release_at_s = _now_s() + self._weights_timeout_s
         self._held = {delivery.entry_id: delivery for delivery in deliveries}
+        if deliveries:
+            await self._read_watermark()
 
     async def _sort(self) -> list[Delivery]:
-        """The held deliveries that are ready; stale or unreadable ones are retired."""
+        """The held deliveries that are ready; closed or unreadable ones are retired."""
         ready = []
         for delivery in list(self._held.values()):
+            if self._is_closed(delivery):
+                await self._drop(delivery)
+                continue
             try:
                 readiness = self._handler.readiness(delivery.message)
             except Exception as error:
@@ -201,9 +228,14 @@ class Worker:
         if not mine:
             return
         started_s = _now_s()
+        self._closed.clear()
+        self._in_hand = mine
         with self.counts.spending(Activity.WORKING):
             results = await self._handle(mine)
-            await asyncio.gather(*map(self._finish, mine, results))
+            await asyncio.gather(*map(self._conclude, mine, results))
+        self._in_hand = []
+        if not any(map(self._is_closed, mine)):
+            self._batch_size.finished_in_time()
         self.counts.batch_seconds.add(_now_s() - started_s)
 
     async def _begin(self, delivery: Delivery) -> bool:
@@ -216,7 +248,9 @@ class Worker:
         """The results in order, or a failure reason in place of each."""
         messages = [delivery.message for delivery in deliveries]
         try:
-            results = await self._handler.handle(messages)
+            results = await run_until(self._closed, self._handler.handle(messages))
+            if results is None:
+                return ["its batch is closed"] * len(messages)
             if len(results) != len(messages):
                 raise RuntimeError(
                     f"the handler returned {len(results)} results for {len(messages)} messages"
@@ -225,6 +259,21 @@ class Worker:
             log.exception("a batch of %d tasks failed", len(messages))
             return [_reason(error)] * len(messages)
         return list(results)
+
+    async def _conclude(self, delivery: Delivery, result: Message | str) -> None:
+        if self._is_closed(delivery):
+            await self._drop(delivery)
+        else:
+            await self._finish(delivery, result)
+
+    def _is_closed(self, delivery: Delivery) -> bool:
+        """Whether the learner has stopped waiting for its result."""
+        return self._watermark.has_passed(delivery.message)
+
+    async def _drop(self, delivery: Delivery) -> None:
+        """Retire a closed delivery: the learner has recorded its error result, or superseded its epoch."""
+        done = await self._retry(delivery, lambda: self._consumer.finish(delivery, None))
+        self._retired(delivery, bool(done), DeliveryOutcome.DISCARDED)
 
     async def _finish(
         self,
@@ -309,6 +358,28 @@ class Worker:
         while True:
             await self._handler.changed()
             self._wake.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_S)  # polling: the watermark is a value, not a stream
+            if self._held:
+                with suppress(Unreachable):  # which _renew reports
+                    await self._read_watermark()
+
+    async def _read_watermark(self) -> None:
+        watermark = await self._consumer.watermark()
+        if watermark == self._watermark:
+            return
+        num_open = self._num_open_in_hand()
+        self._watermark = watermark
+        self._wake.set()
+        if self._num_open_in_hand() < num_open:
+            self._batch_size.closed()
+            if not self._num_open_in_hand():
+                self._closed.set()
+
+    def _num_open_in_hand(self) -> int:
+        return sum(not self._is_closed(delivery) for delivery in self._in_hand)
 
     async def _renew(self) -> None:
         while True:

@@ -25,7 +25,7 @@ class DeliveryOutcome(StrEnum):
     """It was dead-lettered."""
 
     DISCARDED = "discarded"
-    """It belonged to a superseded run epoch."""
+    """Its result was no longer needed: its batch was closed, or its epoch superseded."""
 
     RELEASED = "released"
     """It was returned to the queue."""

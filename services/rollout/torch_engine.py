@@ -7,7 +7,8 @@ has exactly one version span; a flip waits for the current batch. vLLM switches 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,9 +44,14 @@ class TorchEngine:
         await asyncio.to_thread(self._served.load, directory, manifest)
 
     async def generate(self, tasks: Sequence[Task]) -> list[Rollout]:
-        """Sample all tasks on the compute thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._compute, self._generate, list(tasks))
+        """Sample all tasks on the compute thread, which stops at the next token if this is cancelled."""
+        loop, is_over = asyncio.get_running_loop(), threading.Event()
+        try:
+            return await loop.run_in_executor(
+                self._compute, self._generate, list(tasks), is_over.is_set
+            )
+        finally:
+            is_over.set()
 
     def refusal(self, task: Task) -> str | None:
         """Why the policy currently served cannot serve this task."""
@@ -55,19 +61,19 @@ class TorchEngine:
         """Finish the current batch and stop the compute thread."""
         await asyncio.to_thread(self._compute.shutdown)
 
-    def _generate(self, tasks: list[Task]) -> list[Rollout]:
+    def _generate(self, tasks: list[Task], is_cancelled: Callable[[], bool]) -> list[Rollout]:
         with self._served.hold() as serving:
             faults = [_fault(task, serving) for task in tasks]
-            sample_tasks = partial(self._sample, serving)
+            sample_tasks = partial(self._sample, serving, is_cancelled)
             return rollouts_of(tasks, faults, sample_tasks, self._replica)
 
-    def _sample(self, serving: Serving, tasks: list[Task]) -> list[ThoughtsKG]:
+    def _sample(
+        self, serving: Serving, is_cancelled: Callable[[], bool], tasks: list[Task]
+    ) -> list[ThoughtsKG]:
         """Thoughts of every task, [K][G] each."""
         results: list[ThoughtsKG] = [()] * len(tasks)
-        version, sample_all = (
-            serving.manifest.version,
-            partial(sample, serving.language_model.model),
-        )
+        model, version = serving.language_model.model, serving.manifest.version
+        sample_all = partial(sample, model, is_cancelled=is_cancelled)
         for indices in self._batches(tasks):
             requests_K = [sample_requests(tasks[i]) for i in indices]
             for i, samples_KG in zip(indices, compute_flat(requests_K, sample_all), strict=True):

@@ -5,16 +5,22 @@ checkpoints, is authoritative. A result counts iff its (epoch, id) is outstandin
 
 Design: results wait here per batch until the batch is complete or its deadline passes; a missing result
 then *becomes* an error result, so every admitted task comes back exactly once.
+
+A batch's clock starts when its work can: when the learner begins to wait for it, so that all earlier
+batches are closed and whoever held their tasks drops them. Each batch then has ``task_timeout_s`` of the
+replicas to itself. A clock from admission on would also run while earlier batches are worked on: one late
+batch then makes the next one late, for ever, however fast the replicas are. Replacements are admitted
+behind the tasks of later batches; their clock runs longer by the share of a batch that is ahead of them.
+The price: a run without replicas closes a batch per ``task_timeout_s``, not several at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
 
 from forethought.background import wait_for_event
-from forethought.types import Rollout, ScoredRollout, Task
+from forethought.types import Rollout, ScoredRollout, Task, attempt_of
 
 
 class Ledger:
@@ -23,7 +29,7 @@ class Ledger:
     def __init__(self, task_timeout_s: float) -> None:
         self._task_timeout_s = task_timeout_s
         self._outstanding: dict[int, Task] = {}
-        self._deadlines_s: dict[int, float] = {}
+        self._deadlines_s: dict[int, float] = {}  # by batch; of those waited for
         self._results: dict[int, ScoredRollout] = {}
         self._arrived = asyncio.Event()
         self.num_ignored = 0
@@ -50,12 +56,17 @@ class Ledger:
         return len(self._outstanding) + len(self._results)
 
     def admit(self, tasks: Iterable[Task]) -> None:
-        """Make tasks outstanding; their deadlines start now."""
-        deadline_s = time.monotonic() + self._task_timeout_s
-        for task in tasks:
-            self.num_admitted += 1
-            self._outstanding[task.task_id] = task
-            self._deadlines_s[task.task_id] = deadline_s
+        """Make tasks outstanding. For replacements, the clock of their batch starts again."""
+        tasks = list(tasks)
+        for batch in {task.batch for task in tasks} & self._deadlines_s.keys():
+            self._start_clock(batch)
+        self.num_admitted += len(tasks)
+        self._outstanding |= {task.task_id: task for task in tasks}
+
+    def restart_clocks(self) -> None:
+        """Start running clocks again: their work was lost, or its results cannot arrive."""
+        for batch in self._deadlines_s:
+            self._start_clock(batch)
 
     def accept(self, scored: ScoredRollout) -> bool:
         """Accept a result iff its task is outstanding; ignores duplicates and other epochs."""
@@ -74,9 +85,10 @@ class Ledger:
 
         Returns the results in id order; the tasks stay outstanding until :meth:`close_batch`.
         """
+        if batch not in self._deadlines_s:
+            self._start_clock(batch)
         while missing := [t for t in self._outstanding.values() if t.batch == batch]:
-            now_s = time.monotonic()
-            remaining_s = max(self._deadlines_s[task.task_id] for task in missing) - now_s
+            remaining_s = self._deadlines_s[batch] - _now_s()
             if remaining_s <= 0:
                 self._expire(missing)
                 break
@@ -86,10 +98,22 @@ class Ledger:
     async def close_batch(self, batch: int) -> list[ScoredRollout]:
         """As :meth:`complete_batch`, then remove the batch from the ledger."""
         await self.complete_batch(batch)
-        mine = self._of_batch(batch)
-        for task_id in mine:
-            del self._deadlines_s[task_id]
-        return [self._results.pop(task_id) for task_id in mine]
+        del self._deadlines_s[batch]
+        return [self._results.pop(task_id) for task_id in self._of_batch(batch)]
+
+    def _start_clock(self, batch: int) -> None:
+        timeout_s = self._task_timeout_s * (1 + self._batches_ahead_of(batch))
+        self._deadlines_s[batch] = _now_s() + timeout_s
+
+    def _batches_ahead_of(self, batch: int) -> float:
+        """How much of a batch is queued ahead of this one's replacements: 0 if it has none unanswered."""
+        unanswered = self._outstanding.values()
+        if not any(task.batch == batch and attempt_of(task.task_id) for task in unanswered):
+            return 0.0
+        num_originals = sum(
+            t.batch == batch and not attempt_of(t.task_id) for t in self.outstanding
+        )
+        return sum(task.batch > batch for task in unanswered) / max(1, num_originals)
 
     def _of_batch(self, batch: int) -> list[int]:
         return sorted(i for i, r in self._results.items() if r.rollout.task.batch == batch)
@@ -103,3 +127,7 @@ class Ledger:
             self.num_expired += 1
             reason = f"no result within learner.task_timeout_s = {self._task_timeout_s} s"
             self.accept(ScoredRollout(Rollout(task, error=reason)))
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -4,7 +4,8 @@ Batch k is exactly tasks kN … (k+1)N-1. N(1+S) tasks are admitted at start and
 being ``learner.max_staleness``, so batch k is admitted once batch k-1-S is closed, and a sampled token
 is at most S versions old (plus the next-token steps in between, if there are any). No task is admitted for
 a batch after the last step, so a finished run has none outstanding. Dynamic sampling admits further tasks
-of the current batch (:mod:`trainer.admission.replacement`).
+of the current batch (:mod:`trainer.admission.replacement`). Before a batch is closed, the watermark is
+raised above it, so that replicas drop what is left of it.
 
     loop     consumes           produces          waits for     unblocked by
     intake   stream `scored`    results (ledger)  a delivery    reward replicas
@@ -21,8 +22,16 @@ from functools import partial
 from forethought import wire
 from forethought.background import retry_until_reachable, run_until
 from forethought.config.sections import LearnerSection
-from forethought.errors import InvalidInput, Superseded
-from forethought.queue.interface import Broker, ConsumerOptions, Message, Stage
+from forethought.errors import InvalidInput, Superseded, Unreachable
+from forethought.queue.interface import (
+    Broker,
+    Consumer,
+    ConsumerOptions,
+    Delivery,
+    Message,
+    Stage,
+    Watermark,
+)
 from forethought.types import ScoredRollout, Task
 from trainer.admission.feed import TaskFeed
 from trainer.admission.ledger import Ledger
@@ -41,6 +50,7 @@ class WorkInFlight:
     def __init__(self, broker: Broker, feed: TaskFeed, section: LearnerSection) -> None:
         self._broker, self._feed, self._section = broker, feed, section
         self._ledger = Ledger(section.task_timeout_s)
+        self._watermark = Watermark()
 
     @property
     def num_admitted(self) -> int:
@@ -75,8 +85,10 @@ class WorkInFlight:
     async def resume(
         self, outstanding: Sequence[Task], next_task_id: int, *, epoch: int, version: int
     ) -> None:
-        """Re-admit a checkpoint's outstanding tasks under a new epoch."""
+        """Re-admit a checkpoint's outstanding tasks under a new epoch; earlier epochs are closed."""
         self._feed.next_task_id = next_task_id
+        first_open_id = min((task.task_id for task in outstanding), default=next_task_id)
+        await self._raise_watermark(Watermark(epoch, first_open_id))
         await self._admit(self._feed.adopt(outstanding, epoch=epoch, min_version=version))
 
     async def admit_after(self, num_closed: int, *, epoch: int, version: int) -> None:
@@ -89,6 +101,8 @@ class WorkInFlight:
         """Re-enqueue every task without a result, after Redis may have lost data."""
         unanswered = self._ledger.unanswered
         log.warning("Redis may have lost data; re-enqueueing %d tasks", len(unanswered))
+        await self._raise_watermark(self._watermark)
+        self._ledger.restart_clocks()
         await self._put(unanswered)
 
     async def take(
@@ -110,6 +124,9 @@ class WorkInFlight:
             now = {"epoch": replacing.epoch, "min_version": replacing.version}
             await self._admit(self._feed.replace(wasted, **now))
             results = await self._ledger.complete_batch(batch)
+        # Before the ledger forgets the batch: if this is cancelled, its results are still outstanding.
+        first_open_id = (batch + 1) * self._section.batch_tasks
+        await self._raise_watermark(Watermark(self._watermark.epoch, first_open_id))
         return await self._ledger.close_batch(batch)
 
     async def intake(self, epoch: int) -> None:
@@ -128,9 +145,7 @@ class WorkInFlight:
             )
         )
         while True:
-            deliveries = await retry_until_reachable(
-                lambda: consumer.receive(_RECEIVE_TASKS, _RECEIVE_S)
-            )
+            deliveries = await retry_until_reachable(partial(self._receive, consumer))
             newest = max((delivery.message.epoch for delivery in deliveries), default=0)
             if newest > epoch:
                 for delivery in deliveries:
@@ -143,6 +158,13 @@ class WorkInFlight:
                 self._accept(delivery.message)
                 await retry_until_reachable(partial(consumer.discard, delivery))
 
+    async def _receive(self, consumer: Consumer) -> list[Delivery]:
+        try:
+            return await consumer.receive(_RECEIVE_TASKS, _RECEIVE_S)
+        except Unreachable:
+            self._ledger.restart_clocks()  # no result can arrive meanwhile
+            raise
+
     def _accept(self, message: Message) -> None:
         try:
             self._ledger.accept(wire.decode_scored(message.body))
@@ -153,6 +175,11 @@ class WorkInFlight:
         self._ledger.admit(tasks)
         await self._put(tasks)
 
+    async def _raise_watermark(self, watermark: Watermark) -> None:
+        self._watermark = watermark
+        await retry_until_reachable(lambda: self._broker.raise_watermark(watermark))
+
     async def _put(self, tasks: Sequence[Task]) -> None:
-        messages = [Message(t.task_id, t.epoch, wire.encode_task(t)) for t in tasks]
+        in_order = sorted(tasks, key=lambda task: (task.batch, task.task_id))
+        messages = [Message(t.task_id, t.epoch, wire.encode_task(t)) for t in in_order]
         await retry_until_reachable(lambda: self._broker.put(Stage.TASKS, messages))

@@ -19,6 +19,7 @@ from forethought.queue import (
     Message,
     Stage,
     StageDepth,
+    Watermark,
     connect,
     memory_broker,
     redis_consumer,
@@ -27,7 +28,7 @@ from forethought.queue.interface import ConsumerOptions
 from forethought.queue.keys import MAX_DEAD_LETTERS
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.queue.redis_broker import RedisBroker
-from forethought.types import Replica
+from forethought.types import Replica, next_attempt
 from tests.redis_loss import lose_everything
 
 LEASE_S = 0.15
@@ -431,6 +432,28 @@ async def test_epochs_are_atomic(bench: Bench) -> None:
     assert await bench.broker.current_epoch() == 25
 
 
+async def test_the_watermark_rises_only_and_is_lost_with_the_data(bench: Bench) -> None:
+    consumer = bench.consumer()
+    assert await consumer.watermark() == Watermark(0, 0)
+    for epoch, task_id in ((1, 8), (1, 4), (2, 0), (1, 99), (2, 12)):
+        await bench.broker.raise_watermark(Watermark(epoch, task_id))
+    assert await consumer.watermark() == Watermark(2, 12)
+    await bench.broker.clear_work()
+    assert await consumer.watermark() == Watermark(2, 12)
+    await bench.lose_everything()
+    assert await consumer.watermark() == Watermark(0, 0)
+    await bench.broker.raise_watermark(Watermark(2, 8))
+    assert await consumer.watermark() == Watermark(2, 8)
+
+
+def test_a_replacement_is_as_old_as_the_task_it_replaces() -> None:
+    watermark = Watermark(epoch=2, task_id=8)
+    passed = [Message(7, 2, b""), Message(next_attempt(7), 2, b""), Message(90, 1, b"")]
+    still_open = [Message(8, 2, b""), Message(next_attempt(8), 2, b""), Message(0, 3, b"")]
+    assert all(map(watermark.has_passed, passed))
+    assert not any(map(watermark.has_passed, still_open))
+
+
 async def test_replicas_expire_by_the_brokers_clock(bench: Bench) -> None:
     a = Replica("a", "rollout", "10.0.0.1:50051", ("policy",), {"policy": (1, 12)}, 7)
     b = Replica("b", "reward", "10.0.0.2:50051", ("policy", "baseline"), draining=True)
@@ -457,6 +480,7 @@ async def test_runs_do_not_see_each_other(bench: Bench) -> None:
     await bench.broker.put(Stage.TASKS, [task(1)])
     await bench.broker.new_epoch(9)
     await bench.broker.set_run({"epoch": 9})
+    await bench.broker.raise_watermark(Watermark(9, 1))
     await bench.broker.announce(Replica("a", "rollout", "h:1", ()), ttl_s=30)
     other = bench.other_run
     stranger = other.consumer(
@@ -465,6 +489,7 @@ async def test_runs_do_not_see_each_other(bench: Bench) -> None:
         )
     )
     assert await stranger.receive(1, 0) == []
+    assert await stranger.watermark() == Watermark()
     assert await other.current_epoch() == 0
     assert await other.run() is None
     assert await other.replicas() == []

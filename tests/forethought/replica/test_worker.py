@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from forethought.queue import MAX_VALUE_BYTES, Broker, Consumer, Message, Stage, connect
+from forethought.queue import MAX_VALUE_BYTES, Broker, Consumer, Message, Stage, Watermark, connect
 from forethought.queue.embedded import EmbeddedRedis
 from forethought.queue.interface import ConsumerOptions
 from forethought.replica.worker import Readiness, Worker
 from forethought.replica.worker_counts import Activity
+from forethought.types import next_attempt
 
 LEASE_S = 0.3
 
@@ -127,6 +128,13 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def until_true(condition: Callable[[], bool]) -> None:
+    async def is_so() -> bool:
+        return condition()
+
+    await until(is_so)
+
+
 async def holds(broker: Broker, num_pending: int) -> None:
     async def is_so() -> bool:
         return (await broker.depths())[Stage.TASKS].pending == num_pending
@@ -229,6 +237,62 @@ async def test_work_of_a_superseded_epoch_is_discarded(broker: Broker) -> None:
         assert await results(broker, 1) == {2: b"done"}
         await holds(broker, 0)
     assert handler.batches == [[2]]
+    assert left(worker) == {"discarded": 1, "done": 1}
+
+
+async def test_closed_work_is_dropped_on_arrival(broker: Broker) -> None:
+    await broker.raise_watermark(Watermark(2, 4))
+    epochs = [(9, 1), (3, 2), (next_attempt(3), 2), (4, 2), (next_attempt(4), 2)]
+    await broker.put(Stage.TASKS, [task(task_id, epoch=epoch) for task_id, epoch in epochs])
+    handler = Weights(version=1 << 41)
+    worker = worker_of(handler, consumer_of(broker))
+    async with running(worker):
+        assert (await results(broker, 2)).keys() == {4, next_attempt(4)}
+        await holds(broker, 0)
+    assert left(worker) == {"discarded": 3, "done": 2}
+    assert (await broker.depths())[Stage.TASKS].waiting == 0
+
+
+async def test_work_closed_while_it_waits_for_weights_is_dropped(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(5), task(7)])
+    handler = Weights(version=1)
+    worker = worker_of(handler, consumer_of(broker, lease_s=60))
+    async with running(worker):
+        await holds(broker, 2)
+        await broker.raise_watermark(Watermark(1, 7))
+        await holds(broker, 1)
+        await handler.publish(7)
+        assert await results(broker, 1) == {7: b"done"}
+    assert left(worker) == {"discarded": 1, "done": 1}
+
+
+async def test_the_handler_is_cancelled_once_all_its_work_is_closed(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(1), task(2)])
+    handler = Weights()
+    handler.may_finish.clear()
+    worker = worker_of(handler, consumer_of(broker, lease_s=60))
+    async with running(worker):
+        await handler.started.wait()
+        await broker.raise_watermark(Watermark(1, 3))
+        await holds(broker, 0)  # although the handler would never have finished
+        handler.may_finish.set()
+        await broker.put(Stage.TASKS, [task(3)])
+        assert await results(broker, 1) == {3: b"done"}
+    assert left(worker) == {"discarded": 2, "done": 1}
+
+
+async def test_the_open_part_of_the_work_is_finished(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(1), task(2)])
+    handler = Weights()
+    handler.may_finish.clear()
+    worker = worker_of(handler, consumer_of(broker, lease_s=60))
+    async with running(worker):
+        await handler.started.wait()
+        await broker.raise_watermark(Watermark(1, 2))
+        await until_true(lambda: worker.num_to_take == 2)  # it has seen it
+        handler.may_finish.set()
+        assert await results(broker, 1) == {2: b"done"}
+        await holds(broker, 0)
     assert left(worker) == {"discarded": 1, "done": 1}
 
 

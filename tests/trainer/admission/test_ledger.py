@@ -104,6 +104,30 @@ async def test_a_deadline_becomes_an_error_result() -> None:
     assert not ledger.outstanding
 
 
+async def test_a_batchs_clock_starts_when_it_is_waited_for() -> None:
+    """Not at its admission: the replicas then still work on the batch before it."""
+    ledger = make_ledger(2 * N, timeout_s=0.3)
+    await asyncio.sleep(0.4)
+    closing = asyncio.create_task(ledger.close_batch(0))
+    await asyncio.sleep(0.05)
+    for task_id in range(N):
+        assert ledger.accept(result(task_id))
+    assert not any(r.failure for r in await closing)
+    assert all(r.failure for r in await ledger.close_batch(1))
+
+
+async def test_clocks_start_again_when_work_was_lost() -> None:
+    ledger = make_ledger(timeout_s=0.3)
+    closing = asyncio.create_task(ledger.close_batch(0))
+    for _ in range(3):
+        await asyncio.sleep(0.15)
+        ledger.restart_clocks()
+    assert not closing.done()
+    for task_id in range(N):
+        ledger.accept(result(task_id))
+    assert not any(r.failure for r in await closing)
+
+
 async def test_outstanding_includes_results_that_were_not_consumed() -> None:
     ledger = make_ledger(2 * N)
     for task_id in (0, 1, 2, 3, 6):

@@ -1,0 +1,41 @@
+"""How many tasks a worker takes at once: fewer while it finishes none of them in time.
+
+Design: tasks taken together finish together, so a replica that needs longer for ``max_batch_tasks`` than a
+batch of the learner may take would finish none, for ever. The size is halved whenever work is closed under
+the worker's hands and none has been finished in time since that happened last; it is doubled after some in
+a row that were in time, and after each halving more of them are asked for. A replica that is only too
+slow for a whole batch keeps its size: smaller works would not make it faster. The price: after a time of
+trouble, a replica works in smaller batches for a while.
+"""
+
+from __future__ import annotations
+
+_PATIENCE = 4
+_LONGEST_PATIENCE = 64
+
+
+class BatchSize:
+    """``now``: tasks to take at once, at most ``limit``.
+
+    Example:
+        ``size = BatchSize(8); size.closed(); size.now  # 4``
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = self.now = limit
+        self._patience = _PATIENCE
+        self._num_in_time = 0  # since work was last closed under the worker's hands
+
+    def finished_in_time(self) -> None:
+        """Work was finished, and no part of it had been closed."""
+        self._num_in_time += 1
+        if self._num_in_time >= self._patience and self.now < self.limit:
+            self.now = min(2 * self.now, self.limit)
+            self._num_in_time = 0
+
+    def closed(self) -> None:
+        """Part of the work in hand was closed before it was finished."""
+        if not self._num_in_time:
+            self.now = max(1, self.now // 2)
+            self._patience = min(2 * self._patience, _LONGEST_PATIENCE)
+        self._num_in_time = 0
