@@ -273,7 +273,7 @@ async def entries_of(cluster: Cluster, process: Process) -> list[Any]:
 
 
 async def test_hung_replicas_fail_tasks_and_staleness_is_bounded(cluster: Cluster) -> None:
-    """S = 1. All rollout replicas hang during the first batches and answer too late."""
+    """S = 1. All rollout replicas hang during the first batches, and then drop what is left of them."""
     rollouts = cluster.rollouts[:2]
     for process in rollouts:
         process.signal(signal.SIGSTOP)
@@ -291,7 +291,7 @@ async def test_hung_replicas_fail_tasks_and_staleness_is_bounded(cluster: Cluste
     assert_whole(cluster, "stale", num_steps, num_failed)
     failures = {result.failure for result in records_of(cluster, "stale")[0].results}
     assert failures == {"no result within learner.task_timeout_s = 2.0 s"}
-    assert metrics[-1]["results_ignored"] > 0, "what they answered late was not to count"
+    assert [row["tasks_failed"] for row in metrics[5:]] == [0] * (num_steps - 5), "it has caught up"
     lags = [row["lag_mean"] for row in metrics if "lag_mean" in row]
     assert all(0.0 <= lag <= 1.0 for lag in lags)
     assert max(lags) > 0.0, "sampling and learning never overlapped"
