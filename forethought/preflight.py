@@ -51,8 +51,8 @@ def check_corpus(settings: Settings) -> None:
     """
     if not settings.corpus.resolved_sources():
         raise InvalidInput(
-            "no corpus is configured; expected corpus.path=FILE_OR_FOLDER (text, .jsonl, .parquet or a "
-            "saved Hugging Face dataset) or [[corpus.sources]]"
+            "no corpus is configured; expected corpus.path=FILE_OR_FOLDER (text, .jsonl, .parquet, …, "
+            "also compressed, or a saved Hugging Face dataset) or [[corpus.sources]]"
         )
 
 

@@ -6,6 +6,8 @@ on one device; several processes split a folder with ``--shard``.
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +87,7 @@ def _run(request: CurationRequest) -> None:
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
+        _show_what_was_read()
         task = progress.add_task("windows", total=None)
 
         def report(num_done: int, num_windows: int) -> None:
@@ -99,6 +102,15 @@ def _run(request: CurationRequest) -> None:
     typer.echo(
         f"to train on them: corpus.path={request.out} corpus.window_tokens={request.window_tokens}"
     )
+
+
+def _show_what_was_read() -> None:
+    """Print what the corpus was read from and what of it was left out, above the progress bar."""
+    handler = logging.StreamHandler(sys.stderr)  # the progress display's, while it is shown
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    reader = logging.getLogger("forethought.corpus")
+    reader.setLevel(logging.INFO)
+    reader.handlers = [handler]
 
 
 def _parsed(shard: str) -> tuple[int, int]:

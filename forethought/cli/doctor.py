@@ -253,19 +253,22 @@ def _run_directory(directory: Path) -> Check:
 
 
 def _corpus(settings: Settings) -> Check:
-    from forethought.corpus.readers import list_files
+    from forethought.corpus.reading.listing import list_source
 
     sources = settings.corpus.resolved_sources()
     if not sources:
         return Check("corpus", Level.WARN, "none given", "add corpus.path=FOLDER to the command")
     try:
-        num_files = sum(
-            len(list_files(Path(source.path).expanduser(), settings.run.directory / "cache"))
+        listings = [
+            list_source(Path(source.path).expanduser(), settings.run.directory / "cache")
             for source in sources
-        )
+        ]
     except InvalidInput as error:
         return Check("corpus", Level.FAIL, str(error), "correct corpus.path")
-    return Check("corpus", Level.OK, f"{num_files} files in {len(sources)} sources")
+    num_files = sum(len(listing.files) for listing in listings)
+    left_out = [f"{name}: {reason}" for listing in listings for name, reason in listing.left_out]
+    others = f"; {len(left_out)} left out, such as {left_out[0]}" if left_out else ""
+    return Check("corpus", Level.OK, f"{num_files} files in {len(sources)} sources{others}")
 
 
 def _model(settings: Settings) -> Check:

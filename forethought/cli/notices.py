@@ -17,6 +17,8 @@ _RECORD = re.compile(r"\d\d:\d\d:\d\d\.\d{3} \S+ ([A-Z]+) (\S+): (.*)")  # foret
 _LEVELS = {"WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
 _CORPUS = "corpus: "
 """How :mod:`trainer.assembly` begins the line that says what was read."""
+_READER = "forethought.corpus"
+"""Of all its processes the corpus says the same, and ``up`` says it once."""
 
 
 class Notices:
@@ -61,7 +63,8 @@ def notice(name: str, line: str) -> str | None:
     if found is None:
         return None
     level, logger, message = found.groups()
+    is_reader = logger.startswith(_READER)
     if level in _LEVELS:
-        return f"{_LEVELS[level]:<10} {name}: {message}"
-    is_corpus = logger == "trainer.assembly" and message.startswith(_CORPUS)
+        return f"{_LEVELS[level]:<10} {'corpus' if is_reader else name}: {message}"
+    is_corpus = is_reader or (logger == "trainer.assembly" and message.startswith(_CORPUS))
     return f"{'corpus':<10} {message.removeprefix(_CORPUS)}" if is_corpus else None

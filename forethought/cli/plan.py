@@ -170,12 +170,12 @@ def child_environment(environment: Mapping[str, str], secrets: Mapping[str, str]
 
 
 def _check_corpus(settings: Settings) -> None:
-    from forethought.corpus.readers import list_files
+    from forethought.corpus.reading.listing import list_source
     from forethought.preflight import check_corpus
 
     check_corpus(settings)
     for source in settings.corpus.resolved_sources():
-        list_files(Path(source.path).expanduser(), RunDirectory(settings.run.directory).cache)
+        list_source(Path(source.path).expanduser(), RunDirectory(settings.run.directory).cache)
 
 
 def _check_model(settings: Settings) -> None:

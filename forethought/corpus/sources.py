@@ -2,8 +2,9 @@
 
 Design: whatever the format, a source is streamed once through the same checks into one Arrow file
 under ``cache_dir`` (columns ``id``, ``text``, ``token_ids``, ``marks``; exactly one of ``text`` and
-``token_ids`` is set), keyed by path, size and modification time of its files. Everything after that is
-independent of formats and uses no memory. The price is a second copy of the text on disk.
+``token_ids`` is set), keyed by what was read and how: the path as given, name, format, size and times of
+every file, the fields, and whether invalid records are skipped. Everything after that is independent of
+formats and uses no memory. The price is a second, decompressed copy of the text on disk.
 """
 
 from __future__ import annotations
@@ -18,20 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forethought.config.sections import CorpusSection, SourceSection
-from forethought.corpus.readers import (
-    ENTROPIES_FIELD,
-    TOKEN_IDS_FIELD,
-    Fields,
-    InvalidRecords,
-    list_files,
-    read_records,
-)
+from forethought.corpus.reading.fields import ENTROPIES_FIELD, TOKEN_IDS_FIELD, Fields
+from forethought.corpus.reading.listing import Listing, SourceFile, list_source
+from forethought.corpus.reading.records import read_records
+from forethought.corpus.reading.report import ReadingReport
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT_VERSION = 3  # of the cached table: increment it when reading changes
+_FORMAT_VERSION = 4  # of the cached table: increment it when reading changes
 _MAX_TOKEN_ID = 2**31 - 1
 _LOG = logging.getLogger(__name__)
 
@@ -53,9 +50,8 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
     from datasets.exceptions import DatasetGenerationError
 
     path = Path(source.path).expanduser()
-    files = list_files(path, cache_dir)
     fields = Fields(source.text_field, source.marks_field, source.prompt_field)
-    reading = _Reading(path, files, fields, source.skip_invalid)
+    reading = _Reading(path, list_source(path, cache_dir), fields, source.skip_invalid, cache_dir)
     features = Features(
         {
             "id": Value("string"),
@@ -67,7 +63,7 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
         }
     )
     try:
-        return Dataset.from_generator(
+        documents = Dataset.from_generator(
             _documents,
             features=features,
             cache_dir=str(cache_dir),
@@ -78,6 +74,8 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
         if isinstance(error.__cause__, InvalidInput):
             raise error.__cause__ from None
         raise
+    _log(ReadingReport.load(reading.report_file), source.name or path.name)
+    return documents
 
 
 def iterate_texts(section: CorpusSection, cache_dir: Path) -> Iterator[str]:
@@ -98,60 +96,66 @@ def iterate_texts(section: CorpusSection, cache_dir: Path) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A source's files and fields in one value, since ``datasets`` takes a list for shards."""
+    """A source's files and how they are read, in one value, since ``datasets`` takes a list for shards."""
 
     path: Path
-    files: tuple[Path, ...]
+    listing: Listing
     fields: Fields
     skip_invalid: bool
+    cache_dir: Path
+
+    @property
+    def report_file(self) -> Path:
+        """Where the report is kept, beside the documents."""
+        return self.cache_dir / f"documents-{self.fingerprint()}.json"
 
     def fingerprint(self) -> str:
-        """A hash that changes when any file's path, size or modification time does."""
-        stats = [(str(file.resolve()), file.stat()) for file in self.files]
-        parts = [
-            (name.encode("utf-8", "replace").hex(), s.st_size, s.st_mtime_ns) for name, s in stats
+        """A hash that changes when any file does, or the way in which it is read."""
+        described = [
+            _FORMAT_VERSION,
+            str(self.path.absolute()),
+            [self.fields.text, self.fields.marks, self.fields.prompt],
+            self.skip_invalid,
+            [_described(file) for file in self.listing.files],
+            self.listing.left_out,
         ]
-        names = (self.fields.text, self.fields.marks, self.fields.prompt)
-        described = json.dumps([_FORMAT_VERSION, *names, self.skip_invalid, parts])
-        return hashlib.sha256(described.encode()).hexdigest()[:32]
+        ascii_only = json.dumps(described)  # a name that is not UTF-8 is escaped too
+        return hashlib.sha256(ascii_only.encode()).hexdigest()[:32]
+
+
+def _described(file: SourceFile) -> list[object]:
+    """What identifies the content of a file and the way in which it is read."""
+    stats = [(str(part.resolve()), part.stat()) for part in file.parts]
+    parts = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
+    return [str(file.path.absolute()), file.name, file.format_name, parts]
 
 
 def _documents(reading: _Reading) -> Iterator[dict[str, Any]]:
     """The validated documents of a source; raising here keeps an unusable source out of the cache."""
-    num_usable = num_empty = 0
-    invalid = InvalidRecords(reading.skip_invalid)
-    for document_id, record in read_records(reading.path, reading.files, reading.fields, invalid):
-        try:
-            document = _checked(document_id, record, reading.fields)
-        except InvalidInput as fault:
-            invalid.take(fault)
-            continue
-        if document is None:
-            num_empty += 1
-        else:
-            num_usable += 1
-            yield document
-    _report(reading.path, num_usable, num_empty, invalid)
+    report = ReadingReport(reading.skip_invalid)
+    for name, reason in reading.listing.left_out:
+        report.leave_out(name, reason)
+    for file in reading.listing.files:
+        for document_id, record in read_records(file, reading.fields, report):
+            try:
+                document = _checked(document_id, record, reading.fields)
+            except InvalidInput as fault:
+                report.take_invalid(fault)
+                continue
+            if document is None:
+                report.num_empty += 1
+            else:
+                report.num_documents += 1
+                yield document
+    report.check_usable(reading.path)
+    report.save(reading.report_file)
 
 
-def _report(path: Path, num_usable: int, num_empty: int, invalid: InvalidRecords) -> None:
-    """Log what was skipped.
-
-    Raises:
-        InvalidInput: nothing is left.
-    """
-    num_read = num_usable + num_empty + invalid.count
-    reason = f" or invalid, such as {invalid.first}" if invalid.count else ""
-    if not num_usable:
-        raise InvalidInput(
-            f"corpus source {str(path)!r}: got {num_read} documents, all of them empty{reason}; "
-            "expected at least one with text; check the path and the source's text_field"
-        )
-    if num_empty:
-        _LOG.warning("%s: skipped %d of %d documents: empty", path, num_empty, num_read)
-    if invalid.count:
-        skipped = (path, invalid.count, num_read, invalid.first)
-        _LOG.warning("%s: skipped %d of %d documents: invalid, the first: %s", *skipped)
+def _log(report: ReadingReport, name: str) -> None:
+    """Say what was read and what was not; ``up`` prints both (:mod:`forethought.cli.notices`)."""
+    _LOG.info("%s: %s", name, report.summary)
+    for warning in report.warnings():
+        _LOG.warning("%s: %s", name, warning)
 
 
 def _checked(document_id: str, record: dict[str, Any], fields: Fields) -> dict[str, Any] | None:

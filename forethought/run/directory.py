@@ -81,6 +81,12 @@ class RunDirectory:
         """The folder of checkpoints."""
         return self.root / "checkpoints"
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run has been started here."""
+        begun_with = (self.root / "up.toml", self.config, self.cache)
+        return (self.root / "lock").is_file() and any(path.exists() for path in begun_with)
+
     def newest_epoch(self) -> int:
         """The newest epoch recorded in this directory, or 0. Redis may have lost it.
 
