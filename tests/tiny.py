@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
@@ -88,6 +89,15 @@ def build_model_directory(
     """Write a model and its tokenizer as ``save_pretrained`` does; returns the directory."""
     build_model(kind, seed, head_dim).save_pretrained(directory)
     build_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def corrupt(directory: Path) -> Path:
+    """Make one weight of a saved model NaN; returns the directory."""
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    weights[min(weights)].view(-1)[7] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
     return directory
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
+from forethought.compute.finite import check_finite
 from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.model import LanguageModel
 from forethought.compute.sampling import Sample, SampleRequest, derive_seed, sample
@@ -128,6 +129,9 @@ def evaluate(
     """Sample ``sampling.group_size`` thoughts at every query and score the target after each.
 
     Accuracy is the share of targets of which every token was the likeliest.
+
+    Raises:
+        InvalidInput: a log-prob is not finite.
     """
     answers = answer_queries(language_model, queries, prompting, sampling, seed)
     thoughts = [thought for answer in answers for thought in answer.thoughts_G]
@@ -157,6 +161,9 @@ def answer_queries(
 
     A thought's random numbers depend on the seed, the query's index and the thought's index, not on the
     model: models evaluated on the same queries and seed form paired samples.
+
+    Raises:
+        InvalidInput: a log-prob is not finite.
     """
     answers: list[Answer] = []
     for start in range(0, len(queries), _BATCH_POSITIONS):
@@ -201,6 +208,7 @@ def _scored(
     ]
     different = list(dict.fromkeys([*plain, *(b for of_query in branches_QG for b in of_query)]))
     scores = score_continuations(model, different, _BATCH_TOKENS)
+    check_finite(model, (score.total for score in scores), "a log-prob")
     scored = dict(zip(different, scores, strict=True))
     return [
         Answer(scored[plain[q]], tuple(thoughts_G), tuple(scored[b] for b in branches_QG[q]))

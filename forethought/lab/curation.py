@@ -14,10 +14,12 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from forethought.compute.entropy import EntropyQuery, entropies
+from forethought.compute.finite import check_finite
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import SourceSection
 from forethought.corpus.mixture import digest_of
@@ -111,6 +113,7 @@ def _annotated(
         EntropyQuery(tuple(ids), request.top_k, request.renormalise) for ids in windows["token_ids"]
     ]
     found = entropies(language_model.model, queries, request.max_batch_tokens)
+    check_finite(language_model.model, chain.from_iterable(found), "an entropy")
     return {
         "document_id": windows["document_id"],
         "token_ids": windows["token_ids"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,20 @@ def noise_marks(
 def find_entropies(
     language_model: Any, documents: Sequence[Document], report: Callable[[int], None]
 ) -> list[tuple[float, ...]]:
-    """The proxy's entropies in nats, one per token, over the 16 likeliest tokens, not renormalised."""
+    """The proxy's entropies in nats, one per token, over the 16 likeliest tokens, not renormalised.
+
+    Raises:
+        InvalidInput: an entropy is not finite.
+    """
     from forethought.compute.entropy import EntropyQuery, entropies
+    from forethought.compute.finite import check_finite
 
     found: list[tuple[float, ...]] = []
     for start in range(0, len(documents), 256):
         part = documents[start : start + 256]
         queries = [EntropyQuery(document.token_ids_N, TOP_K, False) for document in part]
         batch = entropies(language_model.model, queries, _BATCH_TOKENS)
+        check_finite(language_model.model, chain.from_iterable(batch), "an entropy")
         found += [(0.0, *(max(0.0, value) for value in values)) for values in batch]
         report(len(found))
     return found

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from forethought.compute.answers import Answer, Query, answer_queries, evaluate, thought_ids
 from forethought.compute.model import LanguageModel, load_language_model
+from forethought.errors import InvalidInput
 from forethought.types import Document, Position, Prompting, Sampling
 from tests import tiny
 
@@ -130,3 +131,10 @@ def test_the_means_are_of_the_answers(model: LanguageModel) -> None:
     assert figures["information_gain"] == pytest.approx(
         figures["no_think_nll"] - figures["think_nll"]
     )
+
+
+def test_log_probs_that_are_not_finite_are_refused(directory: Path) -> None:
+    broken = load_language_model(directory, "float32", "cpu")
+    broken.model.lm_head.weight.data[7, 3] = math.nan
+    with pytest.raises(InvalidInput, match=f"model {directory} gave a log-prob of nan"):
+        evaluate(broken, queries_of(TEXT, 9), PROMPTING, SAMPLING)

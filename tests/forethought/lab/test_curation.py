@@ -94,6 +94,12 @@ def test_entropies_are_those_of_a_direct_computation(
     assert len(spread) > 5
 
 
+def test_a_proxy_that_is_not_finite_is_refused(corpus: Path, tmp_path: Path) -> None:
+    proxy = tiny.corrupt(tiny.build_model_directory(tmp_path / "broken"))
+    with pytest.raises(InvalidInput, match=f"model {proxy} gave an entropy of nan"):
+        curate(order(corpus, proxy, tmp_path / "out"), silent)
+
+
 def test_positions_are_chosen_without_a_proxy(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "curated"
     num_windows = curate(order(corpus, model, out), silent)

@@ -98,6 +98,12 @@ def test_models_with_another_vocabulary_are_refused(model: Path, corpus: Path) -
         carry_out(request(model, corpus, proxy=base_model()))
 
 
+def test_a_proxy_that_is_not_finite_is_refused(model: Path, corpus: Path, tmp_path: Path) -> None:
+    proxy = tiny.corrupt(tiny.build_model_directory(tmp_path))
+    with pytest.raises(InvalidInput, match=f"model {proxy} gave an entropy of nan"):
+        carry_out(request(model, corpus, proxy=proxy))
+
+
 def test_contexts_that_leave_no_room_are_excluded(model: Path, corpus: Path) -> None:
     long = replace(request(model, corpus).overrides, max_thought_tokens=tiny.MAX_LENGTH_TOKENS - 8)
     report = carry_out(request(model, corpus, overrides=long))

@@ -1,0 +1,27 @@
+"""The check that a model's numbers are finite, for what measures models.
+
+Design: one number that is not finite makes every mean NaN, and comparisons with NaN are all false; so it is
+an error where it is first seen. Services check theirs per request instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from forethought.errors import InvalidInput
+
+
+def check_finite(model: Any, numbers: Iterable[float], what: str) -> None:
+    """Check log-probs or entropies that a transformers model gave.
+
+    Raises:
+        InvalidInput: one is NaN or infinite.
+    """
+    bad = next((number for number in numbers if not math.isfinite(number)), None)
+    if bad is not None:
+        raise InvalidInput(
+            f"model {model.name_or_path} gave {what} of {bad}; expected finite numbers: its weights are "
+            "corrupt, or overflow in its dtype (float32 has the widest range)"
+        )
