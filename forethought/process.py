@@ -1,7 +1,8 @@
 """Startup and exit of every Forethought process: settings, logging, and the exit status.
 
-0  done, or drained after SIGTERM        2  the user must change something (one line, no traceback)
-3  a newer learner owns the run          1  standard output is closed; anything else (traceback)
+0  done, or drained after SIGTERM        3  a newer learner owns the run
+2  the user must change something        4  the run learned nothing (its checkpoint and summary are written)
+   (one line, no traceback)              1  standard output is closed; anything else (traceback)
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from forethought.config import Settings, load_settings
 from forethought.errors import InvalidInput, Superseded, Unreachable
@@ -22,7 +24,7 @@ from forethought.telemetry.log import configure_logging
 
 log = logging.getLogger(__name__)
 
-FAILED, USER_ERROR, SUPERSEDED = 1, 2, 3
+FAILED, USER_ERROR, SUPERSEDED, NOTHING_LEARNED = 1, 2, 3, 4
 _STDOUT = 1
 
 
@@ -68,6 +70,14 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
     except Superseded as error:
         print(f"{process}: {error}", file=sys.stderr)
         return SUPERSEDED
+
+
+def run_status(summary: Mapping[str, Any], stopped_status: int) -> int:
+    """The exit status of a learner that wrote this summary; ``stopped_status``: before its last step."""
+    if failure := summary.get("failure"):
+        log.error("%s", failure)
+        return NOTHING_LEARNED
+    return 0 if summary["done"] else stopped_status
 
 
 def _is_stdout_closed() -> bool:

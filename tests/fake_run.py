@@ -1,6 +1,6 @@
 """Fakes of the processes that ``up`` starts: they do what ``up`` relies on, and nothing else.
 
-``FAKE_TRAINER`` selects the behaviour of the trainer: train (the default), refuse or deaf.
+``FAKE_TRAINER`` selects the behaviour of the trainer: train (the default), refuse, fail or deaf.
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ def trainer() -> None:
     summary = {"steps": step, "policy_version": step, "lost": 0, "duplicated": 0, "seconds": 61.0}
     summary |= {"done": step >= settings.learner.steps, "tokens": step * 100}
     summary |= {"replicas": {"rollout-a": {"serving": {"policy": [1, step]}}}}
+    if behaviour == "fail":
+        summary |= {"done": False, "failure": "nothing was learned: no memory"}
     directory.summary.write_text(json.dumps(summary))
     print("stopped at", time.time(), flush=True)
+    sys.exit(4 if behaviour == "fail" else 0)
 
 
 def base() -> None:

@@ -58,7 +58,7 @@ def train(settings: Settings) -> int:
         summary = _supervised(parts)
         directory.write_summary(summary)
     log.info("step %d, checkpoint %s", summary["steps"], summary["checkpoint"])
-    return 0 if summary["done"] else settings.learner.stopped_status
+    return process.run_status(summary, settings.learner.stopped_status)
 
 
 def dry_run(settings: Settings) -> int:

@@ -69,8 +69,8 @@ def make_base(settings: Settings) -> int:
         signal.signal(number, lambda *_: run.stop())
     with parts.directory.owned():
         summary = run.run()
-    if summary["steps"] < settings.base.steps:
-        return 0  # stopped: the next start resumes from the checkpoint
+    if not summary["done"]:  # stopped or failed: the next start resumes from the checkpoint
+        return process.run_status(summary, stopped_status=0)
     _adopt(Path(summary["checkpoint"]) / "model", root / "model")
     print(json.dumps(summary))
     return 0

@@ -21,14 +21,18 @@ from trainer.batch.thought_tree import trees_of_documents
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.learner.learner import StepResult
 from trainer.metrics.step_log import MetricsLog
+from trainer.metrics.step_watch import StepWatch
 
 
 class NextTokenRun:
-    """Next-token training until ``learner.steps`` or ``learner.max_tokens`` is reached or it is stopped."""
+    """Next-token training until ``learner.steps`` or ``learner.max_tokens`` is reached, nothing is learned
+    (:mod:`forethought.run.learning`), or it is stopped.
+    """
 
     def __init__(self, parts: Assembly, documents: Documents | None = None) -> None:
         """``documents`` replaces the corpus as the source, for callers that rewrite documents."""
         self._parts, self._documents = parts, documents or parts.corpus
+        self._watch = StepWatch(parts.settings.learner)
         self._stop = threading.Event()
         self._num_steps = 0
         self._num_tokens = 0
@@ -63,7 +67,8 @@ class NextTokenRun:
             self._parts.record_settings()
         settings, directory = self._parts.settings, self._parts.directory
         metrics = MetricsLog(directory.metrics, self._num_steps, settings.learner.tensorboard)
-        while not self._is_done and not self._stop.is_set():
+        self._watch.resume(directory.read_metrics(), self._is_done)
+        while not (self._is_done or self._failure or self._stop.is_set()):
             started_s = time.monotonic()
             documents = self._documents.take(settings.learner.batch_tasks)
             result = self._parts.learner.step(
@@ -71,11 +76,16 @@ class NextTokenRun:
             )
             self._num_steps += 1
             self._num_tokens += result.num_tokens
-            metrics.write(self._num_steps, self._values(result, time.monotonic() - started_s))
+            values = self._values(result, time.monotonic() - started_s)
+            metrics.write(self._num_steps, self._watch.see(self._num_steps, values))
             if self._num_steps % settings.checkpoint.every_steps == 0:
                 self._save()
         metrics.close()
         return self._summary()
+
+    @property
+    def _failure(self) -> str:
+        return self._watch.failure(self._is_done)
 
     @property
     def _is_done(self) -> bool:
@@ -125,7 +135,8 @@ class NextTokenRun:
     def _summary(self) -> dict[str, Any]:
         return {
             "steps": self._num_steps,
-            "done": self._is_done,
+            "done": self._is_done and not self._failure,
+            **({"failure": self._failure} if self._failure else {}),
             "policy_version": self._parts.learner.version,
             "tokens": self._num_tokens,
             "seconds": self._seconds(),

@@ -2,7 +2,8 @@
 
     take batch -> trees -> step -> publish -> admit -> journal -> metrics -> checkpoint
 
-Every batch closes and advances the version, even if its step was skipped or all its tasks failed.
+Every batch closes and advances the version, even if its step was skipped or all its tasks failed; after a
+few batches without learning, the run ends with the reason (:mod:`forethought.run.learning`).
 
     loop        consumes              produces             waits for           unblocked by
     _learn      a batch's results     weights, tasks,      the whole batch     results, deadlines,
@@ -28,7 +29,6 @@ from forethought.corpus.mixture import CorpusCursor
 from forethought.errors import InvalidInput, Superseded
 from forethought.preflight import load_estimator
 from forethought.queue.interface import Broker
-from forethought.run.alarms import Alarms
 from forethought.run.journal import Journal, audit, first_kept_batch
 from forethought.types import ScoredRollout, Task, attempt_of
 from forethought.weights.snapshot import make_snapshot
@@ -42,6 +42,7 @@ from trainer.metrics.depth_watch import DepthWatch
 from trainer.metrics.prometheus import PushMetrics, StepMetrics, TaskMetrics
 from trainer.metrics.step_counts import StepCounts, TaskCounts
 from trainer.metrics.step_log import MetricsLog, rollout_metrics
+from trainer.metrics.step_watch import StepWatch
 from trainer.publisher import Publisher
 from trainer.train_step import StepReport, TrainStep
 
@@ -82,7 +83,7 @@ class ThinkingRun:
         self._train_step = TrainStep(
             parts.learner, batch_builder_of(parts), parts.corpus, settings.learner
         )
-        self._alarms = Alarms()
+        self._watch = StepWatch(settings.learner)
         self._model_files = parts.model_files()
         self._epoch = 0
         self._num_steps = 0
@@ -91,7 +92,7 @@ class ThinkingRun:
         self._started_s = time.monotonic()
 
     async def run(self) -> dict[str, Any]:
-        """Train until ``learner.steps`` or ``learner.max_tokens`` is reached, or until stopped.
+        """Train until ``learner.steps`` or ``learner.max_tokens``, until nothing is learned, or stopped.
 
         Returns the summary.
 
@@ -104,8 +105,7 @@ class ThinkingRun:
         directory, settings = self._parts.directory, self._parts.settings
         journal = Journal(directory.journal, self._epoch, settings.checkpoint.journal_keep_batches)
         metrics = MetricsLog(directory.metrics, self._num_steps, self._section.tensorboard)
-        for earlier in directory.read_metrics():
-            self._alarms.see(earlier)  # without logging: they were logged when they happened
+        self._watch.resume(directory.read_metrics(), self._is_done)
         learning = asyncio.create_task(self._learn(journal, metrics))
         loops = (
             self._publisher.run(),
@@ -117,7 +117,7 @@ class ThinkingRun:
         try:
             await first_failure(background, main=learning)
             summary = await self._summary()
-            if self._section.stay and not self._stop.is_set():
+            if self._section.stay and not self._stop.is_set() and not self._failure:
                 directory.write_summary(summary)
                 await self._stay(background)
             return summary
@@ -156,7 +156,7 @@ class ThinkingRun:
 
     async def _learn(self, journal: Journal, metrics: MetricsLog) -> None:
         settings, phase = self._parts.settings, self._counts.phase
-        while not self._is_done:
+        while not (self._is_done or self._failure):
             with phase("wait"):
                 results = await self._work.take(self._num_steps, self._stop, self._replacing())
             if results is None:
@@ -177,7 +177,12 @@ class ThinkingRun:
             if self._num_steps % settings.checkpoint.every_steps == 0:
                 with phase("checkpoint"):
                     await self._save()
-        await self._wait_for_replicas()
+        if not self._failure:
+            await self._wait_for_replicas()
+
+    @property
+    def _failure(self) -> str:
+        return self._watch.failure(self._is_done)
 
     @property
     def _is_done(self) -> bool:
@@ -253,6 +258,7 @@ class ThinkingRun:
                 "run": self._parts.settings.run.name,
                 "objective": self._parts.settings.objective.name,
                 "state": state,
+                **({"failure": self._failure} if state == "failed" else {}),
                 "epoch": self._epoch,
                 "version": self._learner.version,
                 "step": self._num_steps,
@@ -273,17 +279,16 @@ class ThinkingRun:
     ) -> None:
         """Write the step's values to the metrics log, the counters and the alarms."""
         self._tasks.close(batch, results)
-        values = self._values(batch, results, report)
+        values = self._watch.see(self._num_steps, self._values(batch, results, report))
         self._counts.close(values, report.result.num_tokens)
         taken = self._counts.newest_phase_s
         metrics.write(self._num_steps, values | {"wait_s": taken["wait"], "step_s": taken["learn"]})
-        for alarm in self._alarms.see(values):
-            log.warning("step %d: %s", self._num_steps, alarm)
 
     def _values(
         self, batch: int, results: Sequence[ScoredRollout], report: StepReport
     ) -> dict[str, Any]:
-        result, num_failed = report.result, sum(r.failure is not None for r in results)
+        result = report.result
+        failures = [r.failure for r in results if r.failure is not None]
         return {
             "batch": batch,
             "version": self._learner.version,
@@ -298,8 +303,10 @@ class ThinkingRun:
             **rollout_metrics(results, report.version),
             **report.metrics,
             "tasks_admitted": self._work.num_admitted,
-            "tasks_trained": len(results) - num_failed,
-            "tasks_failed": num_failed,
+            "tasks_trained": len(results) - len(failures),
+            "tasks_failed": len(failures),
+            "failed_share": len(failures) / len(results),
+            **({"failure": failures[0]} if failures else {}),
             "tasks_replaced": sum(attempt_of(r.rollout.task.task_id) > 0 for r in results),
             "results_ignored": self._work.num_ignored,
             "num_replicas": len(self._publisher.state()),
@@ -341,7 +348,9 @@ class ThinkingRun:
 
     async def _summary(self) -> dict[str, Any]:
         checkpoint = await self._save()
-        await retry_until_reachable(lambda: self._announce("stopped"))
+        await retry_until_reachable(
+            lambda: self._announce("failed" if self._failure else "stopped")
+        )
         kept = first_kept_batch(
             self._num_steps, self._parts.settings.checkpoint.journal_keep_batches
         )
@@ -352,7 +361,8 @@ class ThinkingRun:
         )
         return {
             "steps": self._num_steps,
-            "done": self._is_done,
+            "done": self._is_done and not self._failure,
+            **({"failure": self._failure} if self._failure else {}),
             "policy_version": self._learner.version,
             "epoch": self._epoch,
             "replicas": {

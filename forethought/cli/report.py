@@ -42,6 +42,6 @@ def report(runs: list[Path] = _RUNS, out: Path | None = _OUT) -> None:
         alarms = ", ".join(str(alarm["name"]) for alarm in record.review.alarms)
         alarm_note = f", alarms: {alarms}" if alarms else ""
         typer.echo(f"{record.label}: {record.status}, {record.last_step} steps{alarm_note}")
-        for sentence in record.missing:
+        for sentence in filter(None, (record.failure, *record.missing)):
             typer.echo(f"  {sentence}")
     typer.echo(f"report  {page.resolve()}")

@@ -52,8 +52,15 @@ def opening_lines(plan: Plan, redis_url: str) -> list[str]:
 def closing_lines(
     directory: RunDirectory, summary: Mapping[str, Any] | None, stopped: bool
 ) -> list[str]:
-    """The result of the run, the location of the model and how to load it."""
-    return ["", *_table(summary, directory.read_metrics()), *model_lines(directory, stopped)]
+    """The result of the run, the location of the model and how to load it, or why the run failed."""
+    lines = ["", *_table(summary, directory.read_metrics())]
+    if failure := (summary or {}).get("failure"):
+        return [
+            *lines,
+            f"{'failed':<16} {failure}",
+            f"{'checkpoint':<16} {directory.latest_checkpoint()}",
+        ]
+    return [*lines, *model_lines(directory, stopped)]
 
 
 def model_lines(directory: RunDirectory, stopped: bool = False) -> list[str]:

@@ -24,10 +24,10 @@ from types import TracebackType
 from forethought.background import backoff_s, wait_for_event
 from forethought.orphan import death_with_parent
 
-DONE, REFUSED, SUPERSEDED = 0, 2, 3
+DONE, REFUSED, SUPERSEDED, NOTHING_LEARNED = 0, 2, 3, 4
 """Exit statuses after which a restart is pointless."""
 
-_FINAL = frozenset({DONE, REFUSED, SUPERSEDED})
+_FINAL = frozenset({DONE, REFUSED, SUPERSEDED, NOTHING_LEARNED})
 _TAIL_BYTES = 1 << 16
 
 

@@ -291,7 +291,13 @@ def judge(child: Child, *, needed: bool, running: Iterable[Child]) -> RunOutcome
     Exit 0 of a replica is a finished drain; a replica that keeps failing ends the run only if it was the
     last of its kind.
     """
-    from forethought.cli.supervisor import DONE, REFUSED, SUPERSEDED, describe_exit
+    from forethought.cli.supervisor import (
+        DONE,
+        NOTHING_LEARNED,
+        REFUSED,
+        SUPERSEDED,
+        describe_exit,
+    )
 
     status = child.ended.result()
     if status == DONE:
@@ -300,6 +306,10 @@ def judge(child: Child, *, needed: bool, running: Iterable[Child]) -> RunOutcome
         return RunOutcome(REFUSED, f"{child.name} cannot run like this", child)
     if status == SUPERSEDED:
         return RunOutcome(SUPERSEDED, "a newer learner has taken over this run", child)
+    if status == NOTHING_LEARNED:
+        return RunOutcome(
+            NOTHING_LEARNED, f"{child.name} stopped because nothing was learned", child
+        )
     if not needed and any(_kind(other) == _kind(child) for other in running):
         return None
     return RunOutcome(1, f"{child.name} {describe_exit(status)}", child)

@@ -183,6 +183,8 @@ class LearnerSection(Section):
     no_think_every_steps: NonNegativeInt = 10  # how often the no-think NLL is measured; 0: never
     micro_batch_tokens: PositiveInt = 16_384  # padded tokens of one forward and backward pass
     task_timeout_s: PositiveFloat = 600.0  # of a batch, from when the learner waits for it
+    max_failed_batches: NonNegativeInt = 5  # without learning, because of failures; 0: no limit
+    max_unlearned_batches: NonNegativeInt = 100  # without learning, for any reason; 0: no limit
     num_threads: NonNegativeInt = 1  # 0: torch's default
     tensorboard: bool = False  # needs the tensorboard extra
     ops_port: Port = 0  # /healthz /readyz /metrics; 0: any free port

@@ -1,10 +1,10 @@
 """Alarms: problems detected in a run's metrics, each raised once, with its remedy.
 
 Design: pure functions of the lines of ``metrics.jsonl``: means over the last ten steps, compared with
-fixed limits or with the run's first ten steps. So every reader of the file finds the same alarms. The
-price is that the limits are the same for every run; they are set so that a healthy run raises none. A
-resumed run replays the earlier lines without logging, so it keeps its reference window and repeats no
-alarm.
+fixed limits or with the run's first ten steps; those of failures need three steps only, because they end a
+run before the window is full. So every reader of the file finds the same alarms. The price is that the
+limits are the same for every run; they are set so that a healthy run raises none. A resumed run replays the
+earlier lines without logging, so it keeps its reference window and repeats no alarm.
 
 The first alarm, collapse, is the failure mode of an uncalibrated reasoner under a reward that is not
 bounded below: it is confidently wrong, log p penalises that without limit, and the quickest way to a
@@ -20,8 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 WINDOW_STEPS = 10
+_FAILURE_STEPS = 3
 
 _KEYS = (
+    "failed_share",
+    "skipped",
+    "skipped_passes",
     "thought_tokens_mean",
     "information_gain",
     "truncated_share",
@@ -70,9 +74,10 @@ class Alarms:
         if len(self._first) < WINDOW_STEPS:
             self._first.append(values)
         self._recent.append(values)
-        if len(self._recent) < WINDOW_STEPS:
-            return []
-        found = findings(means(self._first), means(self._recent))
+        recent = means(self._recent)
+        found = failures(recent) if len(self._recent) >= _FAILURE_STEPS else []
+        if len(self._recent) == WINDOW_STEPS:
+            found += findings(means(self._first), recent)
         fresh = [alarm for alarm in found if alarm.name not in self._raised]
         self._raised.update(alarm.name for alarm in fresh)
         return fresh
@@ -89,9 +94,16 @@ def means(window: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {key: sum(numbers) / len(numbers) for key, numbers in values.items() if numbers}
 
 
+def failures(recent: Means) -> list[Alarm]:
+    """The alarms of tasks and steps that fail."""
+    checks = (_failed_tasks(recent), _non_finite(recent))
+    return [alarm for alarm in checks if alarm is not None]
+
+
 def findings(first: Means, recent: Means) -> list[Alarm]:
     """The alarms of the recent window, by itself or compared with the first."""
     checks = (
+        _nothing_left(recent),
         _collapse(first, recent),
         _truncation(recent),
         _flat_groups(recent),
@@ -102,6 +114,41 @@ def findings(first: Means, recent: Means) -> list[Alarm]:
         _forgetting(recent),
     )
     return [alarm for alarm in checks if alarm is not None]
+
+
+def _failed_tasks(recent: Means) -> Alarm | None:
+    share = recent.get("failed_share", 0.0)
+    if share <= 0.1:
+        return None
+    return Alarm(
+        "failures",
+        f"{share:.0%} of tasks fail",
+        "`forethought report` counts the reasons, the learner's log has the first of each",
+    )
+
+
+def _non_finite(recent: Means) -> Alarm | None:
+    num_passes = recent.get("skipped_passes", 0.0)
+    if num_passes <= 0.1:
+        return None
+    return Alarm(
+        "non_finite",
+        f"{num_passes:.1f} optimizer passes per step are skipped, because loss or gradient is not finite",
+        "lower learner.learning_rate, or set model.dtype = float32; from the first step on, it is the "
+        "model's weights that are corrupt",
+    )
+
+
+def _nothing_left(recent: Means) -> Alarm | None:
+    share = recent.get("skipped", 0.0)
+    if share <= 0.9 or failures(recent):
+        return None
+    return Alarm(
+        "nothing_left",
+        f"in {share:.0%} of steps nothing is left to learn from",
+        "choose other positions (objective.parameters.positions), set weaker filters, or raise "
+        "sampling.group_size or sampling.temperature",
+    )
 
 
 def _collapse(first: Means, recent: Means) -> Alarm | None:

@@ -58,7 +58,7 @@ def run(settings: Settings) -> int:
         process.run_until_signalled(train)
         directory.write_summary(summary)
     log.info("step %d, checkpoint %s", summary["steps"], summary["checkpoint"])
-    return 0 if summary["done"] else settings.learner.stopped_status
+    return process.run_status(summary, settings.learner.stopped_status)
 
 
 def _in_process(settings: Settings) -> Settings:

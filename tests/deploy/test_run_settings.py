@@ -13,6 +13,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from forethought import process
 from forethought.cli.init import init
 from forethought.config import Settings, load_settings
 from forethought.preflight import check_corpus, check_redis, check_run
@@ -260,7 +261,8 @@ def test_each_kind_of_learner_ends_as_documented(rendered: Rendered, tmp_path: P
         for rule in workload["spec"]["podFailurePolicy"]["rules"]
         for status in rule.get("onExitCodes", {}).get("values", [])
     }
-    assert actions == {section.stopped_status: "Ignore", 2: "FailJob", 3: "FailJob"}
+    failures = (process.USER_ERROR, process.SUPERSEDED, process.NOTHING_LEARNED)
+    assert actions == {section.stopped_status: "Ignore", **dict.fromkeys(failures, "FailJob")}
 
 
 def test_draining_fits_into_the_grace_period(rendered: Rendered, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 
 from forethought.background import wait_for_event
 from forethought.types import Rollout, ScoredRollout, Task, attempt_of
+from trainer.admission.failure_log import FailureLog
 
 
 class Ledger:
@@ -32,6 +33,7 @@ class Ledger:
         self._deadlines_s: dict[int, float] = {}  # by batch; of those waited for
         self._results: dict[int, ScoredRollout] = {}
         self._arrived = asyncio.Event()
+        self._failures = FailureLog()
         self.num_ignored = 0
         self.num_admitted = 0
         self.num_expired = 0
@@ -77,6 +79,8 @@ class Ledger:
             return False
         del self._outstanding[task.task_id]
         self._results[task.task_id] = scored
+        if scored.failure is not None:
+            self._failures.note(task.task_id, scored.failure)
         self._arrived.set()
         return True
 

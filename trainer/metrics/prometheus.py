@@ -29,6 +29,8 @@ _NEWEST_STEP_GAUGES = {
         "Mean of log p(target | thought) - log p of the baseline",
     ),
     "thought_tokens_mean": ("thought_tokens_mean", "Mean tokens of a thought"),
+    "failed_share": ("failed_ratio", "Share of the batch's tasks that failed"),
+    "unlearned_batches": ("unlearned_batches", "Batches since the last that was learned from"),
     "truncated_share": ("truncated_ratio", "Share of thoughts that hit their token budget"),
     "clipped_share": ("clipped_ratio", "Share of thought tokens whose ratio was clipped"),
     "loss": ("loss", "Loss"),

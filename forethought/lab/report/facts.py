@@ -91,6 +91,10 @@ def _status(run: RunRecord) -> str:
     return run.status
 
 
+def _failure(run: RunRecord) -> str:
+    return run.failure or NONE
+
+
 def _objective(run: RunRecord) -> str:
     name = str(run.setting("objective", "name", NONE))
     parameters = run.setting("objective", "parameters", {})
@@ -179,6 +183,7 @@ def _software(run: RunRecord) -> str:
 
 _IDENTITY: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
     ("Status", _status),
+    ("Failure", _failure),
     ("Objective", _objective),
     ("Loss", _learning),
     ("Model", _model),
@@ -208,7 +213,7 @@ _COUNTS = (
 
 
 def _count(run: RunRecord, key: str) -> str:
-    current = run.summary if run.status in ("done", "stopped") else {}
+    current = run.summary if run.status in ("done", "stopped", "failed") else {}
     last = run.rows[-1] if run.rows else {}
     audited = run.review.audit.get(f"num_{key.removeprefix('tasks_')}")
     for value in (current.get(key), audited, last.get(key) if key == "results_ignored" else None):

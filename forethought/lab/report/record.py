@@ -49,6 +49,11 @@ class RunRecord:
         return of_section.get(key, default) if isinstance(of_section, dict) else default
 
     @property
+    def failure(self) -> str:
+        """Why the run failed, by its summary; empty if it did not."""
+        return str(self.summary.get("failure")) if self.status == "failed" else ""
+
+    @property
     def last_step(self) -> int:
         """The last recorded step; 0 before the first."""
         return int(number(self.rows[-1].get("step")) or 0) if self.rows else 0
@@ -174,8 +179,8 @@ def _json(text: str) -> Any:
 
 
 def _status(config: dict[str, Any], rows: list[Row], summary: dict[str, Any]) -> str:
-    """The status of a run without a live learner: ``done``, ``stopped``, ``ended without a summary`` or
-    ``empty``.
+    """The status of a run without a live learner: ``done``, ``stopped``, ``failed``, ``ended without a
+    summary`` or ``empty``.
 
     A summary older than the last step is from an earlier learner.
     """
@@ -183,6 +188,8 @@ def _status(config: dict[str, Any], rows: list[Row], summary: dict[str, Any]) ->
     steps = number(summary.get("steps"))
     if steps is None or (last is not None and last > steps):
         return "empty" if last is None else "ended without a summary"
+    if summary.get("failure"):
+        return "failed"
     learner = config.get("learner")
     wanted = number(learner.get("steps")) if isinstance(learner, dict) else None
     return "done" if wanted is None or steps >= wanted else "stopped"

@@ -122,7 +122,7 @@ async def test_a_child_that_ran_long_enough_resets_the_restart_count(
     assert all("restart 1 of 1" in line for line in said[:3])
 
 
-@pytest.mark.parametrize("status", [0, 2, 3])
+@pytest.mark.parametrize("status", [0, 2, 3, 4])
 async def test_statuses_after_which_a_restart_is_pointless_are_final(
     supervisor: Supervisor, said: list[str], status: int
 ) -> None:

@@ -179,6 +179,17 @@ def test_a_trainer_that_refuses_ends_the_run_with_its_message(up: Up) -> None:
     assert "Traceback" not in output
 
 
+def test_a_run_that_learns_nothing_ends_with_its_reason_and_no_restart(up: Up) -> None:
+    process = up.start("learner.steps=3", trainer="fail")
+    output = up.output(process)
+    assert process.returncode == 4, output
+    assert "error: trainer stopped because nothing was learned; the end of runs/default" in output
+    assert re.search(r"\nfailed +nothing was learned: no memory\n", output)
+    assert re.search(r"\ncheckpoint +runs/default/checkpoints/step-000003\n", output)
+    assert "to load it" not in output
+    assert up.log("trainer").count("--- ") == 1, "it was started again"
+
+
 def test_a_refused_rerun_leaves_the_run_as_it_was(up: Up) -> None:
     assert up.start("learner.steps=3").wait(30) == 0
     config = up.folder / "runs/default/up.toml"

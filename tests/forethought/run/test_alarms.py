@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from forethought.run.alarms import WINDOW_STEPS, Alarms, findings, means
+from forethought.run.alarms import WINDOW_STEPS, Alarms, failures, findings, means
 
 HEALTHY: dict[str, float] = {
+    "failed_share": 0.0,
+    "skipped": False,
+    "skipped_passes": 0,
     "thought_tokens_mean": 6.0,
     "information_gain": 0.3,
     "truncated_share": 0.02,
@@ -61,6 +64,7 @@ def test_shorter_thoughts_that_help_are_not_a_collapse() -> None:
 @pytest.mark.parametrize(
     ("key", "at_limit", "past", "name", "remedy"),
     [
+        ("skipped", 0.9, 0.91, "nothing_left", "weaker filters"),
         ("truncated_share", 0.15, 0.16, "truncation", "sampling.max_thought_tokens"),
         ("zero_variance_share", 0.9, 0.91, "flat_groups", "objective.parameters.positions"),
         ("clipped_share", 0.3, 0.31, "clipping", "learner.learning_rate"),
@@ -101,3 +105,19 @@ def test_lines_without_these_numbers_are_silent() -> None:
     """For example those of a batch in which every task failed."""
     assert run([{"num_groups": 0}] * 30) == []
     assert findings({}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "at_limit", "past", "name", "remedy"),
+    [
+        ("failed_share", 0.1, 0.11, "failures", "forethought report"),
+        ("skipped_passes", 0.1, 0.11, "non_finite", "learner.learning_rate"),
+    ],
+)
+def test_failures_need_no_full_window(
+    key: str, at_limit: float, past: float, name: str, remedy: str
+) -> None:
+    assert failures({**HEALTHY, key: at_limit}) == []
+    (alarm,) = failures({**HEALTHY, key: past})
+    assert (alarm.name, remedy in alarm.remedy) == (name, True)
+    assert run([{**HEALTHY, key: 1.0, "skipped": True}] * 20) == [(3, name)]

@@ -128,6 +128,21 @@ async def test_clocks_start_again_when_work_was_lost() -> None:
     assert not any(r.failure for r in await closing)
 
 
+def test_each_kind_of_failure_is_logged_once_when_it_arrives(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ledger = make_ledger(4)
+    reasons = ("token 7 is not finite", "token 9 is not finite", None, "no memory")
+    for task_id, reason in enumerate(reasons):
+        ledger.accept(result(task_id, error=reason))
+    ledger.accept(result(3, error="a duplicate of a task that has its result"))
+    said = [record.message for record in caplog.records]
+    assert said == [
+        "task 0 failed, the first for this reason: token 7 is not finite",
+        "task 3 failed, the first for this reason: no memory",
+    ]
+
+
 async def test_outstanding_includes_results_that_were_not_consumed() -> None:
     ledger = make_ledger(2 * N)
     for task_id in (0, 1, 2, 3, 6):

@@ -169,6 +169,21 @@ def test_without_likelihoods_no_log_prob_is_shown(
     assert "log p" not in text
 
 
+def test_a_run_that_learned_nothing_has_failed_with_its_reason(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    write_metrics(root, [row(step, failed_share=1.0) for step in (1, 2, 3)])
+    write_resolved(load_settings(None, ["learner.steps=3"], {}), root / "config.toml")
+    summary = {"steps": 3, "done": False, "failure": "the replica has no memory", "tasks_failed": 9}
+    RunDirectory(root).write_summary(summary)
+    page = page_of([root], tmp_path / "report.html")
+    for fragment in ("failed", "the replica has no memory", "100% of tasks fail", "Failed 9"):
+        assert fragment in page.text, fragment
+    app = typer.Typer()
+    app.command()(report)
+    said = CliRunner().invoke(app, [str(root)]).stdout
+    assert "run: failed, 3 steps, alarms: failures\n  the replica has no memory\n" in said
+
+
 def test_runs_are_side_by_side_and_differing_settings_marked(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_metrics(other, [row(step) for step in range(1, 4)])
