@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,8 +20,14 @@ from typer.testing import CliRunner
 from forethought.cli.compare import compare as command
 from forethought.lab.compare import schedule
 from forethought.lab.compare.plan import ComparisonPlan
-from forethought.lab.compare.schedule import Schedule
+from forethought.lab.compare.schedule import Schedule, TrialFailed
+from forethought.lab.compare.trial import Trial, arm_settings
+from forethought.lab.demo.arms import base_model
+from forethought.lab.demo.corpus import PLAIN as DOCUMENTS
+from forethought.lab.demo.corpus import write_corpus
+from forethought.run.cost import Cost
 from forethought.run.directory import RunDirectory
+from tests import tiny
 from tests.e2e import forked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -96,10 +103,8 @@ def compare(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from forethought.lab.demo.corpus import PLAIN, write_corpus
-
     directory, file = tmp_path / "out", tmp_path / "small.toml"
-    write_corpus(directory / "corpus", num_documents=200, seed=0, mixture=PLAIN, num_heldout=64)
+    write_corpus(directory / "corpus", num_documents=200, seed=0, mixture=DOCUMENTS, num_heldout=64)
     file.write_text(tomli_w.dumps({**PLAN, "directory": str(directory)}))
     status, said = compare_forking(file, monkeypatch)
     assert status == 1, said  # because of the broken arm only
@@ -130,6 +135,66 @@ def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = {f for f, time_ns in before.items() if f.stat().st_mtime_ns != time_ns}
     assert again == {summaries["cpt"]}
     assert json.loads(summaries["cpt"].read_text())["done"] is True
+
+
+def test_a_reference_that_learns_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its matched arm had no last step and no budget; arms that are not matched go on."""
+    directory, file = tmp_path / "out", tmp_path / "broken.toml"
+    write_corpus(directory / "corpus", num_documents=200, seed=0, mixture=DOCUMENTS, num_heldout=64)
+    model = tmp_path / "model"
+    shutil.copytree(base_model(), model, copy_function=shutil.copyfile)
+    tiny.corrupt(model)
+    plan = {
+        **PLAN,
+        "directory": str(directory),
+        "bases": [{"name": "broken", "model": str(model)}, {"name": "late", "model": "demo"}],
+        "arms": [{"name": "base"}, *PLAN["arms"][:2]],
+        "stages": [],
+    }
+    file.write_text(tomli_w.dumps(plan))
+    status, said = compare_forking(file, monkeypatch)
+    assert status == 1, said
+    results = json.loads((directory / "compare.json").read_text())  # no NaN, which is not JSON
+    errors = {(t["base"], t["arm"]): t["error"] for t in results["trials"]}
+    assert [errors["late", arm] for arm in ("base", "rlp", "cpt")] == [None] * 3
+    assert "exited with status 4" in errors["broken", "rlp"]
+    assert "the first reason: the policy gave task" in errors["broken", "rlp"]
+    has_none = "broken/cpt/seed-0 has no budget: its reference broken/rlp/seed-0 failed"
+    assert errors["broken", "cpt"] == has_none
+    assert f"model {model} gave a log-prob of nan" in errors["broken", "base"]
+    assert has_none in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([{"step": 1, "tokens": 0}, {"step": 2, "tokens": 0}], "learned 0 tokens"),
+        ([{"step": 1, "tokens": 0, "sampled_tokens": 9}] * 2, "learned 0 tokens"),
+        ([], "has 0 steps in metrics.jsonl and not those of its summary"),
+        ([{"step": 1, "tokens": 90}], "has 1 steps in metrics.jsonl"),
+        ([{"step": 1, "tokens": 90}, {"tokens": 90}, {"step": 2, "tokens": 90}], "has 2 steps"),
+    ],
+)
+@pytest.mark.parametrize("match", ["tokens", "flops"])
+async def test_a_reference_without_a_cost(
+    match: str, rows: list[dict[str, Any]], fault: str, tmp_path: Path
+) -> None:
+    """One that finished with another version, or whose metrics were lost; nothing is started behind it."""
+    arms = [{"name": "base"}, {**PLAN["arms"][0], "match": match}, PLAN["arms"][1]]
+    plan = ComparisonPlan.model_validate(
+        {**PLAN, "directory": str(tmp_path), "arms": arms, "stages": []}
+    )
+    reference = Trial("late", "rlp", 0)
+    run = reference.run(plan)
+    (run.checkpoint(2) / "model").mkdir(parents=True)
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.write_summary({"steps": 2, "done": True})
+    settings = arm_settings(plan, reference, plan.arms[2], plan.bases[0], base_model(), Cost())
+    (reference.folder(plan) / "trial.toml").write_text(tomli_w.dumps(settings))
+    scheduled = Schedule(plan)
+    with pytest.raises(TrialFailed, match=f"matched to late/rlp/seed-0, which {fault}"):
+        await scheduled._make(Trial("late", "cpt", 0))
+    assert not Trial("late", "cpt", 0).folder(plan).exists()
 
 
 async def test_a_changed_base_invalidates_its_arms(tmp_path: Path) -> None:

@@ -149,11 +149,23 @@ def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> ComparisonPlan:
         raise InvalidInput(_explain(error, path)) from None
     for base in plan.bases:
         for arm in (arm for arm in plan.arms if arm.trains):
-            check(f"arm {arm.name}", plan.settings, base.arm_settings, arm.settings)
+            settings = check(f"arm {arm.name}", plan.settings, base.arm_settings, arm.settings)
+            if arm.match:
+                _check_ends(arm, settings)
         check(f"base {base.name}", plan.settings, base.settings)
     for stage in plan.stages:
         check(f"stage {stage.name}", plan.settings, stage.settings)
     return plan
+
+
+def _check_ends(arm: ArmEntry, settings: Settings) -> None:
+    """A matched arm has no last step: one that learns nothing ends by its limits only."""
+    learner = settings.learner
+    if not (learner.max_failed_batches and learner.max_unlearned_batches):
+        raise InvalidInput(
+            f"arm {arm.name} has match and no limit on batches without learning, so that it might never "
+            "end; expected learner.max_failed_batches and learner.max_unlearned_batches above 0"
+        )
 
 
 def check(of: str, *layers: Tables) -> Settings:

@@ -31,6 +31,7 @@ from forethought.lab.compare.trial import (
     start_of,
 )
 from forethought.run.cost import Cost, cost_of
+from forethought.run.directory import RunDirectory
 from forethought.run.files import read_object
 
 _SHOWN_LINES = 5
@@ -139,10 +140,24 @@ class Schedule:
         return await self._trained(trial, settings)
 
     async def _budget(self, trial: Trial) -> Cost:
-        """The cost of the reference arm with the same base and seed."""
+        """The cost of the reference arm with the same base and seed.
+
+        Raises:
+            TrialFailed: it failed, or its cost is unknown, or nothing.
+        """
         reference = Trial(trial.base, self._plan.reference, trial.seed)
-        await self._model(reference)
-        return self._cost(reference)
+        try:
+            await self._model(reference)
+        except TrialFailed:
+            raise TrialFailed(f"{trial} has no budget: its reference {reference} failed") from None
+        budget = self._cost(reference)
+        if fault := budget_fault(reference.run(self._plan), budget):
+            raise TrialFailed(
+                f"{trial} is matched to {reference}, which {fault}; expected a finished run that learned: "
+                f'delete {reference.folder(self._plan)} to repeat it, or set match = "" and '
+                "learner.steps for this arm"
+            )
+        return budget
 
     async def _trained(self, trial: Trial, settings: dict[str, Any]) -> Path:
         """Run the trial unless it has finished."""
@@ -193,6 +208,16 @@ class Schedule:
                 self._active.pop(trial, None)
         if status:
             raise TrialFailed(f"{name} of {trial} exited with status {status}: {_tail(file)}")
+
+
+def budget_fault(run: RunDirectory, budget: Cost) -> str:
+    """Why a finished run's cost is no budget for another run; empty if it is one."""
+    num_steps = len(run.read_metrics())
+    if num_steps != run.read_summary().get("steps") or run.num_damaged_metrics():
+        return f"has {num_steps} steps in metrics.jsonl and not those of its summary"
+    if budget.learned_tokens <= 0:
+        return "learned 0 tokens"
+    return ""
 
 
 async def _started(

@@ -159,3 +159,12 @@ def test_settings_of_arms_bases_and_stages(tmp_path: Path) -> None:
     assert (after.model.path, after.objective.name, after.learner.steps) == ("m2", "ntp", 3)
     assert str(after.run.directory).endswith("trials/early/rlp/seed-2/sft/run")
     assert start_of(base.model_copy(update={"model": "demo"})) == base_model()
+
+
+@pytest.mark.parametrize("limit", ["max_failed_batches", "max_unlearned_batches"])
+def test_a_matched_arm_needs_an_end_without_learning(limit: str, tmp_path: Path) -> None:
+    settings = {"corpus": {"path": "x"}, "learner": {limit: 0}}
+    with pytest.raises(InvalidInput, match="arm cpt has match and no limit on batches"):
+        load(tmp_path, settings=settings)
+    arms = [arm for arm in contents()["arms"] if "match" not in arm]
+    load(tmp_path, settings=settings, arms=arms)
