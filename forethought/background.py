@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from itertools import count
 from typing import Any, TypeVar
@@ -24,12 +25,16 @@ log = logging.getLogger(__name__)
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and return when all have ended; their exceptions stay in the tasks."""
-    running = set(tasks)
+    """Cancel tasks and return when all have ended; their exceptions stay in the tasks, unreported."""
+    ending = set(tasks)
+    running = ending
     while running:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=_RECANCEL_S)
+    for task in ending:
+        if not task.cancelled():
+            task.exception()  # or asyncio reports it as never retrieved
 
 
 async def first_failure(tasks: Iterable[asyncio.Task[Any]], main: asyncio.Task[Any]) -> None:
@@ -70,13 +75,83 @@ def backoff(first_s: float = 0.1, longest_s: float = 5.0) -> Iterator[float]:
     return (backoff_s(num_failures, first_s, longest_s) for num_failures in count(1))
 
 
-async def retry_until_reachable(act: Callable[[], Awaitable[T]]) -> T:
-    """The result of ``act``, retried with backoff while its peer is unreachable; it must be idempotent."""
-    waits_s = backoff()
-    while True:
+class Outage:
+    """One caller's failures in a row to reach a peer, logged with the recovery that ends them.
+
+    Example:
+        ``outage = Outage(); await asyncio.sleep(outage.note(error)); ...; outage.end()``
+    """
+
+    def __init__(self) -> None:
+        self._waits_s = backoff()
+        self._since_s: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the first failure in a row; 0 without one."""
+        return 0.0 if self._since_s is None else time.monotonic() - self._since_s
+
+    def note(self, error: Unreachable) -> float:
+        """Log a failure; returns the seconds to wait before the next attempt."""
+        if self._since_s is None:
+            self._since_s = time.monotonic()
+        wait_s = next(self._waits_s)
+        log.warning("%s; retrying in %.1f s", error, wait_s)
+        return wait_s
+
+    def end(self) -> None:
+        """The peer was reached."""
+        if self._since_s is not None:
+            log.info("reached again after an outage of %.1f s", self.elapsed_s)
+            self._waits_s, self._since_s = backoff(), None
+
+
+class Retry:
+    """Repeats what finds its peer unreachable, with backoff.
+
+    It gives up after ``patience_s`` seconds of failures in a row (0: never), and at the first failure once
+    ``stop`` is set.
+
+    Example:
+        ``epoch = await Retry(patience_s=600.0)(broker.current_epoch)``
+    """
+
+    def __init__(self, patience_s: float = 0.0, stop: asyncio.Event | None = None) -> None:
+        self._patience_s, self._stop = patience_s, stop or asyncio.Event()
+
+    async def __call__(self, act: Callable[[], Awaitable[T]]) -> T:
+        """The result of ``act``, which must be idempotent.
+
+        Raises:
+            Unreachable: given up.
+        """
+        outage = Outage()
+        while True:
+            try:
+                result = await act()
+            except Unreachable as error:
+                is_over = 0 < self._patience_s <= outage.elapsed_s
+                if is_over or self._stop.is_set():
+                    raise
+                wait_s = outage.note(error)
+            else:
+                outage.end()
+                return result
+            await wait_for_event(self._stop, wait_s)
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which a cancellation does not end: it is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
         try:
-            return await act()
-        except Unreachable as error:
-            wait_s = next(waits_s)
-            log.warning("%s; retrying in %.1f s", error, wait_s)
-        await asyncio.sleep(wait_s)
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    result = task.exception() or task.result()  # retrieved, or asyncio logs it as never retrieved
+    if cancelled:
+        raise asyncio.CancelledError
+    if isinstance(result, BaseException):
+        raise result
+    return result

@@ -8,7 +8,8 @@ from forethought.config.sections import Settings
 from forethought.errors import InvalidInput
 from forethought.estimators import Estimator
 from forethought.objectives import Objective
-from forethought.queue.interface import MAX_VALUE_BYTES
+from forethought.queue.interface import MAX_VALUE_BYTES, BrokerMemory
+from forethought.queue.keys import MAX_DEAD_LETTERS
 
 _OVERHEAD_BYTES = 4096
 
@@ -77,6 +78,48 @@ def check_redis(settings: Settings, objective: Objective) -> None:
             f"objective {settings.objective.name!r} needs Redis and replicas; expected redis.url, such "
             "as redis.url=redis://127.0.0.1:6379 (`forethought up` starts everything itself)"
         )
+
+
+def most_queued_bytes(settings: Settings, objective: Objective) -> int:
+    """Upper bound on what a run keeps in Redis: a value for each of N(1+S) tasks, and the dead letters."""
+    section = settings.learner
+    num_tasks = section.batch_tasks * (1 + section.max_staleness)
+    return (num_tasks + MAX_DEAD_LETTERS) * largest_value_bytes(settings, objective)
+
+
+def check_memory(settings: Settings, objective: Objective, memory: BrokerMemory) -> str:
+    """Compare what Redis may hold with what the run may put there; returns a warning, or "".
+
+    Raises:
+        InvalidInput: the run may need more than all of it, or Redis may evict the run's keys.
+    """
+    needed = most_queued_bytes(settings, objective)
+    if not (objective.thinks and memory.max_bytes):
+        return ""
+    if memory.policy.startswith("allkeys"):
+        raise InvalidInput(
+            f"Redis's maxmemory-policy is {memory.policy}, which deletes tasks and results when its "
+            f"memory is full; expected noeviction: CONFIG SET maxmemory-policy noeviction"
+        )
+    section = settings.learner
+    need = (
+        f"this run may put {needed:,} bytes there: {section.batch_tasks} tasks x (1 + max_staleness "
+        f"{section.max_staleness}) and {MAX_DEAD_LETTERS} dead letters, each of up to "
+        f"{largest_value_bytes(settings, objective):,} bytes"
+    )
+    remedy = (
+        "raise maxmemory, or lower learner.batch_tasks, learner.max_staleness, sampling.group_size or "
+        "sampling.max_thought_tokens"
+    )
+    if needed > memory.max_bytes:
+        raise InvalidInput(f"Redis's maxmemory is {memory.max_bytes:,} bytes; {need}; {remedy}")
+    free_bytes = memory.max_bytes - memory.used_bytes
+    if needed > free_bytes:
+        return (
+            f"Redis holds {memory.used_bytes:,} of at most {memory.max_bytes:,} bytes; {need}; "
+            f"admission waits while its memory is full: {remedy}"
+        )
+    return ""
 
 
 def check_token(settings: Settings, objective: Objective) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from forethought.config import Settings, load_settings
-from forethought.errors import InvalidInput, Superseded, Unreachable
+from forethought.errors import Forbidden, InvalidInput, Superseded, Unauthenticated, Unreachable
 from forethought.telemetry.log import configure_logging
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
             raise
         _discard_stdout()
         return FAILED
-    except InvalidInput as error:
+    except (InvalidInput, Unauthenticated, Forbidden) as error:
         print(f"{process}: {error}", file=sys.stderr)
         return USER_ERROR
     except Unreachable as error:  # may be transient: a supervisor restarts the process

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from forethought import process
 from forethought.config import Settings
-from forethought.preflight import check_corpus, check_redis, check_run, check_token
+from forethought.errors import Unreachable
+from forethought.preflight import check_corpus, check_memory, check_redis, check_run, check_token
 from forethought.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from forethought.objectives import Objective
+    from forethought.queue import BrokerMemory
     from trainer.assembly import Assembly
 
 log = logging.getLogger("trainer")
@@ -62,9 +65,13 @@ def train(settings: Settings) -> int:
 
 
 def dry_run(settings: Settings) -> int:
-    """Build everything that can be built without Redis, and print the memory estimate."""
+    """Build everything that can be built without Redis, and print the memory estimate.
+
+    Redis's memory is compared with the run's needs if there is a Redis to ask.
+    """
     objective = check_run(settings)
     check_corpus(settings)
+    redis_note = _redis_note(settings, objective) if settings.redis.url else ""
     from trainer.assembly import assemble
     from trainer.learner.memory import estimate_memory
 
@@ -83,7 +90,25 @@ def dry_run(settings: Settings) -> int:
         print(f"  {name:<14}{_mebibytes(getattr(estimate, name)):>12}")
     print(f"  {'total':<14}{_mebibytes(estimate.total_bytes):>12}")
     print(f"  {'this machine':<14}{_mebibytes(_memory_bytes()):>12}")
+    if redis_note:
+        print(redis_note)
     return 0
+
+
+def _redis_note(settings: Settings, objective: Objective) -> str:
+    from forethought.queue import connect
+
+    async def ask() -> BrokerMemory:
+        broker = connect(settings.redis.url, settings.run.name)
+        try:
+            return await broker.memory()
+        finally:
+            await broker.close()
+
+    try:
+        return check_memory(settings, objective, asyncio.run(ask()))
+    except Unreachable as error:
+        return f"Redis's memory is not compared with the run's needs: {error}"
 
 
 async def run_thinking(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
@@ -98,6 +123,8 @@ async def run_thinking(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
     run.export(registry)
     try:
         await broker.ping()
+        if warning := check_memory(parts.settings, parts.objective, await broker.memory()):
+            log.warning("%s", warning)
         async with _ops_port(parts.settings, run.describe, registry):
             return await run.run()
     finally:

@@ -3,7 +3,10 @@
     take batch -> trees -> step -> publish -> admit -> journal -> metrics -> checkpoint
 
 Every batch closes and advances the version, even if its step was skipped or all its tasks failed; after a
-few batches without learning, the run ends with the reason (:mod:`forethought.run.learning`).
+few batches without learning, the run ends with the reason (:mod:`forethought.run.learning`). An outage of
+Redis is ridden out, for ``redis.patience_s`` at most; a loop that fails for good ends the run with a
+checkpoint of the last closed batch. Tasks are admitted only once the loops run: where Redis's memory is
+full, admission goes on as results are taken in.
 
     loop        consumes              produces             waits for           unblocked by
     _learn      a batch's results     weights, tasks,      the whole batch     results, deadlines,
@@ -18,19 +21,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from forethought import wire
 from forethought.auth import Bearer
-from forethought.background import end, first_failure, retry_until_reachable, run_until
+from forethought.background import Retry, end, first_failure, run_until, uninterrupted
 from forethought.corpus.mixture import CorpusCursor
-from forethought.errors import InvalidInput, Superseded
+from forethought.errors import InvalidInput, Superseded, Unreachable
 from forethought.preflight import load_estimator
 from forethought.queue.interface import Broker
 from forethought.run.journal import Journal, audit, first_kept_batch
-from forethought.types import ScoredRollout, Task, attempt_of
+from forethought.types import Replica, ScoredRollout, Task, attempt_of
 from forethought.weights.snapshot import make_snapshot
 from trainer.admission.feed import TaskFeed
 from trainer.admission.replacement import Replacing
@@ -48,8 +52,18 @@ from trainer.train_step import StepReport, TrainStep
 
 log = logging.getLogger(__name__)
 
+
 GUARD_S = 1.0
 """How often the learner checks that Redis has not lost data and that it still owns the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step that has been made and is in neither journal nor metrics."""
+
+    batch: int
+    results: list[ScoredRollout]
+    report: StepReport
 
 
 class ThinkingRun:
@@ -62,6 +76,7 @@ class ThinkingRun:
         self._parts, self._broker, self._stop = parts, broker, stop
         self._section, self._learner = settings.learner, parts.learner
         self._models = models_needed(parts)
+        self._retry = Retry(settings.redis.patience_s, stop)
         self._work = WorkInFlight(
             broker,
             TaskFeed(
@@ -74,6 +89,7 @@ class ThinkingRun:
                 parts.end_ids,
             ),
             settings.learner,
+            self._retry,
         )
         self._publisher = Publisher(
             broker.replicas, settings.publish, GUARD_S, Bearer.of_run(settings.auth)
@@ -87,6 +103,9 @@ class ThinkingRun:
         self._model_files = parts.model_files()
         self._epoch = 0
         self._num_steps = 0
+        self._num_steps_before = 0
+        self._next_task_id = 0
+        self._unrecorded: _Step | None = None
         self._num_tokens = 0
         self._seconds_before = 0.0
         self._started_s = time.monotonic()
@@ -98,15 +117,17 @@ class ThinkingRun:
 
         Raises:
             Superseded: a newer learner has taken over the run.
+            Unreachable: Redis was out for ``redis.patience_s``; a checkpoint has been written.
+            Unauthenticated, Forbidden: Redis does not accept this learner; likewise.
         """
-        await self._start()
+        outstanding = await self._start()
         if not self._is_done:
             self._parts.record_settings()
         directory, settings = self._parts.directory, self._parts.settings
         journal = Journal(directory.journal, self._epoch, settings.checkpoint.journal_keep_batches)
         metrics = MetricsLog(directory.metrics, self._num_steps, self._section.tensorboard)
         self._watch.resume(directory.read_metrics(), self._is_done)
-        learning = asyncio.create_task(self._learn(journal, metrics))
+        learning = asyncio.create_task(self._learn(outstanding, journal, metrics))
         loops = (
             self._publisher.run(),
             self._work.intake(self._epoch),
@@ -115,12 +136,18 @@ class ThinkingRun:
         )
         background = [asyncio.create_task(loop) for loop in loops]
         try:
-            await first_failure(background, main=learning)
+            await self._until_over(learning, background)
             summary = await self._summary()
             if self._section.stay and not self._stop.is_set() and not self._failure:
                 directory.write_summary(summary)
                 await self._stay(background)
             return summary
+        except Superseded:
+            raise  # the run belongs to another learner, and its directory may too
+        except Exception:
+            await end((learning, *background))
+            await self._save_before_failing()
+            raise
         finally:
             await end((learning, *background))
             metrics.close()
@@ -135,45 +162,46 @@ class ThinkingRun:
         TaskMetrics(registry, self._tasks, self._work, self._depths)
         PushMetrics(registry, self._publisher)
 
-    async def _start(self) -> None:
-        """Resume from the latest checkpoint, if any; start a new epoch, publish, admit."""
+    async def _start(self) -> Sequence[Task]:
+        """Resume from the latest checkpoint, if any; start a new epoch, publish; returns its tasks."""
         checkpoint = self._parts.directory.latest_checkpoint()
         outstanding: Sequence[Task] = ()
-        next_task_id = 0
         if checkpoint is not None:
             progress, outstanding = load_checkpoint(checkpoint, self._learner)
             self._restore(progress)
-            next_task_id = progress.next_task_id
         newest = max(self._epoch, self._parts.directory.newest_epoch())
-        self._epoch = await self._broker.new_epoch(newest + 1)
+        self._epoch = await self._retry(lambda: self._broker.new_epoch(newest + 1))
         self._parts.directory.note_epoch(self._epoch)
-        await self._broker.clear_work()
+        await self._retry(self._broker.clear_work)
         await self._publish(with_baseline=True)
-        now = {"epoch": self._epoch, "version": self._learner.version}
-        await self._work.resume(outstanding, next_task_id, **now)
-        await self._work.admit_after(self._num_steps, **now)
         log.info("epoch %d starts at step %d", self._epoch, self._num_steps)
+        return outstanding
 
-    async def _learn(self, journal: Journal, metrics: MetricsLog) -> None:
+    async def _learn(
+        self, outstanding: Sequence[Task], journal: Journal, metrics: MetricsLog
+    ) -> None:
         settings, phase = self._parts.settings, self._counts.phase
+        now = {"epoch": self._epoch, "version": self._learner.version}
+        await self._work.resume(outstanding, self._next_task_id, **now)
+        await self._work.admit_after(self._num_steps, **now)
         while not (self._is_done or self._failure):
             with phase("wait"):
                 results = await self._work.take(self._num_steps, self._stop, self._replacing())
             if results is None:
                 return  # stopped: does not wait for replicas to catch up either
-            with phase("learn"):
-                report = await asyncio.to_thread(self._train_step.run, results, self._num_steps + 1)
-            batch, self._num_steps = self._num_steps, self._num_steps + 1
-            self._num_tokens += report.result.num_tokens
-            with phase("publish"):
-                await self._publish(self._num_steps % settings.baseline.publish_every_steps == 0)
-            with phase("admit"):
-                await self._work.admit_after(
-                    self._num_steps, epoch=self._epoch, version=self._learner.version
-                )
-            with phase("journal"):
-                journal.append(batch, self._learner.version, results)
-            self._report(metrics, batch, results, report)
+            try:
+                with phase("learn"):
+                    await uninterrupted(self._step(results))
+                with phase("publish"):
+                    await self._publish(
+                        self._num_steps % settings.baseline.publish_every_steps == 0
+                    )
+                with phase("admit"):
+                    await self._work.admit_after(
+                        self._num_steps, epoch=self._epoch, version=self._learner.version
+                    )
+            finally:
+                self._record(journal, metrics)
             if self._num_steps % settings.checkpoint.every_steps == 0:
                 with phase("checkpoint"):
                     await self._save()
@@ -183,6 +211,49 @@ class ThinkingRun:
     @property
     def _failure(self) -> str:
         return self._watch.failure(self._is_done)
+
+    async def _step(self, results: list[ScoredRollout]) -> None:
+        batch = self._num_steps
+        report = await asyncio.to_thread(self._train_step.run, results, batch + 1)
+        self._num_steps += 1
+        self._num_tokens += report.result.num_tokens
+        self._unrecorded = _Step(batch, results, report)
+
+    def _record(self, journal: Journal, metrics: MetricsLog) -> None:
+        """Journal and report the step just made, if any, even if Redis was lost right after it."""
+        if self._unrecorded is None:
+            return
+        step, self._unrecorded = self._unrecorded, None
+        with self._counts.phase("journal"):
+            journal.append(step.batch, self._learner.version, step.results)
+        self._report(metrics, step.batch, step.results, step.report)
+
+    async def _until_over(
+        self, learning: asyncio.Task[None], background: Sequence[asyncio.Task[None]]
+    ) -> None:
+        """Wait for the last step, or for the step at which the run is stopped."""
+        try:
+            await first_failure(background, main=learning)
+        except Unreachable as error:
+            if not self._stop.is_set():
+                raise
+            log.warning("stopping without Redis: %s", error)
+            await asyncio.wait((learning,))  # it finishes its step
+            failure = learning.exception()
+            if failure is not None and not isinstance(failure, Unreachable):
+                raise failure from None
+
+    async def _save_before_failing(self) -> None:
+        """Write a checkpoint, unless a step was interrupted or there was none."""
+        if self._num_steps == self._num_steps_before:
+            return
+        if not self._work.holds_all_since(self._num_steps):
+            log.error("the last step was interrupted; resume from the checkpoint before it")
+            return
+        try:
+            log.error("the run fails; its last step is in %s", await self._save())
+        except Exception:
+            log.exception("the run fails, and no checkpoint can be written")
 
     @property
     def _is_done(self) -> bool:
@@ -218,19 +289,19 @@ class ThinkingRun:
 
     async def _guard(self) -> None:
         """Detect a newer learner, and a Redis that may have lost data."""
-        instance_id = await retry_until_reachable(self._broker.instance_id)
+        instance_id = await self._retry(self._broker.instance_id)
         while True:
             await asyncio.sleep(GUARD_S)  # polling: Redis offers nothing to block on here
-            newest = await retry_until_reachable(lambda: self._broker.restore_epoch(self._epoch))
+            newest = await self._retry(lambda: self._broker.restore_epoch(self._epoch))
             if newest > self._epoch:
                 raise Superseded(
                     f"epoch {newest} has taken over run {self._parts.settings.run.name!r} from "
                     f"epoch {self._epoch}; this learner stops"
                 )
             seen_id = instance_id
-            instance_id = await retry_until_reachable(self._broker.instance_id)
+            instance_id = await self._retry(self._broker.instance_id)
             if seen_id != instance_id:
-                await retry_until_reachable(self._announce)
+                await self._retry(self._announce)
                 await self._work.re_enqueue()
 
     async def _publish(self, with_baseline: bool) -> None:
@@ -250,7 +321,7 @@ class ThinkingRun:
                 weights,
             )
             self._publisher.publish(snapshot)
-        await retry_until_reachable(self._announce)
+        await self._retry(self._announce)
 
     async def _announce(self, state: str = "training") -> None:
         await self._broker.set_run(
@@ -322,6 +393,7 @@ class ThinkingRun:
             )
         self._parts.corpus.seek(CorpusCursor.from_json(progress.cursor))
         self._epoch, self._num_steps = progress.epoch, progress.num_steps
+        self._num_steps_before, self._next_task_id = progress.num_steps, progress.next_task_id
         self._num_tokens, self._seconds_before = progress.num_tokens, progress.seconds
 
     async def _save(self) -> str:
@@ -348,9 +420,7 @@ class ThinkingRun:
 
     async def _summary(self) -> dict[str, Any]:
         checkpoint = await self._save()
-        await retry_until_reachable(
-            lambda: self._announce("failed" if self._failure else "stopped")
-        )
+        replicas = await self._announce_end()
         kept = first_kept_batch(
             self._num_steps, self._parts.settings.checkpoint.journal_keep_batches
         )
@@ -367,7 +437,7 @@ class ThinkingRun:
             "epoch": self._epoch,
             "replicas": {
                 replica.replica_id: {"kind": replica.kind, "serving": replica.serving}
-                for replica in await retry_until_reachable(self._broker.replicas)
+                for replica in replicas
             },
             "tasks_admitted": self._work.num_admitted,
             "tasks_trained": counts.num_trained,
@@ -379,6 +449,17 @@ class ThinkingRun:
             "seconds": self._seconds(),
             "checkpoint": checkpoint,
         }
+
+    async def _announce_end(self) -> list[Replica]:
+        """Announce the end; returns the replicas, none if Redis is out and the run was stopped."""
+        try:
+            await self._retry(lambda: self._announce("failed" if self._failure else "stopped"))
+            return await self._retry(self._broker.replicas)
+        except Unreachable as error:
+            if not self._stop.is_set():
+                raise
+            log.warning("the end is not announced: %s", error)
+            return []
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started_s

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from forethought.config import Settings
+    from forethought.objectives import Objective
+    from forethought.queue import BrokerMemory
 
 _MIN_PYTHON = (3, 11)
 _MIN_TORCH = (2, 11)
@@ -90,13 +92,13 @@ def configuration_checks(path: Path | None, overrides: Sequence[str]) -> Iterato
 
     try:
         settings = resolve(path, overrides)
-        check_run(settings)
+        objective = check_run(settings)
     except InvalidInput as error:
         yield Check("configuration", Level.FAIL, str(error), "correct it and run doctor again")
         return
     yield Check("configuration", Level.OK, str(path) if path else "defaults")
     yield _auth(settings)
-    yield _redis(settings)
+    yield _redis(settings, objective)
     yield from _ports(settings)
     yield _run_directory(settings.run.directory)
     yield _corpus(settings)
@@ -177,15 +179,23 @@ def _auth(settings: Settings) -> Check:
     return Check("tokens", Level.OK, "given")
 
 
-def _redis(settings: Settings) -> Check:
+def _redis(settings: Settings, objective: Objective) -> Check:
     if not settings.redis.url:
         return _own_redis()
     import asyncio
 
+    from forethought.preflight import check_memory
+
     try:
-        asyncio.run(_ping(settings.redis.url, settings.run.name))
+        memory = asyncio.run(_ask(settings.redis.url, settings.run.name))
     except ForethoughtError as error:
         return Check("redis", Level.FAIL, str(error), "start it, or correct redis.url")
+    try:
+        warning = check_memory(settings, objective, memory)
+    except InvalidInput as error:
+        return Check("redis", Level.FAIL, str(error), "correct maxmemory or the run's sizes")
+    if warning:
+        return Check("redis", Level.WARN, warning, "make room, or raise maxmemory")
     return Check("redis", Level.OK, "answers")
 
 
@@ -205,12 +215,13 @@ def _own_redis() -> Check:
     return Check("redis", Level.WARN, found, remedy)
 
 
-async def _ping(url: str, run: str) -> None:
+async def _ask(url: str, run: str) -> BrokerMemory:
     from forethought.queue import connect
 
     broker = connect(url, run)
     try:
         await broker.ping()
+        return await broker.memory()
     finally:
         await broker.close()
 

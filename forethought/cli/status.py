@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from forethought.errors import InvalidInput
+from forethought.errors import InvalidInput, Unreachable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -109,12 +109,17 @@ async def gather_report(broker: Broker, run: str) -> Report:
     Raises:
         Unreachable: Redis does not answer.
     """
-    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-        manifest = await broker.run()
-        replicas = await broker.replicas()
-        epoch = await broker.current_epoch()
-        depths = await broker.depths()
-        letters = await broker.dead_letters()
+    try:
+        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            manifest = await broker.run()
+            replicas = await broker.replicas()
+            epoch = await broker.current_epoch()
+            depths = await broker.depths()
+            letters = await broker.dead_letters()
+    except TimeoutError as error:
+        raise Unreachable(
+            f"Redis did not answer within {_ANSWER_TIMEOUT_S:.0f} s; check that it is not overloaded"
+        ) from error
     newest = newest_version(replicas, manifest, epoch)
     return {
         "run": run,

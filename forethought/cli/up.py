@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_config
-from forethought.errors import Unreachable
+from forethought.errors import ForethoughtError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from forethought.cli.plan import Plan
     from forethought.cli.progress import Display, Reading
     from forethought.cli.supervisor import Child, Supervisor
-    from forethought.queue import Broker
+    from forethought.queue import Broker, BrokerMemory
     from forethought.run.directory import RunDirectory
 
 _REFRESH_S = 0.25
@@ -140,13 +140,18 @@ class _Run:
 
         broker = connect(self._redis_url, self._plan.settings.run.name)
         try:
-            await (
-                broker.ping()
-            )  # a configured Redis may be unreachable: report it before anything starts
+            # A configured Redis may be unreachable or too small: report it before anything starts.
+            await broker.ping()
+            self._check_memory(await broker.memory())
             self._announce()
             return await self._stages(supervisor, broker)
         finally:
             await broker.close()
+
+    def _check_memory(self, memory: BrokerMemory) -> None:
+        from forethought.preflight import check_memory, check_run
+
+        check_memory(self._plan.settings, check_run(self._plan.settings), memory)
 
     async def _stages(self, supervisor: Supervisor, broker: Broker) -> RunOutcome:
         if self._plan.needs_base:
@@ -324,7 +329,7 @@ async def _count_replicas(broker: Broker) -> str:
     try:
         async with asyncio.timeout(_REGISTRY_TIMEOUT_S):
             kinds = Counter(replica.kind for replica in await broker.replicas())
-    except (Unreachable, TimeoutError):
+    except (ForethoughtError, TimeoutError):
         return "unknown, Redis does not answer"
     order = sorted(kinds, reverse=True)
     return " + ".join(f"{kinds[kind]} {kind}" for kind in order) or "none yet"

@@ -46,6 +46,7 @@ class RedisSection(Section):
 
     url: str = ""  # redis://[:password@]host:port/db; empty: `up` starts its own
     password_file: LocalPath = ""  # one line: the password for a URL without one
+    patience_s: Annotated[float, Field(ge=0)] = 0.0  # of a learner, in an outage; 0: without end
 
 
 class AuthSection(Section):

@@ -103,6 +103,19 @@ class StageDepth:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerMemory:
+    """What a broker holds, for all of its users, and what it does at its limit (0: it has none).
+
+    Example:
+        ``BrokerMemory(used_bytes=1_200_000, max_bytes=512 << 20, policy="noeviction")``
+    """
+
+    used_bytes: int
+    max_bytes: int = 0
+    policy: str = "noeviction"
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A message that was given up on, and the reason.
 
@@ -179,7 +192,11 @@ class Consumer(Protocol):
 
 
 class Broker(Protocol):
-    """A run's queues, epoch, manifest and replicas. Any method may raise ``Unreachable``."""
+    """A run's queues, epoch, manifest and replicas.
+
+    Any method may raise ``Unreachable``, or ``Unauthenticated`` or ``Forbidden`` if the broker does not let
+    this client do it.
+    """
 
     async def put(self, stage: Stage, messages: Iterable[Message]) -> None:
         """Append messages in order. After ``Unreachable`` some may have been appended: put all again.
@@ -237,6 +254,9 @@ class Broker(Protocol):
 
     async def dead_letters(self) -> list[DeadLetter]:
         """The newest dead letters, oldest first."""
+
+    async def memory(self) -> BrokerMemory:
+        """The memory that the broker uses and may use."""
 
     async def ping(self) -> None:
         """Return if the broker responds.

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from forethought.background import wait_for_event
 from forethought.queue.interface import (
     JSON,
+    BrokerMemory,
     Consumer,
     ConsumerOptions,
     DeadLetter,
@@ -152,6 +153,11 @@ class MemoryBroker:
     async def dead_letters(self) -> list[DeadLetter]:
         """See ``Broker.dead_letters``."""
         return list(self._dead)
+
+    async def memory(self) -> BrokerMemory:
+        """See ``Broker.memory``; the limit is the machine's."""
+        bodies = (e.message.body for s in self._stages.values() for e in s.entries.values())
+        return BrokerMemory(sum(map(len, bodies)))
 
     async def ping(self) -> None:
         """See ``Broker.ping``."""

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
-
-from redis import exceptions
 
 from forethought.queue import scripts
 from forethought.queue.interface import (
     JSON,
+    BrokerMemory,
     Consumer,
     ConsumerOptions,
     DeadLetter,
@@ -29,12 +28,13 @@ from forethought.queue.interface import (
     check_size,
 )
 from forethought.queue.keys import GROUP, Keys
-from forethought.queue.redis_consumer import RedisConsumer, fields_of, message_of
-from forethought.queue.redis_link import RedisLink, is_missing_group
+from forethought.queue.redis_consumer import RedisConsumer, message_of, script_args
+from forethought.queue.redis_link import RedisLink
 from forethought.types import Replica
 
-_PUT_CHUNK = 64
-"""Messages per round trip: ten times faster than one at a time, and still cheap for Redis."""
+_PUT_MESSAGES = 64
+_PUT_BYTES = 4 << 20
+"""Bounds of one round trip: ten times faster than one message at a time, and still cheap for Redis."""
 
 
 class RedisBroker:
@@ -53,12 +53,9 @@ class RedisBroker:
         messages = list(messages)
         for message in messages:
             check_size(message)
-        stream = self._keys.stream(stage)
-        for start in range(0, len(messages), _PUT_CHUNK):
-            async with self._link.client.pipeline(transaction=False) as pipeline:
-                for message in messages[start : start + _PUT_CHUNK]:
-                    pipeline.xadd(stream, fields_of(message))
-                await self._link.execute(pipeline)
+        for chunk in _chunks(messages):
+            args = [part for message in chunk for part in script_args(message)]
+            await self._link.script(scripts.PUT, [self._keys.stream(stage)], args)
 
     def consumer(self, options: ConsumerOptions) -> Consumer:
         """See ``Broker.consumer``."""
@@ -104,10 +101,7 @@ class RedisBroker:
 
     async def withdraw(self, replica_id: str) -> None:
         """See ``Broker.withdraw``."""
-        async with self._link.client.pipeline(transaction=True) as pipeline:
-            pipeline.hdel(self._keys.replicas, replica_id)
-            pipeline.zrem(self._keys.replicas_expiry, replica_id)
-            await self._link.execute(pipeline)
+        await self._link.script(scripts.WITHDRAW, self._registry_keys, [replica_id])
 
     async def replicas(self) -> list[Replica]:
         """See ``Broker.replicas``."""
@@ -116,8 +110,7 @@ class RedisBroker:
 
     async def set_run(self, manifest: dict[str, JSON]) -> None:
         """See ``Broker.set_run``."""
-        with self._link.reaching():
-            await self._link.client.set(self._keys.run, json.dumps(manifest))
+        await self._link.script(scripts.SET_RUN, [self._keys.run], [json.dumps(manifest)])
 
     async def run(self) -> dict[str, JSON] | None:
         """See ``Broker.run``."""
@@ -135,6 +128,13 @@ class RedisBroker:
             entries: Any = await self._link.client.xrange(self._keys.dead_letters)
         return [_dead_letter(fields) for _, fields in entries]
 
+    async def memory(self) -> BrokerMemory:
+        """See ``Broker.memory``."""
+        with self._link.reaching():
+            said = await self._link.client.info("memory")
+        policy = str(said.get("maxmemory_policy", "noeviction"))
+        return BrokerMemory(int(said["used_memory"]), int(said.get("maxmemory", 0)), policy)
+
     async def ping(self) -> None:
         """See ``Broker.ping``."""
         with self._link.reaching():
@@ -149,16 +149,24 @@ class RedisBroker:
         return [self._keys.replicas, self._keys.replicas_expiry]
 
     async def _depth(self, stage: Stage) -> StageDepth:
-        stream = self._keys.stream(stage)
-        with self._link.reaching():
-            async with self._link.client.pipeline(transaction=True) as pipeline:
-                pipeline.xlen(stream)
-                pipeline.xpending(stream, GROUP)
-                num_entries, pending = await pipeline.execute(raise_on_error=False)
-        if isinstance(pending, exceptions.ResponseError) and is_missing_group(pending):
-            return StageDepth(waiting=num_entries, pending=0)
-        num_pending = pending["pending"]
+        num_entries, num_pending = await self._link.script(
+            scripts.DEPTH, [self._keys.stream(stage)], [GROUP]
+        )
         return StageDepth(waiting=num_entries - num_pending, pending=num_pending)
+
+
+def _chunks(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    """The messages in order, as many at a time as one round trip may take."""
+    chunk: list[Message] = []
+    num_bytes = 0
+    for message in messages:
+        num_bytes += len(message.body)
+        if chunk and (len(chunk) == _PUT_MESSAGES or num_bytes > _PUT_BYTES):
+            yield chunk
+            chunk, num_bytes = [], len(message.body)
+        chunk.append(message)
+    if chunk:
+        yield chunk
 
 
 def _decode_replica(value: bytes) -> Replica:

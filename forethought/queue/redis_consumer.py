@@ -75,7 +75,7 @@ class RedisConsumer:
         keys, args = [self._stream, self._attempts], [GROUP, delivery.entry_id]
         if result is not None and self.options.result_stage is not None:
             keys.append(self._keys.stream(self.options.result_stage))
-            args += _script_args(result)
+            args += script_args(result)
         return await self._retire(delivery, scripts.FINISH, keys, args)
 
     async def discard(self, delivery: Delivery) -> None:
@@ -101,11 +101,11 @@ class RedisConsumer:
         log.error("task %d is dead-lettered: %s", delivery.message.task_id, reason)
         keys = [self._stream, self._attempts, self._keys.dead_letters]
         args: list[Any] = [GROUP, delivery.entry_id, MAX_DEAD_LETTERS, delivery.stage.value, reason]
-        args += _script_args(delivery.message)
+        args += script_args(delivery.message)
         result = self.options.error_result_or_none(delivery.message, reason)
         if result is not None and self.options.result_stage is not None:
             keys.append(self._keys.stream(self.options.result_stage))
-            args += _script_args(result)
+            args += script_args(result)
         is_buried = await self._retire(delivery, scripts.BURY, keys, args)
         self.num_buried += is_buried
         return is_buried
@@ -192,15 +192,11 @@ class RedisConsumer:
         return Delivery(self.options.stage, entry_id.decode(), message_of(fields))
 
 
-def fields_of(message: Message) -> dict[Any, Any]:
-    """A message as the fields of a stream entry."""
-    return {"task_id": message.task_id, "epoch": message.epoch, "body": message.body}
-
-
 def message_of(fields: dict[bytes, bytes]) -> Message:
     """The message of a stream entry."""
     return Message(int(fields[b"task_id"]), int(fields[b"epoch"]), fields[b"body"])
 
 
-def _script_args(message: Message) -> list[Any]:
+def script_args(message: Message) -> list[Any]:
+    """A message as arguments of a script that appends it."""
     return [message.task_id, message.epoch, message.body]

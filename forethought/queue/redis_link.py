@@ -4,10 +4,16 @@ Design: short outages (a dropped connection, a failover of a second or two) are 
 backoff; longer ones are raised as ``Unreachable``, and the caller waits, because only the caller knows
 whether it is stopping. The price of retrying is that a command whose reply was lost runs twice; every
 command of this package tolerates that.
+
+A Redis that answers and refuses for a moment (memory or disk full, loading, failing over, too many clients)
+is an outage too. Refusals are recognised by the code in their text, because a script of Redis 6.2 wraps
+them in an error of its own; the price is a list of codes. A credential that Redis does not accept, or does
+not let do this, is none: waiting does not help.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +24,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
-from forethought.errors import InvalidInput, Unreachable
+from forethought.errors import Forbidden, InvalidInput, Unauthenticated, Unreachable
 
 MAX_BLOCK_S = 1.0
 """The longest time one command may block in Redis; far below the socket timeout."""
@@ -34,12 +40,26 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 _SHOWN = ("db", "protocol", "ssl_cert_reqs", "ssl_ca_certs")
 
 _OUTAGES = (
-    exceptions.ConnectionError,  # includes a wrong password and a Redis that is still loading
+    exceptions.ConnectionError,  # includes a Redis that is still loading, or has too many clients
     exceptions.TimeoutError,
-    exceptions.ReadOnlyError,  # connected to a former primary during a failover
-    exceptions.ClusterDownError,
-    exceptions.OutOfMemoryError,
+    exceptions.InvalidResponse,  # what answered is no Redis, such as a proxy whose Redis is gone
 )
+_REFUSALS = (
+    "OOM",  # at maxmemory
+    "MISCONF",  # it cannot write its snapshot or log
+    "NOREPLICAS",  # fewer than min-replicas-to-write
+    "READONLY",  # a former primary, during a failover
+    "MASTERDOWN",
+    "LOADING",
+    "BUSY",  # running someone's script
+    "CLUSTERDOWN",
+    "TRYAGAIN",  # the last three: slots of a cluster are being moved
+    "ASK",
+    "MOVED",
+)
+_REFUSAL = re.compile(rf"(?:^|[:-] ?)(?:{'|'.join(_REFUSALS)})\b|max number of clients")
+_UNAUTHENTICATED = re.compile(r"(?:^|[:-] ?)(?:NOAUTH|WRONGPASS|DENIED)\b")
+_FORBIDDEN = re.compile(r"(?:^|[:-] ?)NOPERM\b|ACL failure in script|can't run this command")
 
 
 class RedisLink:
@@ -76,39 +96,63 @@ class RedisLink:
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """Raise an outage inside the block as ``Unreachable``."""
+        """Raise Redis's outages and refusals inside the block as this project's errors.
+
+        Raises:
+            Unreachable: an outage, or a refusal that ends by itself.
+            Unauthenticated, Forbidden: the credential is not accepted, or does not grant a command.
+        """
         try:
             yield
-        except _OUTAGES as error:
-            raise Unreachable(
-                f"Redis at {self._shown_url} cannot be used: {type(error).__name__}: {error}; "
-                "check that it runs, that its password is right and that FORETHOUGHT_REDIS_URL "
-                "points to it; clients reconnect automatically"
-            ) from error
+        except exceptions.RedisError as error:
+            if (known := self._known(error)) is None:
+                raise
+            raise known from error
+
+    def _known(self, error: exceptions.RedisError) -> Exception | None:
+        reply, where = _reply(error), f"Redis at {self._shown_url}"
+        if _UNAUTHENTICATED.search(reply) or isinstance(error, exceptions.AuthenticationError):
+            return Unauthenticated(
+                f"{where} does not accept this client: {reply}; correct the password in redis.url or "
+                "redis.password_file"
+            )
+        if _FORBIDDEN.search(reply):
+            return Forbidden(
+                f"{where} does not let its user do this: {reply}; expected every command but @admin "
+                "and @dangerous, and INFO, on the keys forethought:*"
+            )
+        if _REFUSAL.search(reply):
+            return Unreachable(
+                f"{where} refuses for now: {reply}; clients go on once it accepts commands again"
+            )
+        if isinstance(error, _OUTAGES):
+            return Unreachable(
+                f"{where} cannot be used: {type(error).__name__}: {error}; check that it runs and that "
+                "FORETHOUGHT_REDIS_URL points to it; clients reconnect automatically"
+            )
+        return None
 
     async def script(self, lua: str, keys: Iterable[str], args: Iterable[object] = ()) -> Any:
         """Run one of :mod:`forethought.queue.scripts`.
 
         Raises:
-            Unreachable: Redis does not respond.
+            Unreachable: Redis does not respond, or refuses for now.
         """
         if lua not in self._scripts:
             self._scripts[lua] = self.client.register_script(lua)
         with self.reaching():
             return await self._scripts[lua](keys=list(keys), args=list(args))
 
-    async def execute(self, pipeline: Any) -> list[Any]:
-        """The replies of a pipeline; its first error without the command, which may hold a task's body.
 
-        Raises:
-            Unreachable: Redis does not respond.
-        """
-        with self.reaching():
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-        return replies
+def _reply(error: BaseException) -> str:
+    """The error as Redis sent it.
+
+    The client takes the codes that it knows off the text, and wraps what it gets while it connects.
+    """
+    if isinstance(error.__cause__, exceptions.ResponseError | exceptions.ConnectionError):
+        return _reply(error.__cause__)
+    code = getattr(error, "status_code", None)
+    return f"{code} {error}" if code else str(error)
 
 
 def is_missing_group(error: exceptions.ResponseError) -> bool:

@@ -4,6 +4,11 @@ Design: plain EVAL scripts, which run the same on Redis 6.2 and 7 and need no de
 client sends them again to a restarted Redis). Each returns plain integers, strings and lists. The price
 is that Redis does nothing else while one runs, so each touches only a handful of entries.
 
+At maxmemory Redis refuses a script until its first write, and no longer after it. So every script but PUT
+begins with a write that takes no memory: results and leases go on, which frees memory, and only the
+admission of further tasks waits. The price is that results may take memory beyond maxmemory, by as much as
+they exceed their tasks.
+
 A *retired* entry is one that was acknowledged and deleted: XACK returns 1 exactly once per delivery,
 so a delivery is finished at most once. If a script needs the group and Redis has lost it, the NOGROUP
 error is passed to the caller, who knows what it means there.
@@ -11,8 +16,17 @@ error is passed to the caller, who knows what it means there.
 
 from __future__ import annotations
 
+PUT = """
+-- KEYS: stream   ARGV: task_id, epoch, body of each message in turn
+for i = 1, #ARGV, 3 do
+  redis.call('XADD', KEYS[1], '*', 'task_id', ARGV[i], 'epoch', ARGV[i + 1], 'body', ARGV[i + 2])
+end
+return #ARGV / 3
+"""
+
 NEW_EPOCH = """
 -- KEYS: epoch   ARGV: at_least
+redis.call('PERSIST', KEYS[1])
 local epoch = redis.call('INCR', KEYS[1])
 local at_least = tonumber(ARGV[1])
 if epoch < at_least then
@@ -28,6 +42,7 @@ local newest = tonumber(redis.call('GET', KEYS[1]) or 0)
 local mine = tonumber(ARGV[1])
 if newest < mine then
   newest = mine
+  redis.call('PERSIST', KEYS[1])
   redis.call('SET', KEYS[1], newest)
 end
 return newest
@@ -39,6 +54,7 @@ local held = redis.call('HMGET', KEYS[1], 'epoch', 'task_id')
 local epoch, task_id = tonumber(held[1] or 0), tonumber(held[2] or 0)
 local newer = tonumber(ARGV[1]) - epoch
 if newer > 0 or (newer == 0 and tonumber(ARGV[2]) > task_id) then
+  redis.call('PERSIST', KEYS[1])
   redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'task_id', ARGV[2])
 end
 return 1
@@ -46,8 +62,18 @@ return 1
 
 INSTANCE_ID = """
 -- KEYS: instance id   ARGV: the id to set if there is none
-redis.call('SET', KEYS[1], ARGV[1], 'NX')
-return redis.call('GET', KEYS[1])
+local id = redis.call('GET', KEYS[1])
+if id then return id end
+redis.call('PERSIST', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+"""
+
+SET_RUN = """
+-- KEYS: run   ARGV: the manifest
+redis.call('PERSIST', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1])
+return 1
 """
 
 CLEAR_WORK = """
@@ -64,8 +90,16 @@ ANNOUNCE = """
 -- KEYS: replicas, expiry   ARGV: id, registration, ttl_ms
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('PERSIST', KEYS[1])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now_ms + ARGV[3], ARGV[1])
+return 1
+"""
+
+WITHDRAW = """
+-- KEYS: replicas, expiry   ARGV: id
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
 return 1
 """
 
@@ -80,10 +114,17 @@ end
 return redis.call('HVALS', KEYS[1])
 """
 
+DEPTH = """
+-- KEYS: stream   ARGV: group
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])  -- an error if there is no group
+return {redis.call('XLEN', KEYS[1]), pending.err and 0 or pending[1]}
+"""
+
 BEGIN = """
 -- KEYS: stream, attempts   ARGV: group, consumer, entry
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
 if not held or held[2] ~= ARGV[2] then return 0 end
+redis.call('PERSIST', KEYS[2])
 return redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
 """
 

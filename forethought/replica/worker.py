@@ -25,7 +25,7 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Protocol, TypeVar
 
-from forethought.background import backoff, end, run_until, wait_for_event
+from forethought.background import Outage, end, first_failure, run_until, wait_for_event
 from forethought.errors import InvalidInput, Unreachable
 from forethought.queue.interface import Consumer, Delivery, Message, Watermark
 from forethought.replica.batch_size import BatchSize
@@ -148,26 +148,24 @@ class Worker:
         """Serve until :meth:`stop`; survives broker outages.
 
         If it is cancelled instead, held deliveries are redelivered when their leases expire. Any other
-        failure is a bug (``changed`` raised, Redis rejected a command) and ends the loop with an
-        ``ExceptionGroup``.
+        failure (``changed`` raised, Redis does not accept this client) is raised.
         """
-        async with asyncio.TaskGroup() as group:
-            loops = (self._watch(), self._renew(), self._follow())
-            helpers = [group.create_task(loop) for loop in loops]
-            try:
-                await self._serve()
-            finally:
-                await end(helpers)
+        serving = asyncio.create_task(self._serve())
+        loops = (self._watch(), self._renew(), self._follow())
+        helpers = [asyncio.create_task(loop) for loop in loops]
+        try:
+            await first_failure(helpers, main=serving)
+        finally:
+            await end((serving, *helpers))
 
     async def _serve(self) -> None:
-        waits_s = backoff()
+        outage = Outage()
         while not self._stopping.is_set():
             try:
                 await self._turn()
-                waits_s = backoff()
+                outage.end()
             except Unreachable as error:
-                log.warning("%s; retrying", error)
-                await wait_for_event(self._stopping, next(waits_s))
+                await wait_for_event(self._stopping, outage.note(error))
         await self._release_all()
 
     async def _turn(self) -> None:
@@ -324,15 +322,17 @@ class Worker:
 
     async def _retry(self, delivery: Delivery, act: Callable[[], Awaitable[T]]) -> T | None:
         """Retry ``act`` until the broker responds; None once the lease is known to be lost."""
-        waits_s = backoff()
+        outage = Outage()
         while True:
             try:
-                return await act()
+                result = await act()
+                outage.end()
+                return result
             except Unreachable as error:
                 if not self._may_still_hold(delivery):
                     return None
-                log.warning("%s; retrying for task %d", error, delivery.message.task_id)
-            await asyncio.sleep(next(waits_s))  # no event to wait for, only time
+                wait_s = outage.note(error)
+            await asyncio.sleep(wait_s)  # no event to wait for, only time
 
     def _may_still_hold(self, delivery: Delivery) -> bool:
         """Whether to keep retrying: while running, until the lease is known to be lost; when stopping,

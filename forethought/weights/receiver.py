@@ -23,6 +23,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import BinaryIO
 
+from forethought.background import uninterrupted
 from forethought.errors import InvalidInput, Stale, Unreachable
 from forethought.telemetry.distribution import WORK_BOUNDS_S, Distribution
 from forethought.types import WeightManifest
@@ -116,7 +117,7 @@ class WeightReceiver:
                 await self._stage(header.files, chunks, directory)
                 if not _promised_model_files(header):
                     self._link_model_files(manifest.model, directory)
-                await _uninterrupted(asyncio.ensure_future(self._flip(manifest, directory)))
+                await uninterrupted(self._flip(manifest, directory))
             finally:
                 if self._directories.get(manifest.model) != directory:
                     shutil.rmtree(directory, ignore_errors=True)
@@ -283,21 +284,6 @@ def _promised_model_files(header: PushHeader) -> dict[str, str]:
 def _write(part: memoryview, target: BinaryIO, update: Callable[[memoryview], None]) -> None:
     target.write(part)
     update(part)
-
-
-async def _uninterrupted(task: asyncio.Task[None]) -> None:
-    """Wait for ``task`` to end even if the waiter is cancelled; the cancellation is raised afterwards."""
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    error = task.exception()  # always retrieved, or asyncio logs it as never retrieved
-    if cancelled:
-        raise asyncio.CancelledError
-    if error is not None:
-        raise error
 
 
 def _directory_name(replica_id: str) -> str:

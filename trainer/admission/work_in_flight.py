@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from forethought import wire
-from forethought.background import retry_until_reachable, run_until
+from forethought.background import Retry, run_until
 from forethought.config.sections import LearnerSection
 from forethought.errors import InvalidInput, Superseded, Unreachable
 from forethought.queue.interface import (
@@ -32,23 +32,30 @@ from forethought.queue.interface import (
     Stage,
     Watermark,
 )
-from forethought.types import ScoredRollout, Task
+from forethought.types import ScoredRollout, Task, attempt_of
 from trainer.admission.feed import TaskFeed
 from trainer.admission.ledger import Ledger
 from trainer.admission.replacement import Replacing
 
 log = logging.getLogger(__name__)
 
+_PUT_TASKS = 64
 _RECEIVE_TASKS = 64
 _RECEIVE_S = 1.0
 _LEASE_S = 60.0
 
 
 class WorkInFlight:
-    """Task feed, ledger and the learner's two streams (`tasks` and `scored`)."""
+    """Task feed, ledger and the learner's two streams (`tasks` and `scored`).
 
-    def __init__(self, broker: Broker, feed: TaskFeed, section: LearnerSection) -> None:
+    ``retry`` decides how long the broker may be unreachable.
+    """
+
+    def __init__(
+        self, broker: Broker, feed: TaskFeed, section: LearnerSection, retry: Retry | None = None
+    ) -> None:
         self._broker, self._feed, self._section = broker, feed, section
+        self._retry = retry or Retry()
         self._ledger = Ledger(section.task_timeout_s)
         self._watermark = Watermark()
 
@@ -81,6 +88,15 @@ class WorkInFlight:
     def outstanding(self) -> list[Task]:
         """The tasks a checkpoint has to include, in id order."""
         return self._ledger.outstanding
+
+    def holds_all_since(self, num_closed: int) -> bool:
+        """Whether every task admitted for a batch after the first ``num_closed`` is outstanding.
+
+        Only then does a checkpoint lose none.
+        """
+        first = num_closed * self._section.batch_tasks
+        ids = [task.task_id for task in self.outstanding if not attempt_of(task.task_id)]
+        return ids == list(range(first, self._feed.next_task_id))
 
     async def resume(
         self, outstanding: Sequence[Task], next_task_id: int, *, epoch: int, version: int
@@ -145,18 +161,18 @@ class WorkInFlight:
             )
         )
         while True:
-            deliveries = await retry_until_reachable(partial(self._receive, consumer))
+            deliveries = await self._retry(partial(self._receive, consumer))
             newest = max((delivery.message.epoch for delivery in deliveries), default=0)
             if newest > epoch:
                 for delivery in deliveries:
-                    await retry_until_reachable(partial(consumer.release, delivery))
+                    await self._retry(partial(consumer.release, delivery))
                 raise Superseded(
                     f"epoch {newest} has taken over the run from epoch {epoch}; this learner stops"
                 )
             for delivery in deliveries:
                 # Acked at once: the task stays outstanding until a checkpoint includes its batch.
                 self._accept(delivery.message)
-                await retry_until_reachable(partial(consumer.discard, delivery))
+                await self._retry(partial(consumer.discard, delivery))
 
     async def _receive(self, consumer: Consumer) -> list[Delivery]:
         try:
@@ -177,9 +193,11 @@ class WorkInFlight:
 
     async def _raise_watermark(self, watermark: Watermark) -> None:
         self._watermark = watermark
-        await retry_until_reachable(lambda: self._broker.raise_watermark(watermark))
+        await self._retry(lambda: self._broker.raise_watermark(watermark))
 
     async def _put(self, tasks: Sequence[Task]) -> None:
         in_order = sorted(tasks, key=lambda task: (task.batch, task.task_id))
         messages = [Message(t.task_id, t.epoch, wire.encode_task(t)) for t in in_order]
-        await retry_until_reachable(lambda: self._broker.put(Stage.TASKS, messages))
+        for start in range(0, len(messages), _PUT_TASKS):  # an outage repeats no more than these
+            chunk = messages[start : start + _PUT_TASKS]
+            await self._retry(partial(self._broker.put, Stage.TASKS, chunk))

@@ -25,6 +25,7 @@ from forethought.errors import InvalidInput
 from forethought.lab.report.numbers import duration
 from forethought.queue import connect
 from forethought.types import Replica
+from tests.redis_server import administered_redis
 
 COMMANDS = ("init", "up", "serve rollout", "serve reward", "train", "status", "doctor")
 HEAVY = {"torch", "transformers", "vllm", "redis", "grpc", "datasets", "services", "trainer"}
@@ -357,6 +358,14 @@ def test_doctor_exits_with_1_when_something_needed_is_missing(run: Run) -> None:
     status, out, _ = run("doctor", "corpus.path=nowhere")
     assert status == 1
     assert "1 to fix" in out
+
+
+def test_doctor_compares_the_memory_of_redis_with_the_run(socket_dir: Path) -> None:
+    with administered_redis(socket_dir, "--maxmemory", "1mb") as url:
+        given = [f"redis.url={url}", "learner.batch_tasks=4096"]
+        redis = next(check for check in configuration_checks(None, given) if check.name == "redis")
+    assert redis.level is Level.FAIL
+    assert "maxmemory is 1,048,576 bytes; this run may put" in redis.found
 
 
 def test_doctor_stops_at_an_invalid_configuration() -> None:

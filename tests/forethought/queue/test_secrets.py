@@ -58,7 +58,7 @@ async def test_an_unreachable_redis_shows_no_password() -> None:
     assert "s3cret" not in str(failed.value)
 
 
-async def test_a_failed_pipeline_shows_no_body() -> None:
+async def test_a_failed_command_shows_no_body() -> None:
     with EmbeddedRedis() as embedded:
         broker = RedisBroker(embedded.url, "run")
         with redis.Redis.from_url(embedded.url) as client:
