@@ -51,7 +51,7 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
 
     path = Path(source.path).expanduser()
     fields = Fields(source.text_field, source.marks_field, source.prompt_field)
-    reading = _Reading(path, list_source(path, cache_dir), fields, source.skip_invalid, cache_dir)
+    reading = _reading(path, list_source(path, cache_dir), fields, source.skip_invalid, cache_dir)
     features = Features(
         {
             "id": Value("string"),
@@ -68,7 +68,7 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
             features=features,
             cache_dir=str(cache_dir),
             gen_kwargs={"reading": reading},
-            fingerprint=reading.fingerprint(),
+            fingerprint=reading.fingerprint,
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InvalidInput):
@@ -102,25 +102,29 @@ class _Reading:
     listing: Listing
     fields: Fields
     skip_invalid: bool
-    cache_dir: Path
+    fingerprint: str
+    report_file: Path
 
-    @property
-    def report_file(self) -> Path:
-        """Where the report is kept, beside the documents."""
-        return self.cache_dir / f"documents-{self.fingerprint()}.json"
 
-    def fingerprint(self) -> str:
-        """A hash that changes when any file does, or the way in which it is read."""
-        described = [
-            _FORMAT_VERSION,
-            str(self.path.absolute()),
-            [self.fields.text, self.fields.marks, self.fields.prompt],
-            self.skip_invalid,
-            [_described(file) for file in self.listing.files],
-            self.listing.left_out,
-        ]
-        ascii_only = json.dumps(described)  # a name that is not UTF-8 is escaped too
-        return hashlib.sha256(ascii_only.encode()).hexdigest()[:32]
+def _reading(
+    path: Path, listing: Listing, fields: Fields, skip_invalid: bool, cache_dir: Path
+) -> _Reading:
+    """With a fingerprint taken before reading, which changes when any file or the way of reading does."""
+    try:
+        files = [_described(file) for file in listing.files]
+    except OSError as error:
+        raise InvalidInput(
+            f"corpus source {str(path)!r} changed while it was listed: {error}; expected files that stay; "
+            "start again"
+        ) from error
+    names = [fields.text, fields.marks, fields.prompt]
+    described = [
+        _FORMAT_VERSION, str(path.absolute()), names, skip_invalid, files, listing.left_out,
+    ]  # fmt: skip
+    ascii_only = json.dumps(described)  # a name that is not UTF-8 is escaped too
+    fingerprint = hashlib.sha256(ascii_only.encode()).hexdigest()[:32]
+    report_file = cache_dir / f"documents-{fingerprint}.json"
+    return _Reading(path, listing, fields, skip_invalid, fingerprint, report_file)
 
 
 def _described(file: SourceFile) -> list[object]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,7 +35,7 @@ from forethought.corpus.token_bytes import (
     without_inserted_space,
 )
 from forethought.errors import InvalidInput
-from forethought.run.files import read_object, write_whole
+from forethought.run.files import read_object
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,7 +100,9 @@ def cut_windows(
     )
     left_out = LeftOut(**read_object(counts)) if counts.exists() else cutter.left_out
     if not counts.exists():
-        write_whole(counts, json.dumps(asdict(left_out)))
+        partial = counts.with_name(f"{counts.name}.{os.getpid()}")  # processes may share a cache
+        partial.write_text(json.dumps(asdict(left_out)))
+        partial.replace(counts)
     _report(documents, left_out, window_tokens, min_window_tokens)
     if not len(windows):
         raise InvalidInput(

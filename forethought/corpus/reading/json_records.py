@@ -2,9 +2,9 @@
 
 Design: the JSON reader of ``datasets`` turns a text such as ``2020-01-01`` into a timestamp and does not
 report the offending line. Lines and arrays are streamed, so memory depends on the longest record, which is
-bounded: a small compressed file may hold a line of many gigabytes. A ``.json`` file whose first record has
-neither field is a configuration, not a corpus, and is left out of a folder. The price: after an array's
-syntax error the rest of its file is not read.
+bounded: a small compressed file may hold a line of many gigabytes. A ``.json`` file whose first value is no
+object with a text is a configuration, not a corpus, and is left out of a folder. The price: after a syntax
+error in an array the rest of its file is not read.
 """
 
 from __future__ import annotations
@@ -45,26 +45,27 @@ def read_json(file: SourceFile, fields: Fields, report: ReadingReport) -> Iterat
     """The records of a ``.json`` file, whichever of the three forms it has.
 
     Raises:
-        HoldsNoRecords: its first record has neither field and invalid ones are not skipped.
+        HoldsNoRecords: its first value is no record and invalid ones are not skipped.
         InvalidInput: as :func:`read_json_lines`.
     """
     rows = _of_any_form(file, fields, report)
     try:
         first = next(rows, None)
-    except _MissingField as error:
+    except _NoRecord as error:
         raise HoldsNoRecords(str(error), f"JSON without the field {fields.text!r}") from error
     if first is not None:
         yield first
         yield from rows
 
 
-class _MissingField(InvalidInput):
-    """A record has neither text nor token ids."""
+class _NoRecord(InvalidInput):
+    """Whole JSON that is no object, or one with neither text nor token ids."""
 
 
 def _of_any_form(file: SourceFile, fields: Fields, report: ReadingReport) -> Iterator[Row]:
     with open_bytes(file.path) as stream:
-        first_line = next(iter(_bounded_lines(stream)), b"").removeprefix(_BOM).strip()
+        lines = (line.removeprefix(_BOM).strip() for line in _bounded_lines(stream))
+        first_line = next(filter(None, lines), b"")
     with open_bytes(file.path) as stream:
         if first_line == b"{" or first_line.startswith(b"["):
             yield from _values(stream, file, fields, report)
@@ -115,14 +116,14 @@ def _too_long(where: str) -> InvalidInput:
 
 def _requested(record: object, fields: Fields, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise InvalidInput(
+        raise _NoRecord(
             f"{where}: got a JSON {type(record).__name__}, expected one object "
             'per line, such as {"text": "..."}, or an array of objects in a .json file; rewrite the file'
         )
     try:
         return {key: record[key] for key in fields.wanted(record, where)}
     except InvalidInput as fault:
-        raise _MissingField(str(fault)) from fault
+        raise _NoRecord(str(fault)) from fault
 
 
 def _values(

@@ -15,12 +15,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import iglob
 from pathlib import Path
 
 from forethought.corpus.reading.compression import SUFFIXES
 from forethought.errors import InvalidInput
 
 _TEXT, _SAVED = "text", "saved dataset"
+_RUN = "the directory of a run"
 _FORMATS = {
     ".jsonl": "JSON lines",
     ".ndjson": "JSON lines",
@@ -69,29 +71,72 @@ class Listing:
 
 
 def list_source(path: Path, excluded: Path) -> Listing:
-    """The files at ``path``: itself, or those below it, except the folder ``excluded`` (the cache).
+    """The files at ``path``: itself, those below it, or those that match it as a pattern (``books/*.gz``).
+
+    The folder ``excluded`` (the cache) is not one of them.
 
     Raises:
-        InvalidInput: the path does not exist, cannot be listed, or is a folder without files.
+        InvalidInput: the path does not exist, cannot be listed, or holds no files.
     """
-    if path.is_file() or _is_saved_dataset(path):
-        return Listing((_source_file(path, path.name, is_given=True),))
-    if not path.is_dir():
-        found = "is neither a file nor a folder" if path.exists() else "does not exist"
+    try:
+        if path.is_file() or _is_saved_dataset(path):
+            return Listing((_source_file(path, path.name, is_given=True),))
+        left_out: dict[str, str] = {}
+        root, entries = _start_of(path)
+        if not path.is_dir():
+            entries = _without_internals(root, entries, excluded.resolve(), left_out)
+        found = dict.fromkeys(_walk(root, entries, excluded.resolve(), left_out))
+    except OSError as error:
         raise InvalidInput(
-            f"corpus source {str(path)!r} {found}; expected a file, a folder or a dataset "
-            "written by save_to_disk; names on the Hugging Face hub are not fetched: download it first"
-        )
-    left_out: list[tuple[str, str]] = []
-    found_files = list(_walk(path, path, excluded.resolve(), left_out))
-    files = _without_documentation(found_files, left_out)
+            f"corpus source {str(path)!r} cannot be listed: {error}; expected readable folders; fix their "
+            "permissions or move them away"
+        ) from error
+    files = _without_documentation(list(found), left_out)
     if not files:
-        reasons = "".join(f"; left out {name}: {reason}" for name, reason in left_out[:3])
+        reasons = "".join(f"; left out {name}: {reason}" for name, reason in left_out.items())
         raise InvalidInput(
             f"corpus folder {str(path)!r} holds no files; expected text, .jsonl or .parquet files "
-            f"(names that begin with a dot are skipped{reasons}); put some there or give another path"
+            f"(names that begin with a dot are skipped{reasons:.500}); put some there or give another path"
         )
-    return Listing(tuple(files), tuple(left_out))
+    return Listing(tuple(files), tuple(left_out.items()))
+
+
+def _start_of(path: Path) -> tuple[Path, list[Path]]:
+    """A folder and its entries; for a pattern the folder before its first wildcard, and the matches."""
+    if path.is_dir():
+        return path, _entries(path)
+    if not path.exists() and (matches := sorted(map(Path, iglob(str(path), recursive=True)))):
+        return next(folder for folder in path.parents if folder.is_dir()), matches
+    found = "is neither a file nor a folder" if path.exists() else "does not exist"
+    raise InvalidInput(
+        f"corpus source {str(path)!r} {found}; expected a file, a folder, a pattern such as books/*.gz or "
+        "a dataset written by save_to_disk; names on the Hugging Face hub are not fetched: download first"
+    )
+
+
+def _without_internals(
+    root: Path, matches: list[Path], excluded: Path, left_out: dict[str, str]
+) -> list[Path]:
+    """The matches of a pattern that are not inside the cache, another run or a saved dataset."""
+    kept = []
+    for match in matches:
+        folders = [root / parent for parent in match.relative_to(root).parents if parent.name]
+        run = next((folder for folder in folders if _is_run(folder)), None)
+        if run is not None:
+            left_out[_source_file(run, run.relative_to(root).as_posix(), is_given=False).name] = (
+                _RUN
+            )
+        elif not any(
+            folder.resolve() == excluded or _is_saved_dataset(folder) for folder in folders
+        ):
+            kept.append(match)
+    return kept
+
+
+def _is_run(folder: Path) -> bool:
+    from forethought.run.directory import RunDirectory  # loads numpy
+
+    return RunDirectory(folder).is_begun
 
 
 def _source_file(path: Path, name: str, *, is_given: bool) -> SourceFile:
@@ -116,59 +161,46 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _walk(
-    root: Path, folder: Path, excluded: Path, left_out: list[tuple[str, str]]
+    root: Path, entries: list[Path], excluded: Path, left_out: dict[str, str]
 ) -> Iterator[SourceFile]:
-    """The files below ``folder``: its own first, then those of its subfolders, each sorted by name."""
-    for entry in _entries(root, folder, left_out):
-        if entry.is_dir() and _is_plain_folder(entry):
-            if entry.resolve() != excluded:
-                yield from _walk(root, entry, excluded, left_out)
-            continue
+    """The files among ``entries`` and below them."""
+    for entry in entries:
         file = _source_file(entry, entry.relative_to(root).as_posix(), is_given=False)
         if reason := _reason_to_leave_out(entry):
-            left_out.append((file.name, reason))
-        else:
+            left_out[file.name] = reason
+        elif entry.is_file() or _is_saved_dataset(entry):
             yield file
+        elif entry.resolve() != excluded:
+            yield from _walk(root, _entries(entry), excluded, left_out)
 
 
-def _entries(root: Path, folder: Path, left_out: list[tuple[str, str]]) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     """Files before folders, each sorted by name."""
-    try:
-        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError:
-        left_out.append((folder.relative_to(root).as_posix(), "a folder that cannot be listed"))
-        return []
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     return sorted(entries, key=lambda entry: (entry.is_dir(), entry.name))
 
 
-def _is_plain_folder(entry: Path) -> bool:
-    from forethought.run.directory import RunDirectory  # loads numpy
-
-    is_other = entry.is_symlink() or _is_saved_dataset(entry) or RunDirectory(entry).is_begun
-    return not is_other
-
-
 def _reason_to_leave_out(entry: Path) -> str:
-    """Why an entry that is no plain folder is not read; empty if it is."""
+    """Why an entry of a folder is not read; empty if it is."""
     if entry.is_file():
         return "empty" if entry.stat().st_size == 0 else ""
-    if entry.is_dir():
-        if entry.is_symlink():
-            return "a link to a folder, not followed"
-        return "" if _is_saved_dataset(entry) else "the directory of a run"
-    return "a broken link" if entry.is_symlink() else "not a regular file"
+    if not entry.is_dir():
+        return "a broken link" if entry.is_symlink() else "not a regular file"
+    if entry.is_symlink():
+        return "a link to a folder, not followed"
+    if not os.access(entry, os.R_OK | os.X_OK):
+        return "a folder that cannot be listed"
+    return _RUN if _is_run(entry) else ""
 
 
-def _without_documentation(
-    files: list[SourceFile], left_out: list[tuple[str, str]]
-) -> list[SourceFile]:
+def _without_documentation(files: list[SourceFile], left_out: dict[str, str]) -> list[SourceFile]:
     if all(file.format_name == _TEXT for file in files):
         return files
     kept = []
     for file in files:
         is_documentation = file.path.name.partition(".")[0].upper() in _DOCUMENTATION
         if is_documentation and file.format_name == _TEXT:
-            left_out.append((file.name, "documentation beside records"))
+            left_out[file.name] = "documentation beside records"
         else:
             kept.append(file)
     return kept

@@ -38,7 +38,7 @@ def read_parquet(file: SourceFile, fields: Fields) -> Iterator[dict[str, Any]]:
             columns = fields.wanted(table.schema_arrow.names, repr(str(file.path)))
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 yield from batch.to_pylist()
-    except pa.ArrowException as error:
+    except (OSError, pa.ArrowException) as error:
         raise _damaged(file, "Parquet file", error) from error
 
 
@@ -57,7 +57,7 @@ def read_arrow(file: SourceFile, fields: Fields) -> Iterator[dict[str, Any]]:
                 columns = fields.wanted(batch.schema.names, repr(str(file.path)))
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield from batch.select(columns).slice(start, _BATCH_ROWS).to_pylist()
-    except pa.ArrowException as error:
+    except (OSError, pa.ArrowException) as error:
         raise _damaged(file, "Arrow file", error) from error
 
 
@@ -149,5 +149,5 @@ def _check_not_compressed(file: SourceFile) -> None:
 
 def _damaged(file: SourceFile, kind: str, error: Exception) -> InvalidInput:
     return InvalidInput(
-        f"{str(file.path)!r} is not a whole {kind} ({error}); write it again or exclude it"
+        f"{str(file.path)!r} is not a whole, readable {kind} ({error}); write it again or exclude it"
     )

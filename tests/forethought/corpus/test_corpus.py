@@ -230,7 +230,7 @@ def test_a_source_is_read_again_only_if_it_changed(tmp_path, read):
         ("n.jsonl", b'{"text": "ab", "marks": "0"}\n', r"expected a list of integers"),
         ("o.jsonl", b'{"text": "ab", "marks": [true]}\n', r"got True, expected integers"),
         ("p.jsonl", b'{"token_ids": [1, -1]}\n', r"token_ids: got -1, expected integers"),
-        ("q.parquet", b"PAR1 nonsense", r"not a whole Parquet file"),
+        ("q.parquet", b"PAR1 nonsense", r"not a whole, readable Parquet file"),
     ],
 )
 def test_a_bad_file_is_refused_with_a_clear_message(tmp_path, read, name, content, expected):

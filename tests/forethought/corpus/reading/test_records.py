@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from forethought.config.sections import CorpusSection, SourceSection
-from forethought.corpus.reading import json_records
+from forethought.corpus.reading import json_records, records
 from forethought.corpus.sources import iterate_texts, open_source
 from forethought.errors import InvalidInput
 
@@ -44,7 +44,7 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "LINES.JSONL": lambda path: path.write_text(LINES),
     "lines.json": lambda path: path.write_text(LINES),
     "array.json": lambda path: path.write_text("\ufeff" + json.dumps(RECORDS)),
-    "pretty.json": lambda path: path.write_text(json.dumps(RECORDS, indent=2) + "\n"),
+    "pretty.json": lambda path: path.write_text("\n" + json.dumps(RECORDS, indent=2) + "\n"),
     "rows.csv": lambda path: path.write_text(
         "\ufeffno,text\r\n1,one\r\n2,two \u2028 zwei\r\n3,2020-01-01\r\n"
     ),
@@ -69,6 +69,7 @@ def test_a_file_is_read_alike_wherever_it_is(tmp_path: Path, name: str) -> None:
         FILES[name](place)
     sources = tuple(SourceSection(path=str(place)) for place in places)
     section = CorpusSection(sources=sources)
+    assert texts(tmp_path / "*" / "**" / name, cache) == TEXTS * 2
     # In one run and with one cache, in both orders: the folder first, then what is in it, then again.
     assert texts(folder, cache) == TEXTS * 2
     assert texts(places[0], cache) == TEXTS
@@ -116,6 +117,7 @@ def test_values_with_delimiters_and_line_ends_are_read_whole(tmp_path: Path) -> 
         ("config.json", b'{"model": 1}', "JSON without the field 'text'"),
         ("index.json", b'{\n  "files": ["a"]\n}', "JSON without the field 'text'"),
         ("labels.json", b'[{"label": 1}]', "JSON without the field 'text'"),
+        ("languages.json", b'["de", "en"]', "JSON without the field 'text'"),
         ("table.csv", b"label,n\n1,2\n", "CSV without the column 'text'"),
         ("late.txt", b"a" * 9000 + b"\xff", "not UTF-8 text"),
         ("zeros.bin", bytes(9), "binary"),
@@ -167,6 +169,31 @@ def test_folders_that_are_not_walked_are_named(
     ) in caplog.text
 
 
+def test_a_pattern_finds_nothing_inside_cache_runs_and_saved_datasets(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    for name in ("lock", "up.toml", "a.json"):
+        (run / name).write_text(LINES)
+    Dataset.from_dict(COLUMNS).save_to_disk(tmp_path / "saved")
+    (tmp_path / "a.json").write_text(LINES)
+    for _ in range(2):  # the second time with the first's report in the cache
+        assert texts(tmp_path / "**" / "*.json", tmp_path / "cache") == TEXTS
+
+
+def test_a_pattern_names_each_file_once(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a[1].txt").write_text("a")
+    (tmp_path / "below" / "b.txt").write_text("b")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    (tmp_path / "c.jsonl").write_text(LINES)
+    cache = tmp_path / ".cache"
+    assert texts(tmp_path / "**" / "*.txt", cache) == ["a", "b"]
+    assert sorted(texts(tmp_path / "**", cache)) == sorted(["a", "b", *TEXTS])
+    assert texts(tmp_path / "a[1].txt", cache) == ["a"]  # a file of that name is no pattern
+    with pytest.raises(InvalidInput, match="does not exist; expected a file, a folder, a pattern"):
+        texts(tmp_path / "*.gz", cache)
+
+
 def test_splits_inside_a_folder_are_refused_as_elsewhere(tmp_path: Path) -> None:
     DatasetDict(train=Dataset.from_dict(COLUMNS)).save_to_disk(tmp_path / "books" / "splits")
     with pytest.raises(InvalidInput, match="splits/train"):
@@ -188,8 +215,8 @@ def test_a_download_with_its_description_is_no_saved_dataset(tmp_path: Path) -> 
         ("a.json", b'[{"text": "a"}, "\xff"]', "after record 0"),
         ("a.json", b"[" * 100_000, "not JSON in UTF-8 after record 0"),
         ("a.csv", b"text,n\na,1\nb,2,3\n", "row 1: got more values than the header"),
-        ("a.csv", b"text\na\n\xff\n", "not a whole CSV file in UTF-8"),
-        ("a.arrow", b"ARROW1 nonsense", "not a whole Arrow file"),
+        ("a.csv", b"text\na\n\xff\n", "not a whole, readable CSV file in UTF-8"),
+        ("a.arrow", b"ARROW1 nonsense", "not a whole, readable Arrow file"),
         ("a.parquet.gz", b"PAR1", r"got Parquet inside \.gz, expected the plain file"),
     ],
 )
@@ -216,6 +243,23 @@ def test_a_line_without_end_is_refused_in_bounded_memory(
         with pytest.raises(InvalidInput, match=r"more than 0 MiB, or JSON that never ends"):
             texts(tmp_path / name, tmp_path / "cache")
     assert texts(tmp_path / "a.jsonl", tmp_path / "cache", skip_invalid=True) == TEXTS
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_again_at_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(LINES)
+
+    def read_and_append(*given: Any) -> Any:
+        yield from json_records.read_json_lines(*given)
+        path.write_text(LINES * 2)
+
+    with caplog.at_level(logging.INFO), monkeypatch.context() as patched:
+        patched.setattr(records, "read_json_lines", read_and_append)
+        assert texts(path, tmp_path / "cache") == TEXTS
+    assert "a.jsonl: 3 documents of 1 file" in caplog.text
+    assert texts(path, tmp_path / "cache") == TEXTS * 2
 
 
 def test_a_file_that_changed_in_place_is_read_again(tmp_path: Path) -> None:
