@@ -13,6 +13,7 @@ of one thought, ``H`` target tokens. Log-probs are natural logarithms; names say
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,12 @@ class Task:
     max_staleness: int = 0
     models: tuple[str, ...] = ("policy", "baseline")
     traceparent: str = ""
+
+    @classmethod
+    def unread(cls, task_id: int, epoch: int) -> Self:
+        """Stands for a task whose message cannot be decoded: a failed result needs no more than its ids."""
+        nothing = Document("", "", ())
+        return cls(task_id, epoch, 0, 0, "", "{}", nothing, (), Prompting(), Sampling(0, 0), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from forethought.types import Replica, ScoredRollout, Task, attempt_of
 from forethought.weights.snapshot import make_snapshot
 from trainer.admission.feed import TaskFeed
 from trainer.admission.replacement import Replacing
+from trainer.admission.verification import Verification
 from trainer.admission.work_in_flight import WorkInFlight
 from trainer.assembly import Assembly
 from trainer.batch.builder import BatchBuilder
@@ -89,6 +90,7 @@ class ThinkingRun:
                 parts.end_ids,
             ),
             settings.learner,
+            Verification(self._learner.language_model.vocabulary, lambda: self._learner.version),
             self._retry,
         )
         self._publisher = Publisher(
@@ -380,6 +382,7 @@ class ThinkingRun:
             **({"failure": failures[0]} if failures else {}),
             "tasks_replaced": sum(attempt_of(r.rollout.task.task_id) > 0 for r in results),
             "results_ignored": self._work.num_ignored,
+            "results_refused": self._work.num_refused,
             "num_replicas": len(self._publisher.state()),
             "tokens": self._num_tokens,
         }

@@ -68,6 +68,11 @@ class LanguageModel:
         device: torch.device = next(iter(self.model.parameters())).device
         return device
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of embeddings: token ids are below it."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
 
 def resolve_device(name: str) -> torch.device:
     """Resolve a device name; ``auto`` is the first GPU, or the CPU without one.

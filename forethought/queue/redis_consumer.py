@@ -193,8 +193,11 @@ class RedisConsumer:
 
 
 def message_of(fields: dict[bytes, bytes]) -> Message:
-    """The message of a stream entry."""
-    return Message(int(fields[b"task_id"]), int(fields[b"epoch"]), fields[b"body"])
+    """The message of a stream entry; an empty one of epoch 0, which no learner has, if it is of none."""
+    try:
+        return Message(int(fields[b"task_id"]), int(fields[b"epoch"]), fields[b"body"])
+    except (KeyError, ValueError):
+        return Message(task_id=0, epoch=0, body=b"")
 
 
 def script_args(message: Message) -> list[Any]:

@@ -160,7 +160,7 @@ def branch_fault(branch: Continuation, language_model: LanguageModel) -> str | N
             f"got {num_read} tokens of input, the model takes {language_model.max_length_tokens} at "
             "most; shorten context, thought or target"
         )
-    vocabulary = language_model.model.get_input_embeddings().num_embeddings
+    vocabulary = language_model.vocabulary
     for token_id in (min(token_ids), max(token_ids)):
         if not 0 <= token_id < vocabulary:
             return (

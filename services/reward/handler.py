@@ -12,12 +12,18 @@ import asyncio
 from functools import lru_cache
 from pathlib import Path
 
+from forethought.conformance import (
+    newest_possible_version,
+    rollout_fault,
+    task_fault,
+    versions_of,
+)
 from forethought.errors import InvalidInput
 from forethought.queue import Message
 from forethought.replica.worker import Readiness
-from forethought.types import ScoredRollout, WeightManifest
+from forethought.types import Rollout, ScoredRollout, Task, WeightManifest
 from forethought.wire import decode_rollout, encode_scored
-from services.reward.scoring import Scorer, versions_of
+from services.reward.scoring import Scorer
 
 
 class RewardHandler:
@@ -35,19 +41,21 @@ class RewardHandler:
         """READY once policy and baseline of the rollout's epoch are loaded, the policy at least as new.
 
         DISCARD for an older epoch, otherwise WAIT. A failed rollout has no tokens and needs only the
-        epoch. A strictly on-policy rollout older than the served policy is READY too: scoring returns an
-        error for it, as the learner expects one result per task.
+        epoch, and so does one that does not conform to its task. A strictly on-policy rollout older
+        than the served policy is READY too: scoring returns an error for it, as the learner expects one
+        result per task.
 
         Raises:
             InvalidInput: the body is not a rollout of this wire version.
         """
-        rollout = self._decode(message.body)
         policy, baseline = self._scorer.policy.manifest, self._scorer.baseline
-        epoch = rollout.task.epoch
+        rollout, epoch = self._decode(message.body), message.epoch
         if policy is None or policy.epoch < epoch:
             return Readiness.WAIT
         if policy.epoch > epoch:
             return Readiness.DISCARD
+        if self._checked(message).error is not None:
+            return Readiness.READY
         if max(versions_of(rollout), default=0) > policy.version:
             return Readiness.WAIT
         wanted = baseline if "baseline" in rollout.task.models else None
@@ -81,12 +89,33 @@ class RewardHandler:
 
     async def handle(self, messages: list[Message]) -> list[Message]:
         """Score a batch on the compute thread; one scored rollout per message, in order."""
-        rollouts = [self._decode(message.body) for message in messages]
+        rollouts = [self._checked(message) for message in messages]
         scored = await self._scorer.run(self._scorer.score_rollouts, rollouts)
         return [
             Message(message.task_id, message.epoch, encode_scored(result))
             for message, result in zip(messages, scored, strict=True)
         ]
+
+    def _checked(self, message: Message) -> Rollout:
+        """The rollout in a message; a failed one if it does not conform to the task that it contains."""
+        rollout = self._decode(message.body)
+        if rollout.error is not None:
+            return rollout
+        if fault := _fault(message, rollout, self._scorer.policy.now.language_model.vocabulary):
+            reason = f"the rollout of replica {rollout.replica!r} is invalid: {fault}"
+            return Rollout(rollout.task, replica=rollout.replica, error=reason)
+        return rollout
+
+
+def _fault(message: Message, rollout: Rollout, vocabulary: int) -> str | None:
+    task = rollout.task
+    if (task.task_id, task.epoch) != (message.task_id, message.epoch):
+        return (
+            f"it is of task {task.task_id} in epoch {task.epoch}, expected task {message.task_id} in "
+            f"epoch {message.epoch}"
+        )
+    newest_version = newest_possible_version(task)
+    return task_fault(task, vocabulary) or rollout_fault(rollout, vocabulary, newest_version)
 
 
 def _is_of_epoch(manifest: WeightManifest | None, epoch: int) -> bool:
@@ -94,10 +123,10 @@ def _is_of_epoch(manifest: WeightManifest | None, epoch: int) -> bool:
 
 
 def error_result(message: Message, reason: str) -> Message:
-    """The result published for a message that was given up on: its rollout with the reason as error.
-
-    Raises:
-        InvalidInput: the body is not a rollout of this wire version, so nothing can carry the reason.
-    """
-    failed = ScoredRollout(decode_rollout(message.body), error=reason)
+    """The result of a message that was given up on: its rollout, if it can be decoded, with the reason."""
+    try:
+        rollout = decode_rollout(message.body)
+    except InvalidInput:
+        rollout = Rollout(Task.unread(message.task_id, message.epoch))
+    failed = ScoredRollout(rollout, error=reason)
     return Message(message.task_id, message.epoch, encode_scored(failed))

@@ -30,6 +30,7 @@ from forethought import objectives
 from forethought.compute.entropy import EntropyQuery, entropies
 from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.served_model import ServedModel, Serving
+from forethought.conformance import versions_of
 from forethought.corpus.token_decoder import TokenDecoder, decoder_of
 from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, status_of
 from forethought.objectives import Group, Objective
@@ -138,7 +139,7 @@ class Scorer:
         Raises:
             NotReady: policy and baseline are not of one epoch yet.
         """
-        with self._hold(any("baseline" in r.task.models for r in rollouts)) as held:
+        with self._hold(any(_wants_baseline(r) for r in rollouts)) as held:
             if not self._deterministic:
                 try:
                     return self._score_together(rollouts, held)
@@ -352,16 +353,6 @@ def rewards_of(
     return rewards_G
 
 
-def versions_of(rollout: Rollout) -> frozenset[int]:
-    """The policy versions that sampled the rollout's tokens; empty for a failed one."""
-    return frozenset(
-        span.version
-        for thoughts_G in rollout.thoughts_KG
-        for thought in thoughts_G
-        for span in thought.version_spans
-    )
-
-
 def _load_objective(name: str, objective_json: str, folder: str) -> Objective:
     try:
         parameters = json.loads(objective_json or "{}")
@@ -370,6 +361,10 @@ def _load_objective(name: str, objective_json: str, folder: str) -> Objective:
     if not isinstance(parameters, dict):
         raise InvalidInput(f"the parameters of objective {name!r} are not a JSON object")
     return objectives.load(name, parameters, folder)
+
+
+def _wants_baseline(rollout: Rollout) -> bool:
+    return rollout.error is None and "baseline" in rollout.task.models
 
 
 def _check_versions(rollout: Rollout, served: WeightManifest) -> None:

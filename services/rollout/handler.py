@@ -7,11 +7,14 @@ about leases or batching; the engine samples and knows nothing about the queue.
 from __future__ import annotations
 
 from forethought import wire
-from forethought.queue.interface import Message
+from forethought.errors import InvalidInput
+from forethought.queue.interface import MAX_VALUE_BYTES, Message
 from forethought.replica.worker import Readiness
-from forethought.types import Rollout, WeightManifest
+from forethought.types import Rollout, Task, WeightManifest
 from forethought.weights.receiver import WeightReceiver
 from services.rollout.engine import Engine
+
+_BYTES_PER_SAMPLED_TOKEN = 8  # its id and its log-prob on the wire
 
 
 class RolloutHandler:
@@ -34,18 +37,37 @@ class RolloutHandler:
         await self._receiver.wait_for_change()
 
     async def handle(self, messages: list[Message]) -> list[Message]:
-        """Sample all tasks of a batch."""
-        rollouts = await self._engine.generate([wire.decode_task(m.body) for m in messages])
-        return [_message(rollout) for rollout in rollouts]
+        """Sample all tasks of a batch, except those whose rollouts would be too large to publish."""
+        tasks = [wire.decode_task(message.body) for message in messages]
+        faults = [_size_fault(task) for task in tasks]
+        valid = [task for task, fault in zip(tasks, faults, strict=True) if fault is None]
+        sampled = iter(await self._engine.generate(valid) if valid else ())
+        return [
+            _message(message, next(sampled) if fault is None else Rollout(task, error=fault))
+            for message, task, fault in zip(messages, tasks, faults, strict=True)
+        ]
 
 
 def error_result(message: Message, reason: str) -> Message:
-    """The error rollout for a task that could not be served.
+    """The error rollout for a task that could not be served, or not even be decoded."""
+    try:
+        task = wire.decode_task(message.body)
+    except InvalidInput:
+        task = Task.unread(message.task_id, message.epoch)
+    return _message(message, Rollout(task, error=reason))
 
-    Raises:
-        InvalidInput: the message is not a task.
-    """
-    return _message(Rollout(wire.decode_task(message.body), error=reason))
+
+def _size_fault(task: Task) -> str | None:
+    """Why a task's rollout could not be published, which would be known only after it was sampled."""
+    num_thoughts = task.sampling.group_size * len(task.positions_K)
+    num_bytes = num_thoughts * task.sampling.max_response_tokens * _BYTES_PER_SAMPLED_TOKEN
+    if num_bytes > MAX_VALUE_BYTES:
+        return (
+            f"task {task.task_id} requests {num_thoughts} thoughts of up to "
+            f"{task.sampling.max_response_tokens} tokens, {num_bytes} bytes; expected at most "
+            f"{MAX_VALUE_BYTES}; lower sampling.group_size or sampling.max_thought_tokens"
+        )
+    return None
 
 
 def _readiness(serving: WeightManifest | None, needed: tuple[int, int]) -> Readiness:
@@ -54,5 +76,5 @@ def _readiness(serving: WeightManifest | None, needed: tuple[int, int]) -> Readi
     return Readiness.DISCARD if serving.epoch > needed[0] else Readiness.READY
 
 
-def _message(rollout: Rollout) -> Message:
-    return Message(rollout.task.task_id, rollout.task.epoch, wire.encode_rollout(rollout))
+def _message(task: Message, rollout: Rollout) -> Message:
+    return Message(task.task_id, task.epoch, wire.encode_rollout(rollout))

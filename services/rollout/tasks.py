@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from forethought.compute.sampling import SampleRequest, derive_seed
+from forethought.conformance import task_fault
 from forethought.scatter import compute_valid
 from forethought.types import Rollout, Task, Thought
 
@@ -52,22 +53,12 @@ def longest_branch(task: Task) -> int:
 
 def fault(task: Task, vocabulary: int, max_length_tokens: int) -> str | None:
     """Why this task cannot be served, or None."""
-    trunk, prompting = task.document.token_ids_N, task.prompting
-    largest_id = max(prompting.thinking_prefix(trunk), default=0)
-    if not task.positions_K:
-        return f"task {task.task_id} has no position to think at"
-    last = max(position.index for position in task.positions_K)
-    if last > len(trunk):
-        return f"task {task.task_id} has a position at {last}, its document {len(trunk)} tokens"
+    if reason := task_fault(task, vocabulary):
+        return reason
     if longest_branch(task) > max_length_tokens:
         return (
             f"task {task.task_id} needs {longest_branch(task)} tokens, the model takes "
             f"{max_length_tokens}; lower corpus.window_tokens or sampling.max_thought_tokens"
-        )
-    if largest_id >= vocabulary:
-        return (
-            f"task {task.task_id} has token id {largest_id}, the model {vocabulary} embeddings; "
-            "tokenise corpus and prompt with the model's own tokenizer"
         )
     return None
 

@@ -91,8 +91,7 @@ class TorchEngine:
 
 def _fault(task: Task, serving: Serving) -> str | None:
     model = serving.language_model
-    vocabulary = model.model.get_input_embeddings().num_embeddings
-    return fault(task, vocabulary, model.max_length_tokens)
+    return fault(task, model.vocabulary, model.max_length_tokens)
 
 
 def _thought(drawn: Sample, version: int) -> Thought:

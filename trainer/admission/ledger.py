@@ -70,12 +70,21 @@ class Ledger:
         for batch in self._deadlines_s:
             self._start_clock(batch)
 
-    def accept(self, scored: ScoredRollout) -> bool:
-        """Accept a result iff its task is outstanding; ignores duplicates and other epochs."""
-        task = scored.rollout.task
-        mine = self._outstanding.get(task.task_id)
-        if mine is None or mine.epoch != task.epoch:
+    def awaiting(self, task_id: int, epoch: int) -> Task | None:
+        """The outstanding task that a result of this id and epoch answers.
+
+        None, counted as an ignored result: a duplicate, of a closed batch, or of another epoch.
+        """
+        mine = self._outstanding.get(task_id)
+        if mine is None or mine.epoch != epoch:
             self.num_ignored += 1
+            return None
+        return mine
+
+    def accept(self, scored: ScoredRollout) -> bool:
+        """Accept a result, which holds the admitted task, iff that is still awaiting one."""
+        task = scored.rollout.task
+        if self.awaiting(task.task_id, task.epoch) is None:
             return False
         del self._outstanding[task.task_id]
         self._results[task.task_id] = scored

@@ -32,10 +32,11 @@ from forethought.queue.interface import (
     Stage,
     Watermark,
 )
-from forethought.types import ScoredRollout, Task, attempt_of
+from forethought.types import Rollout, ScoredRollout, Task, attempt_of
 from trainer.admission.feed import TaskFeed
 from trainer.admission.ledger import Ledger
 from trainer.admission.replacement import Replacing
+from trainer.admission.verification import Verification
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,19 @@ class WorkInFlight:
     """
 
     def __init__(
-        self, broker: Broker, feed: TaskFeed, section: LearnerSection, retry: Retry | None = None
+        self,
+        broker: Broker,
+        feed: TaskFeed,
+        section: LearnerSection,
+        verification: Verification,
+        retry: Retry | None = None,
     ) -> None:
         self._broker, self._feed, self._section = broker, feed, section
+        self._verification = verification
         self._retry = retry or Retry()
         self._ledger = Ledger(section.task_timeout_s)
         self._watermark = Watermark()
+        self.num_refused = 0  # results that did not fit their tasks, which they failed
 
     @property
     def num_admitted(self) -> int:
@@ -163,7 +171,8 @@ class WorkInFlight:
         while True:
             deliveries = await self._retry(partial(self._receive, consumer))
             newest = max((delivery.message.epoch for delivery in deliveries), default=0)
-            if newest > epoch:
+            # An epoch that nobody has taken is a replica's mistake; its result is ignored below.
+            if newest > epoch and await self._retry(self._broker.current_epoch) > epoch:
                 for delivery in deliveries:
                     await self._retry(partial(consumer.release, delivery))
                 raise Superseded(
@@ -182,10 +191,15 @@ class WorkInFlight:
             raise
 
     def _accept(self, message: Message) -> None:
+        task = self._ledger.awaiting(message.task_id, message.epoch)
+        if task is None:
+            return
         try:
-            self._ledger.accept(wire.decode_scored(message.body))
-        except InvalidInput as error:  # from an incompatible replica; the task will expire
-            log.warning("cannot decode a result of task %d: %s", message.task_id, error)
+            result = self._verification.verified(message, task)
+        except InvalidInput as error:
+            self.num_refused += 1
+            result = ScoredRollout(Rollout(task), error=str(error))
+        self._ledger.accept(result)
 
     async def _admit(self, tasks: Sequence[Task]) -> None:
         self._ledger.admit(tasks)

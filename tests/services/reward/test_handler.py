@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +13,43 @@ import pytest
 
 from forethought.compute.served_model import ServedModel
 from forethought.errors import InvalidInput
-from forethought.queue import Message
-from forethought.replica.worker import Readiness
+from forethought.queue import Message, Stage
+from forethought.queue.interface import ConsumerOptions
+from forethought.queue.memory_broker import MemoryBroker
+from forethought.replica.worker import Readiness, Worker
 from forethought.types import (
     Document,
     Position,
     Prompting,
     Rollout,
     Sampling,
+    ScoredRollout,
     Task,
     Thought,
     VersionSpan,
 )
 from forethought.wire import decode_scored, encode_rollout
+from forethought.wire.packing import pack_ids
+from forethought.wire.v1 import rollout_pb2
 from services.reward.handler import RewardHandler, error_result
 from services.reward.scoring import Scorer
+from tests import lies
 from tests.tiny import CLOSE_ID, OPEN_ID, build_model_directory, manifest, serve
+
+PAST = pack_ids([10**6])
+OWN_LIES: tuple[lies.Lie, ...] = (
+    ("beyond the document", lies.assign("task.positions.1.index", 13), "position at 13"),
+    ("no position", lambda r: r.task.ClearField("positions"), "no position to think at"),
+    ("empty prompt", lambda r: empty_prompt(r.task), "empty prompt"),
+    ("target", lies.assign("task.positions.0.target_ids", PAST), "token id 1000000"),
+    ("close", lies.assign("task.prompting.close_ids", PAST), "token id 1000000"),
+    ("no temperature", lies.assign("task.sampling.temperature", math.nan), "temperature nan"),
+    ("no thoughts", lies.assign("task.sampling.group_size", 0), "requests 0 thoughts"),
+    ("no budget", lies.assign("task.sampling.max_thought_tokens", 0), "of at most 0 tokens"),
+    ("another id", lies.assign("task.task_id", 9), "it is of task 9"),
+    ("another epoch", lies.assign("task.epoch", 10**9), "in epoch 1000000000"),
+)
+"""Copies of the task that no replica can have been given: found without knowing the task."""
 
 
 def make_rollout(version: int = 0, **changes: Any) -> Rollout:
@@ -100,6 +123,75 @@ def test_a_failed_rollout_needs_only_its_epoch(directory: Path) -> None:
     handler = RewardHandler(Scorer(serve(directory, "policy"), None, 400))
     failed = replace(make_rollout(), thoughts_KG=(), error="no memory")
     assert handler.readiness(message_of(failed)) is Readiness.READY
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [lie[1:] for lie in (*lies.ROLLOUT_LIES, *OWN_LIES)],
+    ids=[lie[0] for lie in (*lies.ROLLOUT_LIES, *OWN_LIES)],
+)
+async def test_a_rollout_that_does_not_conform_fails_alone(
+    directory: Path, change: Callable[[Any], object], reason: str
+) -> None:
+    """Through a real worker: no replica ends, none waits for a version that cannot come."""
+    scorer = Scorer(serve(directory, "policy"), None, 400, objectives={"rlp"}, replica="reward-b")
+    message = rollout_pb2.Rollout.FromString(encode_rollout(two_groups()))
+    change(message)
+    sound = replace(two_groups(), task=replace(two_groups().task, task_id=5))
+    results = await scored_by_worker(
+        scorer, [Message(4, 1, message.SerializeToString()), message_of(sound)]
+    )
+    await scorer.close()
+    assert reason in (results[4].failure or "")
+    assert results[4].rewards_KG == ()
+    assert results[5].failure is None
+
+
+@pytest.mark.parametrize("change", [lie[1] for lie in lies.BODY_LIES[:3]])
+async def test_a_body_that_is_no_rollout_has_a_failed_result(
+    directory: Path, change: Callable[[bytes], bytes]
+) -> None:
+    scorer = Scorer(serve(directory, "policy"), None, 400, objectives={"rlp"})
+    body = change(encode_rollout(two_groups()))
+    results = await scored_by_worker(scorer, [Message(4, 1, body)])
+    await scorer.close()
+    assert "InvalidInput" in (results[4].failure or "")
+
+
+def empty_prompt(task: Any) -> None:
+    task.prompting.Clear()
+    task.positions[0].index = 0
+
+
+def two_groups() -> Rollout:
+    """Two positions with three thoughts each, the first of them (65, 66, CLOSE_ID), at S = 0."""
+    rollout = make_rollout(
+        max_staleness=0,
+        document=Document("d#0", "d", tuple(range(70, 82))),
+        positions_K=(Position(4, (74,)), Position(9, (79,))),
+        sampling=Sampling(3, 6, 1.0, (CLOSE_ID,)),
+    )
+    thought = Thought((65, 66, CLOSE_ID), (-1.0,) * 3, (VersionSpan(0, 3),), True)
+    return replace(rollout, thoughts_KG=((thought,) * 3,) * 2)
+
+
+async def scored_by_worker(scorer: Scorer, messages: list[Message]) -> dict[int, ScoredRollout]:
+    """What a reward replica publishes for messages in its stream, by task id."""
+    broker = MemoryBroker()
+    await broker.put(Stage.ROLLOUTS, messages)
+    options = (60.0, 1, error_result)
+    consumer = broker.consumer(ConsumerOptions(Stage.ROLLOUTS, Stage.SCORED, "reward", *options))
+    learner = broker.consumer(ConsumerOptions(Stage.SCORED, None, "learner", 60.0, 1))
+    worker = Worker(RewardHandler(scorer), consumer=consumer, max_batch_tasks=8)
+    working = asyncio.create_task(worker.run())
+    results: dict[int, ScoredRollout] = {}
+    async with asyncio.timeout(10):
+        while len(results) < len(messages):
+            for delivery in await learner.receive(8, 1.0):
+                results[delivery.message.task_id] = decode_scored(delivery.message.body)
+    worker.stop()
+    await working
+    return results
 
 
 def test_the_readiness_of_an_invalid_body_raises(directory: Path) -> None:

@@ -28,17 +28,21 @@ from forethought.types import (
     Sampling,
     ScoredRollout,
     Task,
+    Thought,
+    VersionSpan,
     attempt_of,
     next_attempt,
 )
 from tests import virtual_time
 from trainer.admission.feed import TaskFeed
 from trainer.admission.replacement import Replacing
+from trainer.admission.verification import Verification
 from trainer.admission.work_in_flight import WorkInFlight
 
 N = 20
 TIMEOUT_S = 1.0
 NUM_BATCHES = 40
+SOUND = Verification(vocabulary=50, newest_version=lambda: 0)
 
 
 class Feed:
@@ -85,11 +89,13 @@ class Slow:
 
 
 def sampled(message: Message) -> bytes:
-    return wire.encode_rollout(Rollout(wire.decode_task(message.body)))
+    thought = Thought((7, 7, 7), (-1.0,) * 3, (VersionSpan(0, 3),), closed=False)
+    return wire.encode_rollout(Rollout(wire.decode_task(message.body), ((thought, thought),)))
 
 
 def scored(message: Message) -> bytes:
-    return wire.encode_scored(ScoredRollout(wire.decode_rollout(message.body)))
+    rollout, scores = wire.decode_rollout(message.body), ((-1.0, -1.0),)
+    return wire.encode_scored(ScoredRollout(rollout, scores, scores, (-1.0,)))
 
 
 class Simulation:
@@ -100,7 +106,7 @@ class Simulation:
         self.section = LearnerSection(
             batch_tasks=N, max_staleness=max_staleness, task_timeout_s=TIMEOUT_S, steps=NUM_BATCHES
         )
-        self.work = WorkInFlight(self.broker, cast(TaskFeed, Feed()), self.section)
+        self.work = WorkInFlight(self.broker, cast(TaskFeed, Feed()), self.section, SOUND)
         self.rollout = Slow(batch_s / N, sampled)
         self.workers = [
             self._worker(self.rollout, Stage.TASKS, Stage.ROLLOUTS, max_batch_tasks),

@@ -27,6 +27,7 @@ from forethought.types import Document, Position, Prompting, Rollout, Sampling, 
 from tests import tiny
 from trainer.admission.feed import TaskFeed
 from trainer.admission.ledger import Ledger
+from trainer.admission.verification import Verification
 from trainer.admission.work_in_flight import WorkInFlight
 from trainer.assembly import assemble
 from trainer.batch.thought_tree import trees_of_documents
@@ -169,9 +170,10 @@ async def test_a_cancelled_close_consumes_nothing() -> None:
 async def test_results_of_a_newer_learner_are_released_to_it() -> None:
     """All learners of a run read one stream: a superseded one must not consume another's results."""
     broker, settings = MemoryBroker(), load_settings(None, [])
+    assert await broker.new_epoch(2) == 2
     newer = [Message(i, 2, wire.encode_scored(result(i, epoch=2))) for i in range(3)]
     await broker.put(Stage.SCORED, newer)
-    old = WorkInFlight(broker, cast(TaskFeed, None), settings.learner)
+    old = WorkInFlight(broker, cast(TaskFeed, None), settings.learner, cast(Verification, None))
     with pytest.raises(Superseded, match="epoch 2 has taken over"):
         await asyncio.wait_for(old.intake(1), 5.0)
     consumer = broker.consumer(

@@ -30,11 +30,14 @@ from forethought.types import (
 )
 from tests.trainer.admission.test_feed import ABC, make_feed, untraced
 from trainer.admission.replacement import Replacing
+from trainer.admission.verification import Verification
 from trainer.admission.work_in_flight import WorkInFlight
 from trainer.batch.builder import BatchBuilder
 from trainer.thinking_run import models_needed
 
 FLAT, VARIED = (1.0, 1.0), (1.0, 0.0)
+PAIRS = ("sampling.group_size=2",)
+SOUND = Verification(vocabulary=100, newest_version=lambda: 6)
 RECIPE = BatchBuilder(
     objectives.load("rpt"), estimators.load("group_std"), FilterSection(zero_variance=True)
 )
@@ -44,9 +47,11 @@ def scored(task: Task, rewards_G: Sequence[float] | None) -> ScoredRollout:
     """A result with these rewards, or a failed one."""
     if rewards_G is None:
         return ScoredRollout(Rollout(task, error="lost"))
-    thought = Thought((7, 91), (-0.5, -0.5), (VersionSpan(0, 2),), closed=True)
+    version = task.min_version
+    thought = Thought((7, 91), (-0.5, -0.5), (VersionSpan(version, 2),), closed=True)
     rollout = Rollout(task, ((thought,) * len(rewards_G),))
-    return ScoredRollout(rollout, (tuple(rewards_G),), ((),), (0.0,))
+    logprobs_G = (-1.0,) * len(rewards_G)
+    return ScoredRollout(rollout, (tuple(rewards_G),), (logprobs_G,), (-1.0,), version, version)
 
 
 def replacing(max_rounds: int = 3) -> Replacing:
@@ -124,7 +129,9 @@ async def taken(
     """The results of a batch of 3 tasks, and the work still in flight."""
     settings = load_settings(None, ("learner.batch_tasks=3", "learner.max_staleness=1"), {})
     broker = MemoryBroker()
-    work = WorkInFlight(broker, make_feed(ABC, "learner.max_staleness=1"), settings.learner)
+    work = WorkInFlight(
+        broker, make_feed(ABC, *PAIRS, "learner.max_staleness=1"), settings.learner, SOUND
+    )
     await work.admit_after(0, epoch=1, version=0)
     loops = [asyncio.create_task(serve(broker, rewards)), asyncio.create_task(work.intake(1))]
     taking = asyncio.create_task(work.take(batch, asyncio.Event(), replacing(max_rounds)))
@@ -164,7 +171,7 @@ async def test_a_stop_between_rounds_loses_nothing() -> None:
     """A checkpoint then holds the replaced tasks and their replacements, and a resume continues there."""
     settings = load_settings(None, ("learner.batch_tasks=3",), {})
     broker = MemoryBroker()
-    work = WorkInFlight(broker, make_feed(), settings.learner)
+    work = WorkInFlight(broker, make_feed(ABC, *PAIRS), settings.learner, SOUND)
     await work.admit_after(0, epoch=1, version=0)
     stop = asyncio.Event()
     seen: list[int] = []
@@ -183,7 +190,7 @@ async def test_a_stop_between_rounds_loses_nothing() -> None:
     held = ids(work.outstanding)
     assert held[:3] == [0, 1, 2]
     assert len(held) > 3
-    resumed = WorkInFlight(MemoryBroker(), make_feed(), settings.learner)
+    resumed = WorkInFlight(MemoryBroker(), make_feed(ABC, *PAIRS), settings.learner, SOUND)
     await resumed.resume(work.outstanding, work.num_admitted, epoch=2, version=0)
     assert ids(resumed.outstanding) == held
     results = [scored(task, FLAT) for task in resumed.outstanding]
