@@ -340,7 +340,7 @@ def rewards_of(
     try:
         rewards_G = tuple(objective.rewards(group))
     except Exception as error:  # third-party code: its failure must stay with its group
-        log.exception("objective %s failed", type(objective).__name__)
+        log.exception("objective %s failed: %s", type(objective).__name__, error)
         raise ForethoughtError(
             f"objective {type(objective).__name__} failed ({type(error).__name__}); "
             "see the server's log"

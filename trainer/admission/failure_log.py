@@ -12,6 +12,9 @@ import re
 
 log = logging.getLogger(__name__)
 
+_MAX_KINDS = 20
+"""A reason may name a request or an address, and then no two are equal."""
+
 
 class FailureLog:
     """Logs failures of tasks; ``up`` prints the log's warnings.
@@ -26,6 +29,9 @@ class FailureLog:
     def note(self, task_id: int, reason: str) -> None:
         """Log a failed task, unless a task has failed for the same reason before."""
         kind = re.sub(r"\d+", "#", reason)
-        if kind not in self._kinds:
-            self._kinds.add(kind)
-            log.warning("task %d failed, the first for this reason: %s", task_id, reason)
+        if kind in self._kinds or len(self._kinds) == _MAX_KINDS:
+            return
+        self._kinds.add(kind)
+        log.warning("task %d failed, the first for this reason: %s", task_id, reason)
+        if len(self._kinds) == _MAX_KINDS:
+            log.warning("%d reasons of failures are logged; the journal has all", _MAX_KINDS)

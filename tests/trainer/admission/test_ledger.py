@@ -144,6 +144,15 @@ def test_each_kind_of_failure_is_logged_once_when_it_arrives(
     ]
 
 
+def test_failures_that_all_differ_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    ledger = make_ledger(26)
+    for task_id in range(26):
+        ledger.accept(result(task_id, error=f"request {chr(97 + task_id)} was lost"))
+    said = [record.message for record in caplog.records]
+    assert len(said) == 21
+    assert said[-1] == "20 reasons of failures are logged; the journal has all"
+
+
 async def test_outstanding_includes_results_that_were_not_consumed() -> None:
     ledger = make_ledger(2 * N)
     for task_id in (0, 1, 2, 3, 6):
