@@ -130,8 +130,8 @@ class Task:
     """One document and K positions to think at: the unit of work, batching and delivery.
 
     ``task_id`` increases by one per task of a run; batch k is exactly tasks kN to (k+1)N-1. Only a
-    policy of this ``epoch`` and of version ``min_version`` or newer may serve it. ``models`` are those
-    whose likelihoods the reward needs (see :attr:`forethought.objectives.Objective.models`); with
+    policy of this :attr:`origin` and of version ``min_version`` or newer may serve it. ``models`` are
+    those whose likelihoods the reward needs (see :attr:`forethought.objectives.Objective.models`); with
     "policy" and without "baseline", the policy itself scores the no-think branch.
 
     Example:
@@ -154,6 +154,12 @@ class Task:
     max_staleness: int = 0
     models: tuple[str, ...] = ("policy", "baseline")
     traceparent: str = ""
+    run_id: str = ""
+
+    @property
+    def origin(self) -> tuple[str, int]:
+        """The run and epoch whose learner admitted it."""
+        return (self.run_id, self.epoch)
 
     @classmethod
     def unread(cls, task_id: int, epoch: int) -> Self:
@@ -252,10 +258,10 @@ class ScoredRollout:
 
 @dataclass(frozen=True, slots=True)
 class WeightManifest:
-    """Identifies a set of published weights. Ordered by (epoch, version), lexicographically.
+    """Identifies a set of published weights. Within a run ordered by (epoch, version), lexicographically.
 
     ``sha256`` is of the safetensors payload; ``model_files_sha256`` of the configuration and tokenizer
-    it belongs to.
+    it belongs to; ``run_id`` of the run directory (empty: no run's, or of an unknown one).
 
     Example:
         ``WeightManifest("policy", 1, 12, "9f…", "4c…", "float32", 430_000)``
@@ -268,16 +274,24 @@ class WeightManifest:
     model_files_sha256: str
     dtype: str
     num_bytes: int
+    run_id: str = ""
 
     @property
     def order(self) -> tuple[int, int]:
-        """The key by which a newer manifest replaces an older one."""
+        """The key by which a newer manifest of a run replaces an older one."""
         return (self.epoch, self.version)
+
+    @property
+    def origin(self) -> tuple[str, int]:
+        """The run and epoch whose learner published it."""
+        return (self.run_id, self.epoch)
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
     """A registered replica: its address, the models it serves, and each one's (epoch, version).
+
+    ``run_id`` is that of the policy it serves.
 
     Example:
         ``Replica("rollout-a1", "rollout", "10.0.0.7:50051", ("policy",), {"policy": (1, 12)})``
@@ -290,6 +304,7 @@ class Replica:
     serving: dict[str, tuple[int, int]] = field(default_factory=dict)
     num_tasks_done: int = 0
     draining: bool = False
+    run_id: str = ""
 
 
 _ATTEMPT = 1 << 40

@@ -30,9 +30,10 @@ def snapshot_of(
     model: str = "policy",
     model_files=MODEL_FILES,
     content: str = "",
+    run_id: str = "a" * 16,
 ) -> Snapshot:
     weights = f"{content}{model} {epoch} {version}\n".encode() * 500
-    return make_snapshot(model, epoch, version, "float32", model_files, weights)
+    return make_snapshot(model, epoch, version, "float32", model_files, weights, run_id)
 
 
 @dataclass
@@ -44,6 +45,7 @@ class FakeReplica:
     models: frozenset[str] = frozenset({"policy"})
     idle_timeout_s: float = 30.0
     refuse: Exception | None = None
+    owner: tuple[str, int] | None = None
     guard: Guard = field(default_factory=lambda: Guard(is_open=True))
     applied: list[tuple[WeightManifest, dict[str, bytes]]] = field(default_factory=list)
 
@@ -53,12 +55,16 @@ class FakeReplica:
         files = {path.name: path.read_bytes() for path in directory.iterdir()}
         self.applied.append((manifest, files))
 
+    async def ask_owner(self) -> tuple[str, int] | None:
+        return self.owner
+
     async def start(self, port: int = 0) -> None:
         self.receiver = WeightReceiver(
             self.replica_id,
             self.models,
             self.staging,
             self.apply,
+            owner=self.ask_owner,
             idle_timeout_s=self.idle_timeout_s,
         )
         servicer = WeightsServicer(self.receiver)
@@ -75,7 +81,9 @@ class FakeReplica:
         """The registration that its heartbeat would write."""
         serving = {model: held.order for model, held in self.receiver.holding.items()}
         models = tuple(sorted(self.models))
-        return Replica(self.replica_id, "rollout", self.address, models, serving)
+        policy = self.receiver.holding.get("policy")
+        run_id = policy.run_id if policy else ""
+        return Replica(self.replica_id, "rollout", self.address, models, serving, run_id=run_id)
 
     @property
     def orders(self) -> list[tuple[int, int]]:

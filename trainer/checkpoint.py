@@ -50,6 +50,7 @@ class Progress:
     num_tokens: int
     seconds: float
     cursor: str
+    run_id: str = ""
 
 
 def save_checkpoint(

@@ -6,6 +6,10 @@ so joining, catching up after a crash and the ordinary push are one code path, a
 skipped. The price is one more Status call (about a millisecond) per push, and that a slow replica keeps
 the snapshot it is being sent in memory in addition to the newest.
 
+A replica that holds weights of another run, or of a later epoch, and refuses these is quarantined: reported
+with the remedy, retried, and waited for by nothing. Whether it may move here is its own decision
+(:mod:`forethought.weights.receiver`).
+
     who      consumes                       produces          waits for       unblocked by
     publish  a snapshot                     newest[model]     nothing         -
     run      the registry                   senders           discover_s      publish
@@ -44,7 +48,8 @@ class ReplicaPush:
 
     ``holding`` is (epoch, version) by model, as the replica last reported it; a model is absent
     while that is unknown, because the replica holds nothing or is unreachable. The last push
-    took ``last_push_s`` seconds for ``last_push_bytes`` bytes (0 before the first).
+    took ``last_push_s`` seconds for ``last_push_bytes`` bytes (0 before the first). A quarantined replica
+    holds another run's or a later epoch's weights and refuses newer ones.
 
     Example:
         ``ReplicaPush({"policy": (1, 12)}, last_push_s=0.02, last_push_bytes=430_000)``
@@ -54,6 +59,7 @@ class ReplicaPush:
     last_push_s: float = 0.0
     last_push_bytes: int = 0
     last_error: str | None = None
+    is_quarantined: bool = False
 
 
 @dataclass(slots=True)
@@ -131,14 +137,15 @@ class Publisher:
     async def wait_until_current(self, timeout_s: float) -> list[str]:
         """Wait until all replicas serve the newest; returns the ids still behind after ``timeout_s``.
 
-        The registry is read again first, so a replica that has just joined is included.
+        The registry is read again first, so a replica that has just joined is included. Quarantined ones
+        are behind, and not waited for.
         """
         deadline_s = time.monotonic() + timeout_s
         num_discoveries = self._num_discoveries
         self._discover_now.set()
         while (remaining_s := deadline_s - time.monotonic()) > 0:
-            if self._num_discoveries > num_discoveries and not self._behind():
-                return []
+            if self._num_discoveries > num_discoveries and not self._awaited():
+                return self._behind()
             await wait_for_event(self._progress, remaining_s)
         return self._behind()
 
@@ -159,13 +166,17 @@ class Publisher:
         return {key: lag for key, lag in lags.items() if lag is not None}
 
     def num_replicas(self) -> Counter[tuple[str, str]]:
-        """Registered replicas by kind and state: current, behind, failing or draining; for metrics."""
+        """Registered replicas by kind and state: current, behind, failing, quarantined or draining; for
+        metrics."""
         behind, state = set(self._behind()), self.state()
 
         def state_of(replica: Replica) -> str:
             if replica.draining:
                 return "draining"
-            if replica.replica_id in state and state[replica.replica_id].last_error is not None:
+            push = state.get(replica.replica_id, ReplicaPush())
+            if push.is_quarantined:
+                return "quarantined"
+            if push.last_error is not None:
                 return "failing"
             return "behind" if replica.replica_id in behind else "current"
 
@@ -199,7 +210,10 @@ class Publisher:
     def _lags(self, model: str, replica: Replica) -> bool:
         """Whether the registry lists an older version than the newest, as after a replica's restart."""
         newest = self._newest.get(model)
-        return newest is not None and replica.serving.get(model, (-1, -1)) < newest.manifest.order
+        if newest is None:
+            return False
+        is_of_run = replica.run_id == newest.manifest.run_id
+        return not is_of_run or replica.serving.get(model, (-1, -1)) < newest.manifest.order
 
     def _begin(self, key: _SenderKey) -> None:
         sender = _Sender(key, self._newest, self._settings, self._bearer, self._note_progress)
@@ -214,6 +228,14 @@ class Publisher:
 
     def _behind(self) -> list[str]:
         return sorted({s.key.replica_id for s in self._senders.values() if s.is_behind()})
+
+    def _awaited(self) -> list[str]:
+        """The replicas that are behind and may still be brought up to date."""
+        return [
+            s.key.replica_id
+            for s in self._senders.values()
+            if s.is_behind() and not s.is_quarantined
+        ]
 
     def _note_progress(self) -> None:
         progress, self._progress = self._progress, asyncio.Event()
@@ -246,6 +268,7 @@ class _Sender:
         self.last_push_s = 0.0
         self.last_push_bytes = 0
         self.last_error: str | None = None
+        self.is_quarantined = False
         self.counts = PushCounts()
         self._newest = newest
         self._settings = settings
@@ -282,7 +305,7 @@ class _Sender:
                 self.held = held.get(self.key.model)
                 if self.is_behind():
                     await self._push(client, self._newest[self.key.model])
-                self.last_error = None
+                self.last_error, self.is_quarantined = None, False
                 self._note_progress()
             await self.wake.wait()
 
@@ -303,28 +326,35 @@ class _Sender:
         self.counts.num_bytes += self.last_push_bytes
 
     def lag(self) -> int | None:
-        """How many versions the replica is behind; None if unknown or of another epoch."""
+        """How many versions the replica is behind; None if unknown or of another run or epoch."""
         newest, held = self._newest.get(self.key.model), self.held
-        if newest is None or held is None or held.epoch != newest.manifest.epoch:
+        if newest is None or held is None or held.origin != newest.manifest.origin:
             return None
         return newest.manifest.version - held.version
 
     def is_behind(self) -> bool:
         """Whether the newest snapshot still has to be pushed to this replica.
 
-        A replica that holds a newer epoch belongs to another learner; the same version with different
-        bytes is pushed, rejected by the replica, and thereby reported.
+        What is not newer than what it holds (the same version with different bytes, another run, an
+        earlier epoch) is pushed too, rejected by the replica, and thereby reported.
         """
         snapshot = self._newest.get(self.key.model)
-        if snapshot is None or self.held == snapshot.manifest:
+        return snapshot is not None and self.held != snapshot.manifest
+
+    def _is_foreign(self) -> bool:
+        """Whether the replica holds weights of another run, or of a later epoch than this learner's."""
+        newest, held = self._newest.get(self.key.model), self.held
+        if newest is None or held is None:
             return False
-        return self.held is None or self.held.order <= snapshot.manifest.order
+        return held.run_id != newest.manifest.run_id or held.epoch > newest.manifest.epoch
 
     def _note_failure(self, error: Exception) -> None:
         message = f"{type(error).__name__}: {error}"
+        self.is_quarantined = isinstance(error, Stale) and self._is_foreign()
         if message != self.last_error:
+            state = "quarantined" if self.is_quarantined else "not up to date"
             logger.warning(
-                "%s of %s is not up to date: %s", self.key.model, self.key.replica_id, message
+                "%s of %s is %s: %s", self.key.model, self.key.replica_id, state, message
             )
         self.last_error = message
         self.counts.num_failures += 1
@@ -340,4 +370,5 @@ def _merged(senders: list[_Sender]) -> ReplicaPush:
         last_push_s=latest.last_push_s,
         last_push_bytes=latest.last_push_bytes,
         last_error=next((s.last_error for s in senders if s.last_error is not None), None),
+        is_quarantined=any(s.is_quarantined for s in senders),
     )

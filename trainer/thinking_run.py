@@ -78,17 +78,18 @@ class ThinkingRun:
         self._section, self._learner = settings.learner, parts.learner
         self._models = models_needed(parts)
         self._retry = Retry(settings.redis.patience_s, stop)
+        self._feed = TaskFeed(
+            parts.corpus,
+            parts.objective,
+            parts.markers,
+            parts.prompting,
+            settings,
+            self._models,
+            parts.end_ids,
+        )
         self._work = WorkInFlight(
             broker,
-            TaskFeed(
-                parts.corpus,
-                parts.objective,
-                parts.markers,
-                parts.prompting,
-                settings,
-                self._models,
-                parts.end_ids,
-            ),
+            self._feed,
             settings.learner,
             Verification(self._learner.language_model.vocabulary, lambda: self._learner.version),
             self._retry,
@@ -103,7 +104,7 @@ class ThinkingRun:
         )
         self._watch = StepWatch(settings.learner)
         self._model_files = parts.model_files()
-        self._epoch = 0
+        self._run_id, self._epoch = "", 0
         self._num_steps = 0
         self._num_steps_before = 0
         self._next_task_id = 0
@@ -156,7 +157,12 @@ class ThinkingRun:
 
     def describe(self) -> dict[str, object]:
         """The run's current epoch, step and version, for the ops port."""
-        return {"epoch": self._epoch, "step": self._num_steps, "version": self._learner.version}
+        return {
+            "run_id": self._run_id,
+            "epoch": self._epoch,
+            "step": self._num_steps,
+            "version": self._learner.version,
+        }
 
     def export(self, registry: CollectorRegistry) -> None:
         """Register the run's metrics."""
@@ -171,10 +177,12 @@ class ThinkingRun:
         if checkpoint is not None:
             progress, outstanding = load_checkpoint(checkpoint, self._learner)
             self._restore(progress)
+        self._run_id = self._feed.run_id = self._parts.directory.run_id(self._run_id)
         newest = max(self._epoch, self._parts.directory.newest_epoch())
         self._epoch = await self._retry(lambda: self._broker.new_epoch(newest + 1))
         self._parts.directory.note_epoch(self._epoch)
         await self._retry(self._broker.clear_work)
+        await self._retry(self._announce)  # replicas ask who pushes
         await self._publish(with_baseline=True)
         log.info("epoch %d starts at step %d", self._epoch, self._num_steps)
         return outstanding
@@ -321,6 +329,7 @@ class ThinkingRun:
                 self._parts.settings.model.dtype,
                 self._model_files,
                 weights,
+                self._run_id,
             )
             self._publisher.publish(snapshot)
         await self._retry(self._announce)
@@ -330,6 +339,7 @@ class ThinkingRun:
             {
                 "run": self._parts.settings.run.name,
                 "objective": self._parts.settings.objective.name,
+                "run_id": self._run_id,
                 "state": state,
                 **({"failure": self._failure} if state == "failed" else {}),
                 "epoch": self._epoch,
@@ -395,8 +405,9 @@ class ThinkingRun:
                 "another run.directory"
             )
         self._parts.corpus.seek(CorpusCursor.from_json(progress.cursor))
-        self._epoch, self._num_steps = progress.epoch, progress.num_steps
-        self._num_steps_before, self._next_task_id = progress.num_steps, progress.next_task_id
+        self._run_id, self._epoch = progress.run_id, progress.epoch
+        self._num_steps = self._num_steps_before = progress.num_steps
+        self._next_task_id = progress.next_task_id
         self._num_tokens, self._seconds_before = progress.num_tokens, progress.seconds
 
     async def _save(self) -> str:
@@ -410,6 +421,7 @@ class ThinkingRun:
             num_tokens=self._num_tokens,
             seconds=self._seconds(),
             cursor=self._parts.corpus.cursor.to_json(),
+            run_id=self._run_id,
         )
         checkpoint = await asyncio.to_thread(
             save_checkpoint,
@@ -437,6 +449,7 @@ class ThinkingRun:
             "done": self._is_done and not self._failure,
             **({"failure": self._failure} if self._failure else {}),
             "policy_version": self._learner.version,
+            "run_id": self._run_id,
             "epoch": self._epoch,
             "replicas": {
                 replica.replica_id: {"kind": replica.kind, "serving": replica.serving}

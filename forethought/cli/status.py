@@ -126,7 +126,7 @@ async def gather_report(broker: Broker, run: str) -> Report:
         "epoch": epoch,
         "version": newest,
         "manifest": manifest,
-        "replicas": [_replica(replica, epoch, newest) for replica in replicas],
+        "replicas": [_replica(replica, manifest, epoch, newest) for replica in replicas],
         "streams": {
             stage.value: {"waiting": depth.waiting, "pending": depth.pending}
             for stage, depth in depths.items()
@@ -142,7 +142,11 @@ def newest_version(
     replicas: list[Replica], manifest: dict[str, Any] | None, epoch: int
 ) -> int | None:
     """The latest policy version of this epoch in registry or manifest; None before the first."""
-    served = [replica.serving["policy"] for replica in replicas if "policy" in replica.serving]
+    served = [
+        replica.serving["policy"]
+        for replica in replicas
+        if "policy" in replica.serving and not _is_of_another_run(replica, manifest)
+    ]
     versions = [version for of_epoch, version in served if of_epoch == epoch]
     manifest = manifest or {}
     if manifest.get("epoch") == epoch and isinstance(manifest.get("version"), int):
@@ -150,10 +154,28 @@ def newest_version(
     return max(versions, default=None)
 
 
-def _replica(replica: Replica, epoch: int, newest: int | None) -> Report:
+def _is_of_another_run(replica: Replica, manifest: dict[str, Any] | None) -> bool:
+    """Whether it serves weights of a run that this Redis does not belong to."""
+    run_id = (manifest or {}).get("run_id", "")
+    return bool(run_id) and "policy" in replica.serving and replica.run_id != run_id
+
+
+def _state(replica: Replica, manifest: dict[str, Any] | None, epoch: int) -> str:
+    """Empty for a replica in service."""
+    if replica.draining:
+        return "draining"
+    of_epoch, _ = replica.serving.get("policy", (0, 0))
+    if _is_of_another_run(replica, manifest) or of_epoch > epoch:
+        return "quarantined"
+    return ""
+
+
+def _replica(
+    replica: Replica, manifest: dict[str, Any] | None, epoch: int, newest: int | None
+) -> Report:
     of_epoch, version = replica.serving.get("policy", (0, None))
-    lag = None
-    if version is not None and newest is not None and of_epoch == epoch:
+    state, lag = _state(replica, manifest, epoch), None
+    if version is not None and newest is not None and of_epoch == epoch and not state:
         lag = newest - version
     return {
         "id": replica.replica_id,
@@ -165,6 +187,8 @@ def _replica(replica: Replica, epoch: int, newest: int | None) -> Report:
         "lag": lag,
         "tasks_done": replica.num_tasks_done,
         "draining": replica.draining,
+        "run_id": replica.run_id,
+        "state": state,
     }
 
 
@@ -202,9 +226,8 @@ def _replica_table(report: Report) -> Any:
             for model, pair in replica["serving"].items()
         )
         lag = "-" if replica["lag"] is None else str(replica["lag"])
-        state = "draining" if replica["draining"] else ""
         cells = (replica["id"], replica["kind"], replica["address"], serving or "nothing yet")
-        table.add_row(*map(escape, cells), lag, str(replica["tasks_done"]), state)
+        table.add_row(*map(escape, cells), lag, str(replica["tasks_done"]), replica["state"])
     return table if report["replicas"] else "no replicas"
 
 

@@ -74,7 +74,7 @@ class ReplicaHost:
         self._registry, self._calls = registry, GrpcCalls()
         self._advertised = section.advertise_host or address_towards(redis_url)
         self._host = section.host or listening_host(self._advertised)
-        self.receiver = WeightReceiver(replica_id, models, _staging(), apply)
+        self.receiver = WeightReceiver(replica_id, models, _staging(), apply, owner=self._owner)
         self._address = ""
         self._is_draining = False
 
@@ -112,7 +112,25 @@ class ReplicaHost:
     def describe(self) -> dict[str, object]:
         """The served versions, for the ops port."""
         serving = {model: m.order for model, m in self.receiver.holding.items()}
-        return {"replica": self.replica_id, "serving": serving, "draining": self._is_draining}
+        return {
+            "replica": self.replica_id,
+            "run_id": self._run_id(),
+            "serving": serving,
+            "draining": self._is_draining,
+        }
+
+    def _run_id(self) -> str:
+        """The run of the served policy; empty before the first weights."""
+        policy = self.receiver.holding.get("policy")
+        return policy.run_id if policy else ""
+
+    async def _owner(self) -> tuple[str, int] | None:
+        """The run and epoch that own the Redis of this replica; None while its learner has not said so."""
+        manifest = await self._broker.run() or {}
+        run_id, epoch = manifest.get("run_id"), manifest.get("epoch")
+        if epoch != await self._broker.current_epoch():  # written by a learner since superseded
+            return None
+        return (run_id, epoch) if isinstance(run_id, str) and isinstance(epoch, int) else None
 
     async def _drain(self, worker: Worker, working: asyncio.Task[None]) -> None:
         self._is_draining = True
@@ -144,6 +162,7 @@ class ReplicaHost:
             {model: m.order for model, m in self.receiver.holding.items()},
             num_tasks_done,
             self._is_draining,
+            self._run_id(),
         )
         await self._broker.announce(replica, ttl_s=_TTL_HEARTBEATS * self._section.heartbeat_s)
 

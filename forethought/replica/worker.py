@@ -5,8 +5,9 @@ could do; while deliveries wait for newer weights nothing more is received, beca
 weights at least as new. The price is one round trip to the broker between batches.
 
 A delivery waits here for at most ``weights_timeout_s``. Then it is returned to the queue for a replica
-that has the weights: a replica stuck in a push must not hold up the batch its tasks belong to. Neither
-waiting nor being released counts as an attempt.
+that has the weights: a replica stuck in a push must not hold up the batch its tasks belong to. A worker
+whose weights are of another run returns it at once, and pauses. Neither waiting nor being released counts
+as an attempt.
 
 A delivery with an unfinished earlier attempt is handled on its own: if it kills its worker, no other
 delivery is lost with it.
@@ -48,8 +49,8 @@ class Readiness(Enum):
     WAIT = auto()
     """It needs newer weights."""
 
-    DISCARD = auto()
-    """It belongs to a superseded run epoch; its result is no longer needed."""
+    FOREIGN = auto()
+    """The weights here are of another run, or of a later epoch: it is for another replica."""
 
 
 class Handler(Protocol):
@@ -105,6 +106,7 @@ class Worker:
         self._handler = handler
         self._consumer = consumer
         self._batch_size = BatchSize(max_batch_tasks)
+        self._is_foreign = False  # the weights here are not those of the tasks last seen
         self._wait_s = wait_s
         self._weights_timeout_s = (
             consumer.options.lease_s if weights_timeout_s is None else weights_timeout_s
@@ -178,6 +180,8 @@ class Worker:
             await self._work([d for d in ready if not d.num_earlier_attempts] or ready[:1])
         elif self._held and not self._stopping.is_set():
             await self._wait_for_weights()
+        elif self._is_foreign and not self._stopping.is_set():
+            await self._pause()
 
     async def _receive(self) -> None:
         with self.counts.spending(Activity.RECEIVING):
@@ -192,7 +196,7 @@ class Worker:
 
     async def _sort(self) -> list[Delivery]:
         """The held deliveries that are ready; closed or unreadable ones are retired."""
-        ready = []
+        ready, self._is_foreign = [], False
         for delivery in list(self._held.values()):
             if self._is_closed(delivery):
                 await self._drop(delivery)
@@ -205,10 +209,9 @@ class Worker:
                 continue
             if readiness is Readiness.READY:
                 ready.append(delivery)
-            elif readiness is Readiness.DISCARD:
-                await self._consumer.discard(delivery)
-                self._held.pop(delivery.entry_id, None)
-                self.counts.outcomes[DeliveryOutcome.DISCARDED] += 1
+            elif readiness is Readiness.FOREIGN:
+                self._is_foreign = True
+                await self._release(delivery)
         return ready
 
     async def _wait_for_weights(self) -> None:
@@ -216,8 +219,11 @@ class Worker:
             if await wait_for_event(self._wake, self._release_at_s - _now_s()):
                 return
             await self._release_all()
-            # Back off, or this worker would receive the same tasks before a replica that can do them.
-            await wait_for_event(self._wake, self._wait_s)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Back off, or this worker would receive the same tasks before a replica that can do them."""
+        await wait_for_event(self._wake, self._wait_s)
 
     async def _work(self, deliveries: list[Delivery]) -> None:
         """Begin, handle and finish one batch; failures are published as error results."""
@@ -348,11 +354,15 @@ class Worker:
         held = list(self._held.values())
         try:
             for delivery in held:
-                await self._consumer.release(delivery)
-                self.counts.outcomes[DeliveryOutcome.RELEASED] += 1
+                await self._release(delivery)
         except Unreachable as error:
             log.warning("%s; up to %d tasks return when their leases expire", error, len(held))
         self._held.clear()
+
+    async def _release(self, delivery: Delivery) -> None:
+        await self._consumer.release(delivery)
+        self._held.pop(delivery.entry_id, None)
+        self.counts.outcomes[DeliveryOutcome.RELEASED] += 1
 
     async def _watch(self) -> None:
         while True:

@@ -10,6 +10,7 @@
     DIR/journal/                    every consumed batch
     DIR/cache/                      the tokenised corpus; safe to delete
     DIR/epoch                       the newest epoch taken by a learner in this directory
+    DIR/run-id                      drawn once: tells this run from every other, also of the same name
     DIR/lock                        held by the one learner that owns the run
 
 A checkpoint directory gets its final name only once it is complete, so any directory with such a name can
@@ -22,6 +23,7 @@ import fcntl
 import json
 import logging
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"^step-(\d{6,})$")
+_RUN_ID = re.compile(rb"\s*([0-9a-f]{16})\s*")
 _EPOCH = re.compile(rb"\s*(\d{1,18})\s*")
 
 
@@ -110,6 +113,17 @@ class RunDirectory:
     def note_epoch(self, epoch: int) -> None:
         """Record an epoch, so that no later learner takes it again."""
         write_whole(self.root / "epoch", f"{epoch}\n")
+
+    def run_id(self, in_checkpoint: str = "") -> str:
+        """The run's id, drawn at the first call; ``in_checkpoint`` if its file is lost or damaged."""
+        path = self.root / "run-id"
+        found = _RUN_ID.fullmatch(path.read_bytes()) if path.exists() else None
+        if found:
+            return found[1].decode()
+        run_id = in_checkpoint or secrets.token_hex(8)
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_whole(path, f"{run_id}\n")
+        return run_id
 
     def checkpoint(self, step: int) -> Path:
         """The directory of the checkpoint after ``step``."""

@@ -7,6 +7,11 @@ the staging directory during a push (prefer memory, /dev/shm), and that a push w
 one, which a stalled sender can hold up for at most ``idle_timeout_s``.
 
 After a push only its model files stay staged, so that later pushes can omit them.
+
+Epochs and versions order pushes within a run only. A push of another run, or of an earlier epoch than
+what is held, is refused unless the owner of this replica's Redis is who pushes: then Redis and run
+directory were made new while the replica lived, and it moves to the new run as if it had been restarted.
+Redis decides, because a learner that is still alive restores its epoch there within a second.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import logging
 import os
 import shutil
 from collections import defaultdict
@@ -36,7 +42,15 @@ from forethought.weights.snapshot import (
     digest_of,
 )
 
+log = logging.getLogger(__name__)
+
 Apply = Callable[[WeightManifest, Path], Awaitable[None]]
+Owner = Callable[[], Awaitable[tuple[str, int] | None]]
+"""Returns the run and epoch that own this replica's Redis; None if unknown."""
+
+
+async def _unknown() -> None:
+    return None
 
 
 @dataclass(slots=True)
@@ -59,6 +73,8 @@ class WeightReceiver:
     removed), and raises to reject them, in which case the old version keeps serving. Cancelling a push
     never interrupts a switch that has begun.
 
+    ``owner`` tells which run and epoch own this replica's Redis (default: unknown).
+
     ``staging`` may be shared: the receiver owns, and empties at construction, only its own
     subdirectory, named after the replica.
     """
@@ -70,6 +86,7 @@ class WeightReceiver:
         staging: Path,
         apply: Apply,
         *,
+        owner: Owner = _unknown,
         idle_timeout_s: float = 30.0,
     ) -> None:
         self.replica_id = replica_id
@@ -77,7 +94,7 @@ class WeightReceiver:
         self.holding: dict[str, WeightManifest] = {}
         self.applied: defaultdict[str, Applied] = defaultdict(Applied)
         self._root = staging / f"weights-{_directory_name(replica_id)}"
-        self._apply = apply
+        self._apply, self._owner = apply, owner
         self._idle_timeout_s = idle_timeout_s
         self._directories: dict[str, Path] = {}  # model -> directory of its model files
         self._lock = asyncio.Lock()
@@ -103,14 +120,15 @@ class WeightReceiver:
 
         Raises:
             InvalidInput: the header or the bytes are not a valid push; nothing was applied.
-            Stale: not newer than what is held, or for model files that are not held.
-            Unreachable: the sender sent nothing for ``idle_timeout_s``.
+            Stale: not newer than what is held, of another run, or for model files that are not held.
+            Unreachable: the sender sent nothing for ``idle_timeout_s``, or the owner cannot be asked.
         """
         async with self._lock:
             manifest = header.manifest
             if self.holding.get(manifest.model) == manifest:
                 return manifest
             self._check(header)
+            await self._check_run(manifest)
             directory = self._root / f"{manifest.model}-{next(self._push_numbers)}"
             try:
                 directory.mkdir(parents=True)
@@ -137,13 +155,37 @@ class WeightReceiver:
                 f"expected {SAFETENSORS_CODEC!r} without a base; push a snapshot"
             )
         held = self.holding.get(manifest.model)
-        if held is not None and manifest.order <= held.order:
+        if held and manifest.origin == held.origin and manifest.version <= held.version:
             raise Stale(
                 f"push of {manifest.model} at (epoch, version) {manifest.order}, but "
                 f"{held.order} is served with sha256 {held.sha256[:12]}; push something newer"
             )
         _check_files(header)
         _check_model_files(header, held)
+
+    async def _check_run(self, manifest: WeightManifest) -> None:
+        """Refuse a push of another run, or of an earlier epoch, that does not come from the owner."""
+        held = self.holding.get(manifest.model)
+        if held and held.run_id == manifest.run_id and held.epoch <= manifest.epoch:
+            return
+        owner = await self._owner()
+        is_accepted = owner == manifest.origin
+        if held is None:
+            is_accepted = owner is None or owner[0] == manifest.run_id
+        if not is_accepted:
+            raise Stale(
+                f"push of {manifest.model} by {_named(manifest.origin)} to {self.replica_id}, which "
+                f"holds {_named(held.origin) if held else 'nothing'}; its Redis belongs to "
+                f"{_named(owner) if owner else 'no run'}; if the learner that pushes is the right one, "
+                "restart this replica"
+            )
+        if held:
+            log.warning(
+                "%s of %s gives way to that of %s, which now owns this replica's Redis",
+                manifest.model,
+                _named(held.origin),
+                _named(manifest.origin),
+            )
 
     async def _stage(
         self, files: tuple[PushedFile, ...], chunks: AsyncIterator[bytes], directory: Path
@@ -238,6 +280,10 @@ class _ExactStream:
                     "push again"
                 ) from error
         return True
+
+
+def _named(origin: tuple[str, int]) -> str:
+    return f"run {origin[0] or '(unnamed)'}, epoch {origin[1]}"
 
 
 def _check_files(header: PushHeader) -> None:

@@ -86,6 +86,7 @@ def make_snapshot(
     dtype: str,
     model_files: Mapping[str, bytes],
     weights: bytes,
+    run_id: str = "",
 ) -> Snapshot:
     """Hash the files of one version and build its manifest.
 
@@ -106,6 +107,7 @@ def make_snapshot(
         model_files_sha256=digest_of({n: sha256_of(data) for n, data in model_files.items()}),
         dtype=dtype,
         num_bytes=len(weights),
+        run_id=run_id,
     )
     return Snapshot(manifest, dict(model_files), weights)
 

@@ -130,6 +130,7 @@ def manifest_to_proto(manifest: WeightManifest) -> weights_pb2.Manifest:
         model_files_sha256=manifest.model_files_sha256,
         dtype=manifest.dtype,
         num_bytes=manifest.num_bytes,
+        run_id=manifest.run_id,
     )
 
 
@@ -143,6 +144,7 @@ def manifest_from_proto(message: weights_pb2.Manifest) -> WeightManifest:
         model_files_sha256=message.model_files_sha256,
         dtype=message.dtype,
         num_bytes=message.num_bytes,
+        run_id=message.run_id,
     )
 
 
@@ -247,6 +249,7 @@ def _task_to_proto(task: Task) -> rollout_pb2.Task:
         max_staleness=task.max_staleness,
         models=task.models,
         traceparent=task.traceparent,
+        run_id=task.run_id,
     )
 
 
@@ -267,6 +270,7 @@ def _task_from_proto(message: rollout_pb2.Task) -> Task:
         max_staleness=message.max_staleness,
         models=tuple(message.models),
         traceparent=message.traceparent,
+        run_id=message.run_id,
     )
 
 

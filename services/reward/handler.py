@@ -40,26 +40,31 @@ class RewardHandler:
     def readiness(self, message: Message) -> Readiness:
         """READY once policy and baseline of the rollout's epoch are loaded, the policy at least as new.
 
-        DISCARD for an older epoch, otherwise WAIT. A failed rollout has no tokens and needs only the
-        epoch, and so does one that does not conform to its task. A strictly on-policy rollout older
-        than the served policy is READY too: scoring returns an error for it, as the learner expects one
-        result per task.
+        FOREIGN if the policy is of another run or a later epoch, otherwise WAIT. A failed rollout has no
+        tokens and needs no version, and neither does one that does not conform to its task. A strictly
+        on-policy rollout older than the served policy is READY too: scoring returns an error for it, as
+        the learner expects one result per task.
 
         Raises:
             InvalidInput: the body is not a rollout of this wire version.
         """
         policy, baseline = self._scorer.policy.manifest, self._scorer.baseline
-        rollout, epoch = self._decode(message.body), message.epoch
-        if policy is None or policy.epoch < epoch:
+        rollout = self._decode(message.body)
+        task, epoch = rollout.task, message.epoch
+        if policy is None:
             return Readiness.WAIT
-        if policy.epoch > epoch:
-            return Readiness.DISCARD
+        if rollout.error is not None:
+            return Readiness.READY
+        if policy.run_id != task.run_id or policy.epoch > epoch:
+            return Readiness.FOREIGN
+        if policy.epoch < epoch:
+            return Readiness.WAIT
         if self._checked(message).error is not None:
             return Readiness.READY
         if max(versions_of(rollout), default=0) > policy.version:
             return Readiness.WAIT
-        wanted = baseline if "baseline" in rollout.task.models else None
-        if wanted is not None and not _is_of_epoch(wanted.manifest, epoch):
+        wanted = baseline if "baseline" in task.models else None
+        if wanted is not None and not _is_of(task, wanted.manifest):
             return Readiness.WAIT
         return Readiness.READY
 
@@ -118,8 +123,8 @@ def _fault(message: Message, rollout: Rollout, vocabulary: int) -> str | None:
     return task_fault(task, vocabulary) or rollout_fault(rollout, vocabulary, newest_version)
 
 
-def _is_of_epoch(manifest: WeightManifest | None, epoch: int) -> bool:
-    return manifest is not None and manifest.epoch == epoch
+def _is_of(task: Task, manifest: WeightManifest | None) -> bool:
+    return manifest is not None and manifest.origin == task.origin
 
 
 def error_result(message: Message, reason: str) -> Message:

@@ -199,7 +199,7 @@ class Scorer:
     def _has_baseline(self) -> bool:
         policy = self.policy.manifest
         baseline = self.baseline.manifest if self.baseline else None
-        return policy is not None and baseline is not None and baseline.epoch == policy.epoch
+        return policy is not None and baseline is not None and baseline.origin == policy.origin
 
     @contextmanager
     def _hold(self, with_baseline: bool) -> Iterator[HeldModels]:
@@ -207,10 +207,11 @@ class Scorer:
             policy = stack.enter_context(self.policy.hold())
             separate = self.baseline if with_baseline else None
             baseline = stack.enter_context(separate.hold()) if separate else policy
-            if policy.manifest.epoch != baseline.manifest.epoch:
+            if policy.manifest.origin != baseline.manifest.origin:
                 raise NotReady(
                     f"the policy is of epoch {policy.manifest.epoch}, the baseline of epoch "
-                    f"{baseline.manifest.epoch}; expected one epoch: retry when both have arrived"
+                    f"{baseline.manifest.epoch}, of runs {policy.manifest.run_id!r} and "
+                    f"{baseline.manifest.run_id!r}; expected the same: retry when both have arrived"
                 )
             yield HeldModels(policy, baseline)
 
@@ -370,11 +371,12 @@ def _wants_baseline(rollout: Rollout) -> bool:
 def _check_versions(rollout: Rollout, served: WeightManifest) -> None:
     """All thoughts of a task are scored by one policy, at least as new as their newest token."""
     task, versions = rollout.task, versions_of(rollout)
-    if task.epoch != served.epoch or max(versions, default=0) > served.version:
+    if task.origin != served.origin or max(versions, default=0) > served.version:
         raise Stale(
-            f"task {task.task_id} was sampled in epoch {task.epoch} by version "
-            f"{max(versions, default=0)}; this replica serves epoch {served.epoch}, version "
-            f"{served.version}; expected the same epoch and a version at least as new"
+            f"task {task.task_id} of run {task.run_id!r} was sampled in epoch {task.epoch} by version "
+            f"{max(versions, default=0)}; this replica serves run {served.run_id!r}, epoch "
+            f"{served.epoch}, version {served.version}; expected the same epoch of the same run and a "
+            "version at least as new"
         )
     if task.max_staleness == 0 and not versions <= {served.version}:
         raise Stale(

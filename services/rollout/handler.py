@@ -24,13 +24,14 @@ class RolloutHandler:
         self._engine, self._receiver = engine, receiver
 
     def readiness(self, message: Message) -> Readiness:
-        """A task waits for its epoch and ``min_version``; one of an earlier epoch is discarded.
+        """A task waits for its epoch and ``min_version``; weights of another run or a later epoch are
+        foreign to it.
 
         Raises:
             InvalidInput: the message is not a task.
         """
         task = wire.decode_task(message.body)
-        return _readiness(self._engine.serving, (task.epoch, task.min_version))
+        return _readiness(self._engine.serving, task)
 
     async def changed(self) -> None:
         """Return after the next flip."""
@@ -70,10 +71,13 @@ def _size_fault(task: Task) -> str | None:
     return None
 
 
-def _readiness(serving: WeightManifest | None, needed: tuple[int, int]) -> Readiness:
-    if serving is None or serving.order < needed:
+def _readiness(serving: WeightManifest | None, task: Task) -> Readiness:
+    if serving is None:
         return Readiness.WAIT
-    return Readiness.DISCARD if serving.epoch > needed[0] else Readiness.READY
+    if serving.run_id != task.run_id or serving.epoch > task.epoch:
+        return Readiness.FOREIGN
+    is_newer = serving.order >= (task.epoch, task.min_version)
+    return Readiness.READY if is_newer else Readiness.WAIT
 
 
 def _message(task: Message, rollout: Rollout) -> Message:

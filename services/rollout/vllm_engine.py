@@ -332,12 +332,12 @@ def _spans(output: Any) -> tuple[VersionSpan, ...]:
 
 
 def _label(manifest: WeightManifest) -> str:
-    """vLLM's label for the weights, including the epoch because versions repeat across epochs."""
-    return f"{manifest.epoch}.{manifest.version}"
+    """vLLM's label for the weights, which also salts its cache: versions repeat across epochs and runs."""
+    return f"{manifest.run_id}.{manifest.epoch}.{manifest.version}"
 
 
 def _version_of(label: str) -> int:
-    return int(label.partition(".")[2])
+    return int(label.rpartition(".")[2])
 
 
 def _fault(task: Task, held: _Held) -> str | None:

@@ -257,6 +257,24 @@ async def have_worked(broker: Broker, *processes: Process) -> bool:
     return all(done.get(replica_id(process) or "", 0) > 0 for process in processes)
 
 
+async def test_replicas_move_to_a_run_that_was_made_new(cluster: Cluster, broker: Broker) -> None:
+    """Redis and run directory are new; the replicas hold the same or a later epoch of another run."""
+    before = {r.replica_id: r.serving["policy"] for r in await broker.replicas()}
+    assert min(before.values()) > (1, 3), "earlier tests have trained"
+    await lose_everything(cluster.redis_url)
+    learner = cluster.learner("learner-new", "new", "learner.steps=3")
+    assert learner.wait(60.0) == 0, learner.describe()
+    assert_whole(cluster, "new", 3)
+    run_id = cluster.directory("new").run_id()
+    after = {r.replica_id: (r.run_id, r.serving["policy"]) for r in await broker.replicas()}
+    assert after == dict.fromkeys(before, (run_id, (1, 3)))
+    assert {task.run_id for task in (r.rollout.task for r in results_of(cluster, "new"))} == {
+        run_id
+    }
+    for process in cluster.rollouts[:2]:
+        assert process.find(rf"(gives way to that of run {run_id}, epoch 1)")
+
+
 async def kill_while_it_holds_work(cluster: Cluster, process: Process) -> None:
     """Freeze it once it has leased a task (a strictly on-policy run then stalls), and kill it."""
     process.signal(signal.SIGSTOP)

@@ -13,6 +13,7 @@ import pytest
 from forethought.config.sections import PublishSection
 from forethought.errors import InvalidInput, Stale
 from forethought.types import Replica, WeightManifest
+from forethought.weights.snapshot import Snapshot
 from tests.fake_replica import CHUNK_BYTES, MODEL_FILES, FakeReplica, serving, snapshot_of, until
 from trainer.publisher import Publisher, ReplicaPush
 
@@ -258,13 +259,49 @@ async def test_a_lost_registry_keeps_the_replicas_known(replica: FakeReplica, ca
     assert [r.message for r in caplog.records if "Redis is away" in r.message] != []
 
 
-async def test_a_replica_of_a_later_epoch_is_not_pushed_back(replica: FakeReplica):
-    await replica.push(snapshot_of(0, epoch=2))
+FOREIGN = [
+    pytest.param(snapshot_of(0, epoch=2), id="later-epoch"),
+    pytest.param(snapshot_of(0, epoch=1, run_id="b" * 16), id="other-run-same-epoch"),
+    pytest.param(snapshot_of(9, epoch=7, run_id="b" * 16), id="other-run-later-epoch"),
+]
+
+
+@pytest.mark.parametrize("held", FOREIGN)
+async def test_a_replica_with_foreign_weights_is_quarantined_with_an_alarm(
+    replica: FakeReplica, held: Snapshot, caplog: pytest.LogCaptureFixture
+):
+    await replica.push(held)
     async with publishing(Registry(replica)) as publisher:
         publisher.publish(snapshot_of(50, epoch=1))
+        await until(lambda: publisher.num_replicas() == {("rollout", "quarantined"): 1})
+        async with asyncio.timeout(5):
+            assert await publisher.wait_until_current(60) == ["rollout-a1"], "not waited for"
+        state = publisher.state()["rollout-a1"]
+        assert (state.holding, state.is_quarantined) == ({"policy": held.manifest.order}, True)
+        assert publisher.lags() == {}
+    assert replica.orders == [held.manifest.order]
+    (alarm,) = {record.getMessage() for record in caplog.records}
+    assert "policy of rollout-a1 is quarantined" in alarm
+    assert f"holds run {held.manifest.run_id}, epoch {held.manifest.epoch}" in alarm
+    assert "restart this replica" in alarm
+
+
+@pytest.mark.parametrize("held", FOREIGN)
+async def test_a_quarantined_replica_returns_when_its_redis_names_this_learner(
+    replica: FakeReplica, held: Snapshot
+):
+    await replica.push(held)
+    async with publishing(Registry(replica)) as publisher:
+        mine = snapshot_of(3, epoch=1)
+        publisher.publish(mine)
+        await until(lambda: publisher.num_replicas() == {("rollout", "quarantined"): 1})
+        replica.owner = held.manifest.origin
+        assert await publisher.wait_until_current(0.3) == ["rollout-a1"]
+        replica.owner = mine.manifest.origin
+        await until(lambda: publisher.num_replicas() == {("rollout", "current"): 1})
         assert await publisher.wait_until_current(5) == []
-        assert publisher.state()["rollout-a1"] == ReplicaPush({"policy": (2, 0)})
-    assert replica.orders == [(2, 0)]
+    assert replica.orders == [held.manifest.order, (1, 3)]
+    assert replica.receiver.holding == {"policy": mine.manifest}
 
 
 async def test_publish_is_woken_without_waiting_for_the_next_discovery(replica: FakeReplica):

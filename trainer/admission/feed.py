@@ -36,7 +36,8 @@ class Documents(Protocol):
 class TaskFeed:
     """Makes tasks in id order. ``next_task_id`` and the documents' cursor are its whole state.
 
-    ``end_ids`` are the model's end-of-text tokens, for predictions that may stop early.
+    ``end_ids`` are the model's end-of-text tokens, for predictions that may stop early; ``run_id`` is set
+    before the first task.
 
     Example:
         ``TaskFeed(corpus, rlp, markers, prompting, settings, ("policy",)).take(8, epoch=1, min_version=0)``
@@ -50,6 +51,7 @@ class TaskFeed:
     models: tuple[str, ...]
     end_ids: tuple[int, ...] = ()
     next_task_id: int = 0
+    run_id: str = ""
 
     def take(self, num_tasks: int, *, epoch: int, min_version: int) -> list[Task]:
         """The next tasks; ``min_version`` is the newest policy version at their admission.
@@ -71,7 +73,10 @@ class TaskFeed:
 
     def adopt(self, tasks: Sequence[Task], *, epoch: int, min_version: int) -> list[Task]:
         """The outstanding tasks of a checkpoint, to be re-admitted under a new epoch."""
-        return [replace(task, epoch=epoch, min_version=min_version) for task in tasks]
+        return [
+            replace(task, epoch=epoch, min_version=min_version, run_id=self.run_id)
+            for task in tasks
+        ]
 
     def _next(self, epoch: int, min_version: int) -> Task:
         task_id = self.next_task_id
@@ -98,6 +103,7 @@ class TaskFeed:
             max_staleness=settings.learner.max_staleness,
             models=self.models,
             traceparent=f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
+            run_id=self.run_id,
         )
 
     def _sampling(self) -> Sampling:

@@ -169,7 +169,7 @@ class PushMetrics(Collector):
         pushes, of_push = self._publisher.pushes(), ("replica", "model")
         yield gauge(
             "forethought_replicas",
-            "Registered replicas by state: current, behind, failing, draining",
+            "Registered replicas by state: current, behind, failing, quarantined, draining",
             self._publisher.num_replicas(),
             ("kind", "state"),
         )

@@ -60,7 +60,7 @@ class Sampling(_message.Message):
     def __init__(self, group_size: _Optional[int] = ..., max_thought_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., stop_ids: _Optional[bytes] = ..., prediction_tokens: _Optional[int] = ..., prediction_stop_ids: _Optional[bytes] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("wire_version", "task_id", "epoch", "batch", "min_version", "objective", "objective_json", "document", "positions", "prompting", "sampling", "seed", "max_staleness", "models", "traceparent")
+    __slots__ = ("wire_version", "task_id", "epoch", "batch", "min_version", "objective", "objective_json", "document", "positions", "prompting", "sampling", "seed", "max_staleness", "models", "traceparent", "run_id")
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class Task(_message.Message):
     MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     wire_version: int
     task_id: int
     epoch: int
@@ -91,7 +92,8 @@ class Task(_message.Message):
     max_staleness: int
     models: _containers.RepeatedScalarFieldContainer[str]
     traceparent: str
-    def __init__(self, wire_version: _Optional[int] = ..., task_id: _Optional[int] = ..., epoch: _Optional[int] = ..., batch: _Optional[int] = ..., min_version: _Optional[int] = ..., objective: _Optional[str] = ..., objective_json: _Optional[str] = ..., document: _Optional[_Union[Document, _Mapping]] = ..., positions: _Optional[_Iterable[_Union[Position, _Mapping]]] = ..., prompting: _Optional[_Union[Prompting, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., max_staleness: _Optional[int] = ..., models: _Optional[_Iterable[str]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    run_id: str
+    def __init__(self, wire_version: _Optional[int] = ..., task_id: _Optional[int] = ..., epoch: _Optional[int] = ..., batch: _Optional[int] = ..., min_version: _Optional[int] = ..., objective: _Optional[str] = ..., objective_json: _Optional[str] = ..., document: _Optional[_Union[Document, _Mapping]] = ..., positions: _Optional[_Iterable[_Union[Position, _Mapping]]] = ..., prompting: _Optional[_Union[Prompting, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., max_staleness: _Optional[int] = ..., models: _Optional[_Iterable[str]] = ..., traceparent: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class VersionSpan(_message.Message):
     __slots__ = ("version", "num_tokens")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!forethought/wire/v1/weights.proto\x12\x13\x66orethought.wire.v1\"%\n\rStatusRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\"g\n\x0bStatusReply\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12.\n\x07holding\x18\x03 \x03(\x0b\x32\x1d.forethought.wire.v1.Manifest\"\x87\x01\n\x08Manifest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x1a\n\x12model_files_sha256\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x11\n\tnum_bytes\x18\x07 \x01(\x04\"=\n\nPushedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\xcd\x01\n\nPushHeader\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12/\n\x08manifest\x18\x02 \x01(\x0b\x32\x1d.forethought.wire.v1.Manifest\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x30\n\x04\x62\x61se\x18\x04 \x01(\x0b\x32\x1d.forethought.wire.v1.ManifestH\x00\x88\x01\x01\x12.\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1f.forethought.wire.v1.PushedFileB\x07\n\x05_base\"Y\n\x0bPushMessage\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.forethought.wire.v1.PushHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\";\n\tPushReply\x12.\n\x07holding\x18\x01 \x01(\x0b\x32\x1d.forethought.wire.v1.Manifest2\xa5\x01\n\x07Weights\x12N\n\x06Status\x12\".forethought.wire.v1.StatusRequest\x1a .forethought.wire.v1.StatusReply\x12J\n\x04Push\x12 .forethought.wire.v1.PushMessage\x1a\x1e.forethought.wire.v1.PushReply(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!forethought/wire/v1/weights.proto\x12\x13\x66orethought.wire.v1\"%\n\rStatusRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\"g\n\x0bStatusReply\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12.\n\x07holding\x18\x03 \x03(\x0b\x32\x1d.forethought.wire.v1.Manifest\"\x97\x01\n\x08Manifest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x1a\n\x12model_files_sha256\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x11\n\tnum_bytes\x18\x07 \x01(\x04\x12\x0e\n\x06run_id\x18\x08 \x01(\t\"=\n\nPushedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\xcd\x01\n\nPushHeader\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12/\n\x08manifest\x18\x02 \x01(\x0b\x32\x1d.forethought.wire.v1.Manifest\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x30\n\x04\x62\x61se\x18\x04 \x01(\x0b\x32\x1d.forethought.wire.v1.ManifestH\x00\x88\x01\x01\x12.\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1f.forethought.wire.v1.PushedFileB\x07\n\x05_base\"Y\n\x0bPushMessage\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.forethought.wire.v1.PushHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\";\n\tPushReply\x12.\n\x07holding\x18\x01 \x01(\x0b\x32\x1d.forethought.wire.v1.Manifest2\xa5\x01\n\x07Weights\x12N\n\x06Status\x12\".forethought.wire.v1.StatusRequest\x1a .forethought.wire.v1.StatusReply\x12J\n\x04Push\x12 .forethought.wire.v1.PushMessage\x1a\x1e.forethought.wire.v1.PushReply(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREPLY']._serialized_start=97
   _globals['_STATUSREPLY']._serialized_end=200
   _globals['_MANIFEST']._serialized_start=203
-  _globals['_MANIFEST']._serialized_end=338
-  _globals['_PUSHEDFILE']._serialized_start=340
-  _globals['_PUSHEDFILE']._serialized_end=401
-  _globals['_PUSHHEADER']._serialized_start=404
-  _globals['_PUSHHEADER']._serialized_end=609
-  _globals['_PUSHMESSAGE']._serialized_start=611
-  _globals['_PUSHMESSAGE']._serialized_end=700
-  _globals['_PUSHREPLY']._serialized_start=702
-  _globals['_PUSHREPLY']._serialized_end=761
-  _globals['_WEIGHTS']._serialized_start=764
-  _globals['_WEIGHTS']._serialized_end=929
+  _globals['_MANIFEST']._serialized_end=354
+  _globals['_PUSHEDFILE']._serialized_start=356
+  _globals['_PUSHEDFILE']._serialized_end=417
+  _globals['_PUSHHEADER']._serialized_start=420
+  _globals['_PUSHHEADER']._serialized_end=625
+  _globals['_PUSHMESSAGE']._serialized_start=627
+  _globals['_PUSHMESSAGE']._serialized_end=716
+  _globals['_PUSHREPLY']._serialized_start=718
+  _globals['_PUSHREPLY']._serialized_end=777
+  _globals['_WEIGHTS']._serialized_start=780
+  _globals['_WEIGHTS']._serialized_end=945
 # @@protoc_insertion_point(module_scope)

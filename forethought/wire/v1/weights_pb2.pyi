@@ -22,7 +22,7 @@ class StatusReply(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ..., replica_id: _Optional[str] = ..., holding: _Optional[_Iterable[_Union[Manifest, _Mapping]]] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("model", "epoch", "version", "sha256", "model_files_sha256", "dtype", "num_bytes")
+    __slots__ = ("model", "epoch", "version", "sha256", "model_files_sha256", "dtype", "num_bytes", "run_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class Manifest(_message.Message):
     MODEL_FILES_SHA256_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
     epoch: int
     version: int
@@ -37,7 +38,8 @@ class Manifest(_message.Message):
     model_files_sha256: str
     dtype: str
     num_bytes: int
-    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., sha256: _Optional[str] = ..., model_files_sha256: _Optional[str] = ..., dtype: _Optional[str] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+    run_id: str
+    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., sha256: _Optional[str] = ..., model_files_sha256: _Optional[str] = ..., dtype: _Optional[str] = ..., num_bytes: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class PushedFile(_message.Message):
     __slots__ = ("name", "num_bytes", "sha256")

@@ -308,6 +308,33 @@ def test_status_shows_epoch_replicas_and_lag(run: Run, redis_url: str) -> None:
     assert report["dead_letters"] == []
 
 
+def test_status_names_quarantined_replicas(run: Run, redis_url: str) -> None:
+    async def announce() -> None:
+        broker = connect(redis_url, "made-new")
+        await broker.new_epoch(1)
+        await broker.set_run({"run_id": "b" * 16, "epoch": 1, "version": 5})
+        for name, run_id, epoch in (
+            ("own", "b" * 16, 1), ("other", "a" * 16, 1), ("later", "b" * 16, 7), ("empty", "", 0),
+        ):  # fmt: skip
+            serving = {"policy": (epoch, 4), "baseline": (9, 9)} if run_id else {}
+            replica = Replica(name, "rollout", "h:1", ("policy",), serving, run_id=run_id)
+            await broker.announce(replica, ttl_s=60)
+        await broker.close()
+
+    asyncio.run(announce())
+    words = ("status", "--redis-url", redis_url, "--run", "made-new")
+    report = json.loads(run(*words, "--json")[1])
+    states = {replica["id"]: (replica["state"], replica["lag"]) for replica in report["replicas"]}
+    assert states == {
+        "own": ("", 1), "other": ("quarantined", None), "later": ("quarantined", None),
+        "empty": ("", None),
+    }  # fmt: skip
+    assert report["version"] == 5
+    out = run(*words)[1]
+    assert re.search(r"other .*quarantined", out)
+    assert "run_id: bbbbbbbbbbbbbbbb" in out
+
+
 def test_status_of_an_unknown_run(run: Run, redis_url: str) -> None:
     status, _, err = run("status", "--redis-url", redis_url, "--run", "nosuch")
     assert status == 2
@@ -407,7 +434,7 @@ def test_status_shows_names_and_addresses_whole_at_80_columns() -> None:
         "kind": "rollout",
         "lag": 0,
     }
-    replica |= {"address": "10.100.200.5:50051", "tasks_done": 12345, "draining": True}
+    replica |= {"address": "10.100.200.5:50051", "tasks_done": 12345, "state": "draining"}
     replica |= {"serving": {model: {"epoch": 1, "version": 40} for model in ("policy", "baseline")}}
     report = {"run": "r", "epoch": 1, "version": 40, "replicas": [replica], "streams": {}}
     text = StringIO()

@@ -25,7 +25,7 @@ class Weights:
     """A handler that handles message i once its version is i or newer, and fails on some."""
 
     def __init__(self, version: int = 100) -> None:
-        self.version = version
+        self.version, self.epoch = version, 1
         self.batches: list[list[int]] = []
         self.may_finish = asyncio.Event()
         self.may_finish.set()
@@ -35,8 +35,8 @@ class Weights:
     def readiness(self, message: Message) -> Readiness:
         if message.body == b"unreadable":
             raise ValueError("not a task")
-        if message.epoch == 0:
-            return Readiness.DISCARD
+        if message.epoch < self.epoch:
+            return Readiness.FOREIGN
         return Readiness.READY if message.task_id <= self.version else Readiness.WAIT
 
     async def changed(self) -> None:
@@ -229,7 +229,8 @@ async def test_a_misbehaving_handler_becomes_an_error_result_too(broker: Broker)
     assert worker.num_buried == 2
 
 
-async def test_work_of_a_superseded_epoch_is_discarded(broker: Broker) -> None:
+async def test_work_of_a_superseded_epoch_is_dropped(broker: Broker) -> None:
+    await broker.raise_watermark(Watermark(1, 0))
     await broker.put(Stage.TASKS, [task(1, epoch=0), task(2)])
     handler = Weights()
     worker = worker_of(handler, consumer_of(broker))
@@ -238,6 +239,21 @@ async def test_work_of_a_superseded_epoch_is_discarded(broker: Broker) -> None:
         await holds(broker, 0)
     assert handler.batches == [[2]]
     assert left(worker) == {"discarded": 1, "done": 1}
+
+
+async def test_work_for_other_weights_is_handed_back_at_once(broker: Broker) -> None:
+    """The weights here are of a later epoch than the run's: no task of the run may be lost on them."""
+    await broker.put(Stage.TASKS, [task(1), task(2)])
+    foreign, own = Weights(), Weights()
+    foreign.epoch = 7
+    lost = worker_of(foreign, consumer_of(broker, "foreign", lease_s=60))
+    async with running(lost):
+        await until_true(lambda: left(lost).get("released", 0) >= 4)
+        assert (await broker.depths())[Stage.TASKS].waiting + lost.num_held == 2
+        async with running(worker_of(own, consumer_of(broker, "own", lease_s=60))):
+            assert await results(broker, 2) == {1: b"done", 2: b"done"}
+    assert left(lost).keys() == {"released"}
+    assert (foreign.batches, await broker.dead_letters()) == ([], [])
 
 
 async def test_closed_work_is_dropped_on_arrival(broker: Broker) -> None:

@@ -26,6 +26,21 @@ def test_an_empty_run_has_no_checkpoint_and_no_metrics(run: RunDirectory) -> Non
         run.model()
 
 
+def test_a_run_id_is_drawn_once(run: RunDirectory, tmp_path: Path) -> None:
+    drawn = run.run_id()
+    assert run.run_id() == run.run_id("f" * 16) == drawn
+    assert RunDirectory(tmp_path / "other").run_id() != drawn
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 17, b"0123\n"])
+def test_a_damaged_run_id_is_that_of_the_checkpoint(run: RunDirectory, damage: bytes) -> None:
+    drawn = run.run_id()
+    (run.root / "run-id").write_bytes(damage)
+    assert run.run_id(drawn) == drawn == run.run_id()
+    (run.root / "run-id").unlink()
+    assert run.run_id() != drawn, "without a checkpoint nobody knows it"
+
+
 def test_checkpoints_are_ordered_by_step_and_not_by_name(run: RunDirectory) -> None:
     for step in (1_000_000, 5, 999_999):
         run.checkpoint(step).mkdir(parents=True)

@@ -307,6 +307,16 @@ async def test_apply_that_raises_leaves_the_old_version(replica: FakeReplica, re
     assert replica.orders == [(1, 1), (1, 2)]
 
 
+async def test_an_empty_replica_takes_weights_of_its_own_run_only(replica: FakeReplica):
+    """A registration may outlive its replica; its address may then be that of another run's."""
+    replica.owner = ("b" * 16, 1)
+    with pytest.raises(Stale, match="holds nothing; its Redis belongs to run bbbbbbbbbbbbbbbb"):
+        await replica.push(snapshot_of(1))
+    assert replica.applied == []
+    replica.owner = ("a" * 16, 4)
+    assert await replica.push(snapshot_of(1)) == snapshot_of(1).manifest
+
+
 async def test_models_are_held_separately(tmp_path: Path):
     both = frozenset({"policy", "baseline"})
     async with serving(FakeReplica("reward-b2", tmp_path, both)) as replica:

@@ -53,6 +53,7 @@ FULL_TASK = Task(
     max_staleness=2,
     models=("policy",),
     traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    run_id="cd" * 8,
 )
 SPANS = (VersionSpan(16, 1), VersionSpan(17, 2))
 THOUGHT = Thought((4, 40, 6), (-0.125, -0.75, -0.5), SPANS, True, num_prediction_tokens=1)
@@ -70,7 +71,7 @@ FULL_SCORED = ScoredRollout(
     replica="reward-b2",
     error="schade ☹",
 )
-MANIFEST = WeightManifest("baseline", 2, 2**40, "9f" * 32, "4c" * 32, "bfloat16", 2**41)
+MANIFEST = WeightManifest("baseline", 2, 2**40, "9f" * 32, "4c" * 32, "bfloat16", 2**41, "ab" * 8)
 
 LEAST_TASK = Task(
     0, 0, 0, 0, "", "", Document("", "", ()), (), Prompting(), Sampling(0, 0, 0.0), 0, models=()

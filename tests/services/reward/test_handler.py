@@ -88,7 +88,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (3, 2, Readiness.READY),
         (1, 2, Readiness.READY),  # stale, which scoring reports
         (4, 2, Readiness.WAIT),
-        (9, 1, Readiness.DISCARD),
+        (9, 1, Readiness.FOREIGN),
         (0, 3, Readiness.WAIT),
     ],
 )
@@ -98,6 +98,16 @@ def test_readiness_compares_with_the_served_version(
     scorer = Scorer(serve(directory, "policy", epoch=2, version=3), None, 400)
     message = message_of(make_rollout(version, epoch=epoch))
     assert RewardHandler(scorer).readiness(message) is readiness
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_weights_of_another_run_score_nothing(directory: Path, epoch: int) -> None:
+    policy = ServedModel("policy", "cpu")
+    policy.load(directory, replace(manifest("policy", epoch=2, version=3), run_id="a" * 16))
+    handler = RewardHandler(Scorer(policy, None, 400))
+    for run_id, readiness in (("b" * 16, Readiness.FOREIGN), ("a" * 16, Readiness.READY)):
+        rollout = make_rollout(3, epoch=epoch if run_id[0] == "b" else 2, run_id=run_id)
+        assert handler.readiness(message_of(rollout)) is readiness
 
 
 def test_readiness_waits_for_weights_and_for_the_baseline_of_the_epoch(directory: Path) -> None:
