@@ -245,6 +245,27 @@ def test_only_the_logs_of_this_start_are_said(tmp_path: Path) -> None:
     assert said[1:] == ["warning    trainer: half a line, whole"]
 
 
+def test_what_was_read_is_said_once_whichever_process_read_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    notices = Notices(said.append)
+    for name in ("base", "trainer"):
+        log, record = tmp_path / f"{name}.log", f"14:03:59.120 {name} {{}} {{}}: {{}}\n".format
+        log.write_text("")
+        notices.watch(name, log)
+        log.write_text(
+            record("INFO", "forethought.corpus.sources", "books: 7 documents of 2 files (2 text)")
+            + record("WARNING", "forethought.corpus.sources", "books: left out 1 file: empty (a)")
+            + record("WARNING", "trainer.publisher", "no replica")
+        )
+    notices.read()
+    assert said == [
+        "corpus     books: 7 documents of 2 files (2 text)",
+        "warning    corpus: books: left out 1 file: empty (a)",
+        "warning    base: no replica",
+        "warning    trainer: no replica",
+    ]
+
+
 async def test_how_the_end_of_a_child_is_judged(
     tmp_path: Path,
 ) -> None:
