@@ -75,7 +75,7 @@ def dry_run(settings: Settings) -> int:
     from trainer.assembly import assemble
     from trainer.learner.memory import estimate_memory
 
-    assemble(settings, objective)
+    language_model = assemble(settings, objective).learner.language_model
     estimate = estimate_memory(settings)
     print(f"configuration is valid: {estimate.num_parameters:,} parameters, {settings.model.dtype}")
     for name in (
@@ -90,6 +90,8 @@ def dry_run(settings: Settings) -> int:
         print(f"  {name:<14}{_mebibytes(getattr(estimate, name)):>12}")
     print(f"  {'total':<14}{_mebibytes(estimate.total_bytes):>12}")
     print(f"  {'this machine':<14}{_mebibytes(_memory_bytes()):>12}")
+    for note in language_model.consistency.notes():
+        print(note)
     if redis_note:
         print(redis_note)
     return 0

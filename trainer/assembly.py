@@ -8,23 +8,14 @@ from __future__ import annotations
 import logging
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from forethought.compute.fp32_head import set_fp32_head
-from forethought.compute.model import (
-    LanguageModel,
-    Markers,
-    add_markers,
-    find_markers,
-    load_language_model,
-    read_model_files,
-)
-from forethought.compute.prompting import end_ids, prompting_of
+from forethought.compute.model import Markers, read_model_files
+from forethought.compute.policy import load_policy
+from forethought.compute.prompting import end_ids
 from forethought.config import Settings, write_resolved
 from forethought.corpus.mixture import Corpus, open_corpus
-from forethought.errors import InvalidInput
 from forethought.objectives import Objective
 from forethought.run.directory import RunDirectory
 from forethought.run.files import rename_whole
@@ -85,63 +76,20 @@ def assemble(settings: Settings, objective: Objective) -> Assembly:
     if settings.learner.num_threads:
         torch.set_num_threads(settings.learner.num_threads)
     torch.manual_seed(settings.run.seed)
-    language_model = _model(settings)
-    markers = _markers(settings, language_model) if objective.thinks else None
-    set_fp32_head(language_model.model, settings.model.fp32_head)  # markers may replace the head
-    prompting = prompting_of(objective, language_model.tokenizer, markers) if markers else None
-    check_length(settings, objective, language_model, prompting)
+    policy = load_policy(settings, objective)
+    language_model = policy.language_model
     directory = RunDirectory(settings.run.directory)
     corpus = open_corpus(
         settings.corpus, language_model.tokenizer, settings.run.seed, directory.cache
     )
     log.info("corpus: %s", _what_was_read(corpus, settings.corpus.window_tokens))
     learner = Learner(language_model, settings.learner, settings.baseline)
-    return Assembly(settings, directory, objective, learner, corpus, markers, prompting)
+    return Assembly(
+        settings, directory, objective, learner, corpus, policy.markers, policy.prompting
+    )
 
 
 def _what_was_read(corpus: Corpus, window_tokens: int) -> str:
     """A line for people; ``up`` prints it (:mod:`forethought.cli.notices`)."""
     sources = (f"{name} {num:,}" for name, num in corpus.windows_per_source.items())
     return f"{corpus.num_windows:,} windows of {window_tokens} tokens: {', '.join(sources)}"
-
-
-def check_length(
-    settings: Settings,
-    objective: Objective,
-    language_model: LanguageModel,
-    prompting: Prompting | None,
-) -> None:
-    """Check that a window with its thought fits into the model's context.
-
-    Raises:
-        InvalidInput: a window with its thought is longer than the model's context.
-    """
-    needed = settings.corpus.window_tokens
-    if prompting is not None:
-        needed += prompting.num_thinking_tokens + settings.sampling.max_thought_tokens
-        needed += objective.prediction_tokens
-    if needed > language_model.max_length_tokens:
-        raise InvalidInput(
-            f"windows of {settings.corpus.window_tokens} tokens with their thoughts need {needed}, the "
-            f"model takes {language_model.max_length_tokens}; lower corpus.window_tokens or "
-            "sampling.max_thought_tokens"
-        )
-
-
-def _model(settings: Settings) -> LanguageModel:
-    section = settings.model
-    if not section.path:
-        raise InvalidInput(
-            "model.path is empty; expected the directory of a transformers causal language model "
-            "(`forethought up` trains a small one from the corpus when there is none)"
-        )
-    return load_language_model(
-        Path(section.path), section.dtype, section.device, section.max_length_tokens
-    )
-
-
-def _markers(settings: Settings, language_model: LanguageModel) -> Markers:
-    section = settings.model
-    if section.add_think_tokens:
-        add_markers(language_model, section.think_open, section.think_close)
-    return find_markers(language_model.tokenizer, section.think_open, section.think_close)

@@ -33,6 +33,8 @@ _MIN_TRANSFORMERS = (5, 16)
 _MIN_MEMORY_GIB = 2
 _MIN_DISK_GIB = 1
 _GIB = 1 << 30
+_COMPARED_BYTES = 2 << 30  # of weights, which load in seconds
+_WEIGHTS = (".safetensors", ".bin")
 _INSTALL = 'pip install -e ".[local]"'
 
 
@@ -102,7 +104,10 @@ def configuration_checks(path: Path | None, overrides: Sequence[str]) -> Iterato
     yield from _ports(settings)
     yield _run_directory(settings.run.directory)
     yield _corpus(settings)
-    yield _model(settings)
+    model = _model(settings)
+    yield model
+    if settings.model.path and model.level is Level.OK:
+        yield _passes(settings, objective)
 
 
 def render(checks: Sequence[Check]) -> Table:
@@ -297,6 +302,27 @@ def _model(settings: Settings) -> Check:
     ids = f"{markers.open_id} and {markers.close_id}"
     found = f"{model.path}, {len(tokenizer)} tokens, markers {ids}"
     return Check("model", Level.OK, found)
+
+
+def _passes(settings: Settings, objective: Objective) -> Check:
+    """Whether sampler, scorer and learner compute one function of this model."""
+    name, folder = "passes", Path(settings.model.path)
+    num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in _WEIGHTS)
+    if num_bytes > _COMPARED_BYTES:
+        found = f"not compared: {num_bytes / _GIB:.1f} GiB of weights"
+        return Check(
+            name, Level.OK, f"{found}; `forethought train … --dry-run` loads them and does"
+        )
+    from forethought.compute.policy import load_policy
+
+    try:
+        policy = load_policy(settings, objective)
+    except InvalidInput as error:
+        return Check(name, Level.FAIL, str(error), "follow the message, and run doctor again")
+    notes = tuple(policy.language_model.consistency.notes())
+    if notes:
+        return Check(name, Level.WARN, "; ".join(notes), "the run starts; see docs/models.md")
+    return Check(name, Level.OK, "rows alone, padded and decoded with a cache agree")
 
 
 def _tokenizer_and_markers(path: str, think_open: str, think_close: str) -> tuple[Any, Any]:

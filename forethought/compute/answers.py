@@ -24,6 +24,7 @@ from forethought.compute.finite import check_finite
 from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.model import LanguageModel
 from forethought.compute.sampling import Sample, SampleRequest, derive_seed, sample
+from forethought.errors import InvalidInput
 from forethought.types import Document, Position, Prompting, Sampling
 
 _BATCH_TOKENS = 16_384
@@ -163,8 +164,9 @@ def answer_queries(
     model: models evaluated on the same queries and seed form paired samples.
 
     Raises:
-        InvalidInput: a log-prob is not finite.
+        InvalidInput: a log-prob is not finite, or the model cannot be sampled here, or not at this length.
     """
+    _check_sampled(language_model, queries, prompting, sampling)
     answers: list[Answer] = []
     for start in range(0, len(queries), _BATCH_POSITIONS):
         batch = range(start, min(start + _BATCH_POSITIONS, len(queries)))
@@ -181,6 +183,18 @@ def answer_queries(
 def thought_ids(thought: Sample) -> tuple[int, ...]:
     """The thought with its sampled close token, if any, without a prediction after it."""
     return thought.token_ids_L[: len(thought.token_ids_L) - thought.num_prediction_tokens]
+
+
+def _check_sampled(
+    language_model: LanguageModel,
+    queries: Sequence[Query],
+    prompting: Prompting,
+    sampling: Sampling,
+) -> None:
+    longest = max((len(prompting.thinking_prefix(q.context_ids)) for q in queries), default=0)
+    num_tokens = longest + sampling.max_response_tokens
+    if reason := language_model.consistency.sampling_fault(num_tokens):
+        raise InvalidInput(reason)
 
 
 def _request(

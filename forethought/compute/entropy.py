@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from forethought.compute.rows import pad_left, tail_logits, token_budget_batches
+from forethought.compute.rows import pad_left, padded_tokens, row_batches, tail_logits
 
 _LOGITS_PER_TOKEN = 1024
 _CHUNK_TOKENS = 128  # of a row whose logits are held in float64 at once
@@ -42,7 +42,8 @@ def entropies(
     width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
     costs = [(1 + width) * len(query.token_ids_N) for query in queries]
     results: list[tuple[float, ...]] = [()] * len(queries)
-    for indices in token_budget_batches(costs, max_batch_tokens):
+    lengths = [len(query.token_ids_N) for query in queries]
+    for indices in row_batches(lengths, costs, max_batch_tokens, padded_tokens(model)):
         batch = _batch(model, [queries[i] for i in indices])
         for index, result in zip(indices, batch, strict=True):
             results[index] = result

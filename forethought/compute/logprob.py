@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from forethought.compute.rows import pad_left, tail_logits, token_budget_batches
+from forethought.compute.rows import pad_left, padded_tokens, row_batches, tail_logits
 from forethought.types import Prompting
 
 _LOGITS_PER_TOKEN = 1024
@@ -81,7 +81,8 @@ def score_continuations(
     width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
     costs = [len(q.prefix_ids) + width * len(q.continuation_ids) for q in queries]
     results: list[ContinuationScore | None] = [None] * len(queries)
-    for indices in token_budget_batches(costs, max_batch_tokens):
+    lengths = [len(q.prefix_ids) + len(q.continuation_ids) for q in queries]
+    for indices in row_batches(lengths, costs, max_batch_tokens, padded_tokens(model)):
         for index, scored in zip(
             indices, _score_batch(model, [queries[i] for i in indices]), strict=True
         ):

@@ -7,9 +7,10 @@ stops at the close token; ``add_markers`` adds them as such, and every snapshot 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,9 +21,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from forethought.compute.consistency import Consistency, measure_consistency
 from forethought.compute.fp32_head import install_fp32_head
 from forethought.compute.new_tokens import add_special_tokens
+from forethought.compute.rows import limit_padding
 from forethought.errors import InvalidInput
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}  # False: refuse without a prompt
@@ -52,7 +57,7 @@ class Markers:
 
 @dataclass(slots=True)
 class LanguageModel:
-    """A causal LM, its tokenizer, and its maximum input length.
+    """A causal LM, its tokenizer, its maximum input length, and where its passes differ.
 
     Example:
         ``load_language_model("models/base", "float32", "cpu")``
@@ -61,6 +66,7 @@ class LanguageModel:
     model: Any
     tokenizer: Any
     max_length_tokens: int
+    consistency: Consistency = field(default_factory=Consistency)
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +140,8 @@ def load_language_model(
 ) -> LanguageModel:
     """Load and validate a model directory, in evaluation mode.
 
+    Rows that padding would change are computed alone from then on (:mod:`forethought.compute.consistency`).
+
     Raises:
         InvalidInput: unreadable, not a causal LM, incomplete, or its tokenizer has ids the model lacks.
     """
@@ -150,7 +158,14 @@ def load_language_model(
     model.to(resolve_device(device))
     install_fp32_head(model)
     longest = model_length(model.config)
-    return LanguageModel(model, tokenizer, min(max_length_tokens or longest, longest))
+    length = min(max_length_tokens or longest, longest)
+    consistency = measure_consistency(
+        model, text_config(model.config), _ordinary_ids(tokenizer), length
+    )
+    limit_padding(model, consistency.padded_tokens)
+    for note in consistency.notes():
+        log.warning("%s: %s", path, note)
+    return LanguageModel(model, tokenizer, length, consistency)
 
 
 def text_config(config: Any) -> Any:
@@ -270,6 +285,12 @@ def _check_vocabulary(model: Any, tokenizer: Any, path: str | Path) -> None:
             f"the tokenizer in {path} has token id {largest}, the model only {rows} embeddings; "
             "expected a model and its own tokenizer"
         )
+
+
+def _ordinary_ids(tokenizer: Any) -> list[int]:
+    """Token ids of text; special tokens may stand for padding or images."""
+    special = tokenizer.get_added_vocab().keys()
+    return sorted(id_ for token, id_ in tokenizer.get_vocab().items() if token not in special)
 
 
 def _require_directory(path: str | Path) -> None:

@@ -79,10 +79,11 @@ def sample(
     """
     device = next(iter(model.parameters())).device
     prefixes = pad_left([request.prefix_ids for request in requests], device)
-    cache = DynamicCache(config=model.config)
+    cache: Any = DynamicCache(config=model.config)
     logits = tail_logits(model, prefixes, 1, cache)
     owners = [i for i, request in enumerate(requests) for _ in request.seeds_G]
-    cache.batch_select_indices(torch.tensor(owners, device=device))
+    # Unlike batch_select_indices, every kind of cache layer has it, recurrent ones included.
+    cache.reorder_cache(torch.tensor(owners, device=device))
     decode = _Decode(requests, owners, prefixes, device)
     logits = logits[owners, -1]
     while decode.advance(logits):
@@ -149,7 +150,7 @@ class _Decode:
         if len(self._kept) == len(self._alive):
             return
         kept = torch.tensor(self._kept, device=self._device)
-        cache.batch_select_indices(kept)
+        cache.reorder_cache(kept)
         self._alive = [self._alive[slot] for slot in self._kept]
         self._last_ids, self._mask = self._last_ids[kept], self._mask[kept]
         self._positions = self._positions[kept]

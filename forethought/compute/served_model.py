@@ -8,14 +8,14 @@ engine that switches inside a running request tracks its own version boundary in
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.compute.weights import apply_weights
-from forethought.errors import NotReady
+from forethought.errors import InvalidInput, NotReady
 from forethought.types import WeightManifest
 
 
@@ -34,9 +34,13 @@ class Serving:
 class ServedModel:
     """Weights of one published model ("policy" or "baseline") and their version."""
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(
+        self, name: str, device: str, fault: Callable[[LanguageModel], str | None] | None = None
+    ) -> None:
+        """``fault`` says why a model that loads cannot be served, or None."""
         self.name = name
         self._device = device
+        self._fault = fault
         self._lock = threading.Lock()
         self._serving: Serving | None = None
 
@@ -90,5 +94,7 @@ class ServedModel:
                 self._serving = Serving(current.language_model, manifest)
             return
         fresh = load_language_model(directory, manifest.dtype, self._device)
+        if self._fault and (reason := self._fault(fresh)):
+            raise InvalidInput(reason)
         with self._lock:
             self._serving = Serving(fresh, manifest)

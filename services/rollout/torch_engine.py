@@ -18,7 +18,14 @@ from forethought.compute.sampling import Sample, sample
 from forethought.compute.served_model import ServedModel, Serving
 from forethought.scatter import compute_flat
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
-from services.rollout.tasks import ThoughtsKG, fault, num_tokens, rollouts_of, sample_requests
+from services.rollout.tasks import (
+    ThoughtsKG,
+    fault,
+    longest_branch,
+    num_tokens,
+    rollouts_of,
+    sample_requests,
+)
 
 
 class TorchEngine:
@@ -31,7 +38,9 @@ class TorchEngine:
         self._replica = replica
         self._max_batch_tokens = max_batch_tokens
         self._deterministic = deterministic
-        self._served = ServedModel("policy", device)
+        self._served = ServedModel(
+            "policy", device, lambda model: model.consistency.sampling_fault()
+        )
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch-engine")
 
     @property
@@ -91,7 +100,9 @@ class TorchEngine:
 
 def _fault(task: Task, serving: Serving) -> str | None:
     model = serving.language_model
-    return fault(task, model.vocabulary, model.max_length_tokens)
+    return fault(
+        task, model.vocabulary, model.max_length_tokens
+    ) or model.consistency.sampling_fault(longest_branch(task))
 
 
 def _thought(drawn: Sample, version: int) -> Thought:

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from forethought.errors import InvalidInput
@@ -164,6 +165,34 @@ def engine_arguments(options: Mapping[str, Any], *, deterministic: bool) -> dict
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "services.rollout.vllm_worker.PolicyLoader",
     }
+
+
+def with_length(arguments: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The arguments, with a length up to which vLLM's rotary frequencies are those of learner and scorer.
+
+    Beyond, vLLM uses the long ones of LongRoPE for every row, also for those that are short.
+
+    Raises:
+        InvalidInput: a greater length is configured.
+    """
+    from transformers import AutoConfig
+
+    from forethought.compute.consistency import rotary_boundary
+    from forethought.compute.model import text_config
+    from forethought.compute.rows import NO_LIMIT
+
+    text = text_config(AutoConfig.from_pretrained(str(directory), local_files_only=True))
+    boundary = rotary_boundary(text)
+    if boundary == NO_LIMIT:
+        return dict(arguments)
+    length = arguments.get("max_model_len") or boundary
+    if length > boundary:
+        raise InvalidInput(
+            f"rollout.vllm.max_model_len is {length}, and the model's rotary frequencies change beyond "
+            f"{boundary}: vLLM would sample every thought with others than it is scored with; expected at "
+            f"most {boundary}, or none"
+        )
+    return {**arguments, "max_model_len": length}
 
 
 def _version_of(distribution: str) -> str | None:

@@ -268,7 +268,11 @@ async def _start(arguments: Mapping[str, Any], manifest: WeightManifest, directo
         from vllm.v1.engine.async_llm import AsyncLLM
 
         layout = layout_of(directory / WEIGHTS_FILE)
-        given = {"dtype": manifest.dtype, **arguments, "model": str(directory)}
+        given = {
+            "dtype": manifest.dtype,
+            **vllm_build.with_length(arguments, directory),
+            "model": str(directory),
+        }
         try:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**given)), layout
         except Exception as error:

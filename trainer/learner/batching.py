@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from forethought.compute.rows import PaddedRows, pad_left, pad_left_values, token_budget_batches
+from forethought.compute.rows import (
+    NO_LIMIT,
+    PaddedRows,
+    pad_left,
+    pad_left_values,
+    row_batches,
+)
 from trainer.batch.thought_tree import Branch, ThoughtTree
 
 
@@ -54,14 +60,20 @@ class _Row:
 
 
 def micro_batches(
-    trees: Sequence[ThoughtTree], max_tokens: int, device: torch.device
+    trees: Sequence[ThoughtTree],
+    max_tokens: int,
+    device: torch.device,
+    limit_tokens: int = NO_LIMIT,
 ) -> list[MicroBatch]:
-    """All rows of the trees, in micro-batches of at most ``max_tokens`` tokens including padding."""
+    """All rows of the trees, in micro-batches of at most ``max_tokens`` tokens including padding.
+
+    Rows longer than ``limit_tokens`` are alone.
+    """
     rows = [row for tree in trees for row in _rows(tree)]
     lengths = [len(row.token_ids_T) for row in rows]
     return [
         _collate([rows[index] for index in indices], device)
-        for indices in token_budget_batches(lengths, max_tokens)
+        for indices in row_batches(lengths, lengths, max_tokens, limit_tokens)
     ]
 
 

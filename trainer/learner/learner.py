@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from forethought.compute.model import LanguageModel
+from forethought.compute.rows import padded_tokens
 from forethought.compute.weights import named_weights, serialise
 from forethought.config.sections import BaselineSection, LearnerSection
 from trainer.batch.thought_tree import ThoughtTree
@@ -81,7 +82,8 @@ class Learner:
         """
         self.version += 1
         device = self.language_model.device
-        batches = micro_batches(trees, self._section.micro_batch_tokens, device)
+        budget = self._section.micro_batch_tokens
+        batches = micro_batches(trees, budget, device, padded_tokens(self.model))
         if not batches:
             return StepResult()
         proximal = self._proximal(batches)

@@ -133,7 +133,7 @@ def _length_limit(
     target_tokens = getattr(given.objective.config, "target_tokens", 1)
     needed = prompting.num_thinking_tokens + sampling.max_response_tokens + target_tokens
     return LengthLimit(
-        model.max_length_tokens - needed,
+        min(model.max_length_tokens, model.consistency.boundary_tokens) - needed,
         target_tokens,
         frozenset((markers.open_id, markers.close_id)),
     )

@@ -25,6 +25,7 @@ from forethought.errors import InvalidInput
 from forethought.lab.report.numbers import duration
 from forethought.queue import connect
 from forethought.types import Replica
+from tests import architectures
 from tests.redis_server import administered_redis
 
 COMMANDS = ("init", "up", "serve rollout", "serve reward", "train", "status", "doctor")
@@ -379,6 +380,28 @@ def test_doctor_reports_every_problem_with_a_remedy(tmp_path: Path) -> None:
     failed = {check.name: check for check in checks if check.level is Level.FAIL}
     assert {"redis", "corpus", "model"} <= set(failed)
     assert all(check.remedy for check in failed.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "level", "found"),
+    [
+        ("llama", (), Level.OK, "agree"),
+        ("bamba", (), Level.OK, "agree"),
+        ("mamba", (), Level.FAIL, "cannot sample from this model"),
+        ("mamba", ("rollout.engine=vllm",), Level.WARN, "the torch engine cannot sample"),
+        ("rwkv", ("objective.name=ntp",), Level.WARN, "rows are computed one at a time"),
+        ("phi3", (), Level.FAIL, "change beyond 24"),
+    ],
+)
+def test_doctor_says_how_a_models_passes_differ(
+    name: str, words: tuple[str, ...], level: Level, found: str, tmp_path: Path
+) -> None:
+    directory = architectures.build_directory(tmp_path, name)
+    sizes = ("corpus.window_tokens=24", "sampling.max_thought_tokens=8")
+    checks = configuration_checks(None, (f"model.path={directory}", *sizes, *words))
+    (passes,) = (check for check in checks if check.name == "passes")
+    assert passes.level is level
+    assert found in passes.found
 
 
 def test_doctor_exits_with_1_when_something_needed_is_missing(run: Run) -> None:

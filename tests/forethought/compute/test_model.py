@@ -30,13 +30,13 @@ from forethought.compute.model import (
     read_model_files,
     resolve_device,
 )
+from forethought.compute.policy import check_length
 from forethought.compute.sampling import derive_seed
 from forethought.compute.weights import apply_weights, named_weights, serialise
 from forethought.config import load_settings
 from forethought.errors import InvalidInput
 from forethought.types import Document, Position, Prompting, Sampling
 from tests import tiny
-from trainer.assembly import check_length
 
 Damage = Callable[[Path], None]
 

@@ -14,7 +14,7 @@ from forethought import estimators, objectives
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.types import Document, Rollout, ScoredRollout
-from tests import tiny
+from tests import architectures, tiny
 from tests.scored import PROMPTING, TEMPERATURE, make_results, off_policy
 from trainer.batch.builder import BatchBuilder
 from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
@@ -286,3 +286,22 @@ def test_bfloat16_compute_keeps_float32_masters(tmp_path: Path) -> None:
     for name, parameter in learner.model.named_parameters():
         assert parameter.dtype == torch.bfloat16
         assert torch.equal(parameter, learner.state()[f"master/{name}"].bfloat16())
+
+
+@pytest.mark.parametrize("name", ["bamba", "nemotron_h", "rwkv", "phi3"])
+def test_a_step_learns_what_rows_alone_say(name: str, tmp_path: Path) -> None:
+    """Beside a long row: padding that leaks, rotary frequencies that change, states in chunks of 8."""
+    directory = architectures.build_directory(tmp_path, name)
+    language_model = load_language_model(directory, "float32", "cpu")
+    documents = [Document("a", "s", tuple(range(5, 5 + n))) for n in (6, 7, 60)]
+    given = trees_of_documents(documents)
+    model = language_model.model
+    alone = [micro_batches([tree], 1, torch.device("cpu")) for tree in given]
+    expected = sum(
+        batch_loss(b, policy_logprobs(model, b), clip_low=0.1, clip_high=0.3).nll for (b,) in alone
+    )
+    section = SECTION.model_copy(update={"micro_batch_tokens": 10_000})
+    result = Learner(language_model, section, BaselineSection(kind="none")).step(given)
+    assert result.nll == pytest.approx(expected, abs=1e-4)
+    assert result.grad_norm > 0
+    assert not result.skipped

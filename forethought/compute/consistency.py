@@ -1,0 +1,232 @@
+"""Check that a model is one function: a row alone, padded beside others, and decoded with a KV cache.
+
+Scorer and learner pad rows on the left, the sampler decodes with a cache from padded prefixes, and every
+importance ratio and reward relies on their agreement. Recurrent layers may read padding, a cache may be
+ignored or lack an operation, and rotary frequencies may depend on the longest row of a batch.
+
+Design: measured at load with a few short rows instead of looked up by architecture, because a class differs
+between releases of transformers. A difference is relative to the spread of the logits and the median over
+tokens, so that one expert chosen otherwise (rounding) does not count and a fault of every token does. The
+tolerance follows the model's own rounding, seen where a row is computed as the beginning of a longer one.
+The price is about a dozen short forward passes per load. Rotary frequencies that change beyond thousands of
+tokens are not measured but taken from the configuration.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forethought.compute.rows import NO_LIMIT, pad_left, tail_logits
+from forethought.compute.sampling import Sample, SampleRequest, sample
+from forethought.errors import InvalidInput
+
+_PREFIXES = (2, 4, 7)  # short, because padding changes the first tokens most
+_NUM_TOKENS = 12
+_NUM_SAMPLED = 5
+_LONGEST_WINDOW = 48  # longer sliding windows are not filled
+_TOLERANCES = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.03, 0.15)}  # least and most
+_ROUNDINGS = 4  # tolerated: this many times the rounding seen
+_MAX_REASON = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """Where a model's padded and cached passes differ from a row alone; empty texts where they agree.
+
+    ``boundary_tokens`` is the row length beyond which rotary frequencies change, if they do.
+
+    Example:
+        ``Consistency(padding_fault="by 93 % of the logits' spread, of which 0.01 % is tolerated")``
+    """
+
+    padding_fault: str = ""
+    cache_fault: str = ""
+    boundary_tokens: int = NO_LIMIT
+
+    @property
+    def padded_tokens(self) -> int:
+        """Rows up to this length may be padded; longer ones are computed alone."""
+        return 0 if self.padding_fault else self.boundary_tokens
+
+    def notes(self) -> Iterator[str]:
+        """What differs, and what is done about it, a line each."""
+        if self.padding_fault:
+            yield f"padding changes log-probs ({self.padding_fault}): rows are computed one at a time"
+        if self.cache_fault:
+            yield f"the torch engine cannot sample, decoding with a KV cache differs: {self.cache_fault}"
+        if self.boundary_tokens != NO_LIMIT:
+            yield (
+                f"rotary frequencies change beyond {self.boundary_tokens} tokens: longer rows are "
+                "computed one at a time, and are not sampled"
+            )
+
+    def sampling_fault(self, num_tokens: int = 1) -> str | None:
+        """Why the torch engine cannot sample rows of this length, prefix included, or None."""
+        if self.cache_fault:
+            return (
+                "the torch engine cannot sample from this model, because decoding with a KV cache differs "
+                f"from a pass over the whole row ({self.cache_fault}); choose another model, "
+                "rollout.engine=vllm if vLLM knows it, or an objective without thoughts"
+            )
+        return self.boundary_fault(num_tokens)
+
+    def boundary_fault(self, num_tokens: int) -> str | None:
+        """Why no engine samples rows of this length as they are scored, or None."""
+        if num_tokens > self.boundary_tokens:
+            return (
+                f"rows of up to {num_tokens} tokens would be sampled, and the model's rotary frequencies "
+                f"change beyond {self.boundary_tokens}: a thought across that length is scored with others "
+                f"than it was sampled with; expected at most {self.boundary_tokens}: lower "
+                "corpus.window_tokens or sampling.max_thought_tokens"
+            )
+        return None
+
+
+@torch.no_grad()
+def measure_consistency(
+    model: Any, config: Any, token_ids: Sequence[int], max_length_tokens: int
+) -> Consistency:
+    """Compare a loaded model's padded and cached passes with rows alone.
+
+    Args:
+        model: in evaluation mode, on its device.
+        config: its text configuration.
+        token_ids: ordinary tokens of its vocabulary, from which the rows are drawn.
+        max_length_tokens: no longer row is ever computed.
+
+    Raises:
+        InvalidInput: a forward pass fails on a single row.
+    """
+    boundary = rotary_boundary(config)
+    longest = min(max_length_tokens, boundary)
+    num_tokens = max(4, min(longest, _num_tokens(config)))
+    row = tuple(random.Random(0).choices(token_ids, k=num_tokens))
+    rows = [*(row[:n] for n in _PREFIXES if n < num_tokens), row]
+    alone = _alone(model, rows)
+    if alone[-1].isnan().any():  # equal to nothing; whoever samples or scores with it says so
+        return Consistency()
+    tolerance = _tolerance(model, alone)
+    return Consistency(
+        _fault(lambda: _padded(model, rows, alone), tolerance),
+        _fault(lambda: _cached(model, row), tolerance),
+        boundary if boundary < max_length_tokens else NO_LIMIT,
+    )
+
+
+def rotary_boundary(config: Any) -> int:
+    """The row length beyond which a text configuration's rotary frequencies depend on the longest row.
+
+    Thousands of tokens for a real model, so it is not measured.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [given, *given.values()]  # one for all layers, or by type of layer
+    return min(_boundary(config, kind) for kind in kinds if isinstance(kind, dict))
+
+
+def _boundary(config: Any, rope: dict[Any, Any]) -> int:
+    kind = str(rope.get("rope_type", ""))
+    if kind == "longrope" and rope.get("short_factor") != rope.get("long_factor"):
+        boundary = rope.get("original_max_position_embeddings")
+    elif "dynamic" in kind:
+        boundary = getattr(config, "max_position_embeddings", None)
+    else:
+        return NO_LIMIT
+    return boundary if isinstance(boundary, int) and boundary > 0 else NO_LIMIT
+
+
+def _num_tokens(config: Any) -> int:
+    """The longest row's length: past the sliding window if that is short."""
+    window = getattr(config, "sliding_window", None) or 0
+    return window + _NUM_TOKENS if window <= _LONGEST_WINDOW else _NUM_TOKENS
+
+
+def _alone(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """The log-probs of every row, computed alone. Shape [T, V] each."""
+    try:
+        return [_logprobs(model, [row])[0] for row in rows]
+    except Exception as error:
+        raise InvalidInput(
+            f"{type(model).__name__} does not compute a row of tokens here ({_in_words(error)}); expected "
+            "a causal language model that runs on this device in this dtype"
+        ) from error
+
+
+def _padded(
+    model: Any, rows: Sequence[tuple[int, ...]], alone: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    beside = _logprobs(model, rows)
+    return torch.cat([_differences(a, b) for a, b in zip(alone[:-1], beside, strict=False)])
+
+
+def _cached(model: Any, row: tuple[int, ...]) -> torch.Tensor:
+    """The sampler's log-probs of its own samples against passes over whole rows. Shape [tokens]."""
+    num_new = max(3, min(_NUM_SAMPLED, len(row) // 2))
+    prefixes = (row[:-num_new], row[: max(1, len(row) // 4)])
+    requests = [
+        SampleRequest(prefixes[0], (0, 1), num_new, temperature=1.0, stop_ids=()),
+        SampleRequest(prefixes[1], (2,), num_new - 1, temperature=1.0, stop_ids=()),
+    ]
+    drawn = sample(model, requests)
+    return torch.cat(
+        [
+            _decoded_differences(model, request.prefix_ids, one)
+            for request, samples_G in zip(requests, drawn, strict=True)
+            for one in samples_G
+        ]
+    )
+
+
+def _decoded_differences(model: Any, prefix_ids: tuple[int, ...], drawn: Sample) -> torch.Tensor:
+    """Of all tokens but the first, which follows from the prefix without the cache. Shape [L - 1]."""
+    ids, num = drawn.token_ids_L, len(drawn.token_ids_L) - 1
+    (logprobs,) = _logprobs(model, [(prefix_ids + ids)[:-1]])
+    logprobs = logprobs[-num:].cpu()
+    whole = logprobs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    return (whole - torch.tensor(drawn.logprobs_L[1:])).abs() / logprobs.std(dim=-1)
+
+
+def _differences(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The RMS difference of every token's log-probs, in units of their spread. Shape [T]."""
+    return (reference - other).pow(2).mean(dim=-1).sqrt() / reference.std(dim=-1)
+
+
+def _tolerance(model: Any, alone: Sequence[torch.Tensor]) -> float:
+    """By the model's rounding: how a row changes where it is the beginning of a longer one."""
+    beginnings = [_differences(row, alone[-1][: len(row)]).median() for row in alone[:-1]]
+    rounding = max((float(one) for one in beginnings), default=0.0)
+    least, most = _TOLERANCES[model.dtype]
+    return min(max(least, _ROUNDINGS * rounding), most)
+
+
+def _fault(measure: Callable[[], torch.Tensor], tolerance: float) -> str:
+    """In words, why passes disagree; empty if they agree."""
+    try:
+        difference = float(measure().median())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"it fails with {_in_words(error)}"
+    if difference > tolerance:
+        return (
+            f"by {difference:.2%} of the logits' spread, of which {tolerance:.2%} may be rounding"
+        )
+    return ""
+
+
+def _in_words(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= _MAX_REASON else text[:_MAX_REASON] + "…"
+
+
+def _logprobs(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """Of all rows in one padded pass, without their padding. Shape [T, V] each."""
+    device = next(iter(model.parameters())).device
+    padded = pad_left(rows, device)
+    logits = tail_logits(model, padded, padded.input_ids.shape[1])
+    logprobs = torch.log_softmax(logits, dim=-1)
+    return [logprobs[i, -len(row) :] for i, row in enumerate(rows)]

@@ -1,0 +1,99 @@
+"""The policy that a run starts from: model, think markers and prompt, all of it checked.
+
+Design: one function for the learner, which trains it, and for ``forethought doctor``, which only tells
+whether a run would start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from forethought.compute.fp32_head import set_fp32_head
+from forethought.compute.model import (
+    LanguageModel,
+    Markers,
+    add_markers,
+    find_markers,
+    load_language_model,
+)
+from forethought.compute.prompting import prompting_of
+from forethought.config import Settings
+from forethought.errors import InvalidInput
+from forethought.objectives import Objective
+from forethought.types import Prompting
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A loaded model with the run's markers and prompt; those are None if the objective has no thoughts.
+
+    Example:
+        ``load_policy(settings, check_run(settings)).language_model``
+    """
+
+    language_model: LanguageModel
+    markers: Markers | None
+    prompting: Prompting | None
+
+
+def load_policy(settings: Settings, objective: Objective) -> Policy:
+    """Load the configured model, add its markers if asked to, and check that the run's rows fit.
+
+    Raises:
+        InvalidInput: the model is unusable, or the run's rows do not fit (:func:`check_length`).
+    """
+    language_model = _model(settings)
+    markers = _markers(settings, language_model) if objective.thinks else None
+    set_fp32_head(language_model.model, settings.model.fp32_head)  # markers may replace the head
+    prompting = prompting_of(objective, language_model.tokenizer, markers) if markers else None
+    check_length(settings, objective, language_model, prompting)
+    return Policy(language_model, markers, prompting)
+
+
+def check_length(
+    settings: Settings,
+    objective: Objective,
+    language_model: LanguageModel,
+    prompting: Prompting | None,
+) -> None:
+    """Check that a window with its thought fits into the model's context and can be sampled.
+
+    Raises:
+        InvalidInput: it is longer than the model's context or than the length at which rotary frequencies
+            change, or the torch engine is configured and cannot sample from this model.
+    """
+    needed = settings.corpus.window_tokens
+    if prompting is not None:
+        needed += prompting.num_thinking_tokens + settings.sampling.max_thought_tokens
+        needed += objective.prediction_tokens
+    if needed > language_model.max_length_tokens:
+        raise InvalidInput(
+            f"windows of {settings.corpus.window_tokens} tokens with their thoughts need {needed}, the "
+            f"model takes {language_model.max_length_tokens}; lower corpus.window_tokens or "
+            "sampling.max_thought_tokens"
+        )
+    consistency = language_model.consistency
+    is_torch = settings.rollout.engine == "torch"
+    fault = consistency.sampling_fault if is_torch else consistency.boundary_fault
+    if prompting is not None and (reason := fault(needed)):
+        raise InvalidInput(reason)
+
+
+def _model(settings: Settings) -> LanguageModel:
+    section = settings.model
+    if not section.path:
+        raise InvalidInput(
+            "model.path is empty; expected the directory of a transformers causal language model "
+            "(`forethought up` trains a small one from the corpus when there is none)"
+        )
+    return load_language_model(
+        Path(section.path), section.dtype, section.device, section.max_length_tokens
+    )
+
+
+def _markers(settings: Settings, language_model: LanguageModel) -> Markers:
+    section = settings.model
+    if section.add_think_tokens:
+        add_markers(language_model, section.think_open, section.think_close)
+    return find_markers(language_model.tokenizer, section.think_open, section.think_close)
