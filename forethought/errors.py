@@ -9,6 +9,8 @@
     ├── NotReady            503  UNAVAILABLE          no verified weights yet
     ├── Stale               409  FAILED_PRECONDITION  a push or task older than what is served
     ├── Unreachable         503  UNAVAILABLE          a peer (Redis, a replica) cannot be reached
+    │   └── EngineLost      503  UNAVAILABLE          this replica's engine or scorer died
+    │       └── EngineHung  503  UNAVAILABLE          or does not advance
     ├── Overloaded          429  RESOURCE_EXHAUSTED   the queue is full; retry later
     └── Superseded          409  ABORTED              a newer learner owns the run
 
@@ -80,6 +82,14 @@ class Unreachable(ForethoughtError):
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
+
+
+class EngineLost(Unreachable):
+    """The engine or scorer of this process died or is in an unknown state; only a new process helps."""
+
+
+class EngineHung(EngineLost):
+    """The engine or scorer of this process does not advance; its threads may never end."""
 
 
 class Overloaded(ForethoughtError):

@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from forethought.config import Settings, load_settings
 from forethought.errors import Forbidden, InvalidInput, Superseded, Unauthenticated, Unreachable
@@ -78,6 +78,13 @@ def run_status(summary: Mapping[str, Any], stopped_status: int) -> int:
         log.error("%s", failure)
         return NOTHING_LEARNED
     return 0 if summary["done"] else stopped_status
+
+
+def exit_at_once(error: Exception) -> NoReturn:
+    """Exit as failed without waiting for threads or children, one of which may never end."""
+    log.critical("%s", error)
+    logging.shutdown()
+    os._exit(FAILED)
 
 
 def _is_stdout_closed() -> bool:

@@ -248,6 +248,7 @@ class ReplicaSection(Section):
     lease_s: PositiveFloat = 30.0  # then others may claim the work; the same for all of a kind
     heartbeat_s: PositiveFloat = 1.0  # a registration expires after five
     max_attempts: PositiveInt = 3  # attempts begun before a task is dead-lettered
+    hang_timeout_s: Annotated[float, Field(ge=0)] = 600.0  # without progress on tasks; 0: no limit
     drain_s: PositiveFloat = 25.0  # on SIGTERM, for the batch in progress
     deterministic: bool = False  # one task per forward pass, so shapes do not depend on timing
 

@@ -183,6 +183,12 @@ class Consumer(Protocol):
     async def watermark(self) -> Watermark:
         """The run's watermark; of epoch 0 if none was set, or if Redis lost its data."""
 
+    async def expire(self, deliveries: Sequence[Delivery]) -> None:
+        """Let the leases that this consumer still holds expire now, as if it had died.
+
+        Begun attempts stay counted, so others claim the work at once, up to its ``max_attempts``.
+        """
+
     async def bury(self, delivery: Delivery, reason: str) -> bool:
         """Dead-letter the delivery, publish its error result and retire it, in one atomic step.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import secrets
 import time
 from collections import deque
@@ -279,6 +280,13 @@ class MemoryConsumer:
     async def watermark(self) -> Watermark:
         """See ``Consumer.watermark``."""
         return self._broker.watermark
+
+    async def expire(self, deliveries: Sequence[Delivery]) -> None:
+        """See ``Consumer.expire``."""
+        for delivery in deliveries:
+            entry = self._ours(delivery)
+            if entry is not None:
+                entry.leased_at_s = -math.inf
 
     async def bury(self, delivery: Delivery, reason: str) -> bool:
         """See ``Consumer.bury``."""

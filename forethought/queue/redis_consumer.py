@@ -89,6 +89,13 @@ class RedisConsumer:
         await self._if_group(scripts.RELEASE, args)
         self._begun.discard(delivery.entry_id)
 
+    async def expire(self, deliveries: Sequence[Delivery]) -> None:
+        """See ``Consumer.expire``."""
+        if deliveries:
+            args = [GROUP, self.options.name, *(d.entry_id for d in deliveries)]
+            await self._if_group(scripts.EXPIRE, args)
+            self._begun -= {d.entry_id for d in deliveries}
+
     async def watermark(self) -> Watermark:
         """See ``Consumer.watermark``."""
         with self._link.reaching():

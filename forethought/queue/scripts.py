@@ -142,6 +142,18 @@ end
 return ours
 """
 
+EXPIRE = """
+-- KEYS: stream   ARGV: group, consumer, entries...
+for i = 3, #ARGV do
+  local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
+  if held and held[2] == ARGV[2] then
+    -- Idle for a year: longer than any lease.
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'IDLE', 31536000000, 'JUSTID')
+  end
+end
+return 1
+"""
+
 FINISH = """
 -- KEYS: stream, attempts[, result stream]   ARGV: group, entry[, task_id, epoch, body]
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end

@@ -21,15 +21,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import Enum, auto
 from typing import Protocol, TypeVar
 
 from forethought.background import Outage, end, first_failure, run_until, wait_for_event
-from forethought.errors import InvalidInput, Unreachable
+from forethought.errors import EngineHung, EngineLost, InvalidInput, Unreachable
 from forethought.queue.interface import Consumer, Delivery, Message, Watermark
 from forethought.replica.batch_size import BatchSize
+from forethought.replica.progress import Progress
 from forethought.replica.worker_counts import ANSWERED, Activity, DeliveryOutcome, WorkerCounts
 
 log = logging.getLogger(__name__)
@@ -69,10 +71,14 @@ class Handler(Protocol):
         """The results, in order. An exception becomes the error result of every message.
 
         Cancelled when none of the results is needed any more.
+
+        Raises:
+            EngineLost: nothing can be handled here any more; others are to handle these messages.
+            MemoryError: too many messages at once; they are to be handled one at a time.
         """
 
 
-# Four tasks run inside ``Worker.run``:
+# Five tasks run inside ``Worker.run``:
 #
 #   task     consumes             produces           waits for              unblocked by
 #   ------   ------------------   ----------------   --------------------   ----------------------
@@ -83,6 +89,8 @@ class Handler(Protocol):
 #   _renew   held deliveries      renewed leases;    a third of a lease     the clock
 #                                 _wake, on a loss
 #   _follow  the watermark        _wake; _closed     _FOLLOW_S              the clock
+#   _watch_  progress             EngineHung         hang_timeout_s / 8     the clock
+#   progress
 #   stop()                        _wake                                     its caller
 
 
@@ -91,7 +99,8 @@ class Worker:
 
     ``max_batch_tasks`` bounds how many are received and handled at once; ``wait_s`` is how long one
     receive waits, and thus how long an idle worker takes to stop; ``weights_timeout_s`` (default: one
-    lease) is how long a delivery may wait here for newer weights.
+    lease) is how long a delivery may wait here for newer weights. A handler that holds deliveries and notes
+    no ``progress`` for ``hang_timeout_s`` (0: however long) is taken for hung.
     """
 
     def __init__(
@@ -102,8 +111,11 @@ class Worker:
         max_batch_tasks: int,
         wait_s: float = 1.0,
         weights_timeout_s: float | None = None,
+        progress: Progress | None = None,
+        hang_timeout_s: float = 0.0,
     ) -> None:
         self._handler = handler
+        self._progress, self._hang_timeout_s = progress or Progress(), hang_timeout_s
         self._consumer = consumer
         self._batch_size = BatchSize(max_batch_tasks)
         self._is_foreign = False  # the weights here are not those of the tasks last seen
@@ -142,23 +154,37 @@ class Worker:
         return self._consumer.num_buried
 
     def stop(self) -> None:
-        """Drain: receive no more, finish the current batch, release the rest; then ``run`` returns."""
+        """Drain: receive no more, finish the current batch, release the rest; then ``run`` returns.
+
+        Cancel ``run`` to release the current batch too.
+        """
         self._stopping.set()
         self._wake.set()
 
     async def run(self) -> None:
         """Serve until :meth:`stop`; survives broker outages.
 
-        If it is cancelled instead, held deliveries are redelivered when their leases expire. Any other
-        failure (``changed`` raised, Redis does not accept this client) is raised.
+        Whatever else ends it (it is cancelled, ``changed`` raises, Redis does not accept this client), held
+        deliveries are released: a shutdown is no attempt.
+
+        Raises:
+            EngineLost: by the handler, or hung. The attempts at the current batch stay counted, because its
+                messages may be the reason; others take it over at once.
         """
         serving = asyncio.create_task(self._serve())
-        loops = (self._watch(), self._renew(), self._follow())
+        loops = [self._watch(), self._renew(), self._follow()]
+        if self._hang_timeout_s:
+            loops.append(self._watch_progress())
         helpers = [asyncio.create_task(loop) for loop in loops]
         try:
             await first_failure(helpers, main=serving)
+        except EngineLost:
+            await end((serving, *helpers))
+            await self._expire_in_hand()
+            raise
         finally:
             await end((serving, *helpers))
+            await self._release_all()
 
     async def _serve(self) -> None:
         outage = Outage()
@@ -166,6 +192,8 @@ class Worker:
             try:
                 await self._turn()
                 outage.end()
+            except EngineLost:
+                raise
             except Unreachable as error:
                 await wait_for_event(self._stopping, outage.note(error))
         await self._release_all()
@@ -233,9 +261,15 @@ class Worker:
             return
         started_s = _now_s()
         self._closed.clear()
+        self._progress.note()
         self._in_hand = mine
         with self.counts.spending(Activity.WORKING):
-            results = await self._handle(mine)
+            try:
+                results = await self._handle(mine)
+            except MemoryError as error:
+                log.error("%s; %d tasks are to be tried one at a time", error, len(mine))
+                await self._expire_in_hand()
+                return
             await asyncio.gather(*map(self._conclude, mine, results))
         self._in_hand = []
         if not any(map(self._is_closed, mine)):
@@ -259,6 +293,8 @@ class Worker:
                 raise RuntimeError(
                     f"the handler returned {len(results)} results for {len(messages)} messages"
                 )
+        except (EngineLost, MemoryError):
+            raise
         except Exception as error:
             log.exception("a batch of %d tasks failed", len(messages))
             return [_reason(error)] * len(messages)
@@ -363,6 +399,29 @@ class Worker:
         await self._consumer.release(delivery)
         self._held.pop(delivery.entry_id, None)
         self.counts.outcomes[DeliveryOutcome.RELEASED] += 1
+
+    async def _expire_in_hand(self) -> None:
+        """Give up the current batch's leases; its attempts stay counted."""
+        in_hand = [delivery for delivery in self._in_hand if delivery.entry_id in self._held]
+        self._in_hand = []
+        try:
+            await self._consumer.expire(in_hand)
+        except Unreachable as error:
+            log.warning("%s; %d tasks return when their leases expire", error, len(in_hand))
+        for delivery in in_hand:
+            self._held.pop(delivery.entry_id, None)
+            self.counts.outcomes[DeliveryOutcome.RELEASED] += 1
+
+    async def _watch_progress(self) -> None:
+        while True:
+            await asyncio.sleep(self._hang_timeout_s / 8)
+            hung_s = time.monotonic() - self._progress.at_s
+            if self._in_hand and hung_s > self._hang_timeout_s:
+                raise EngineHung(
+                    f"{len(self._in_hand)} tasks have not advanced for {hung_s:.0f} s (hang_timeout_s is "
+                    f"{self._hang_timeout_s:g}); other replicas take them, and this process has to be "
+                    "restarted"
+                )
 
     async def _watch(self) -> None:
         while True:

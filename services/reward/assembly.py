@@ -10,10 +10,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from forethought import objectives
+from forethought import objectives, process
 from forethought.auth import Guard
 from forethought.config import Settings
-from forethought.errors import NotInstalled
+from forethought.errors import EngineHung, NotInstalled
 from forethought.queue.interface import Broker, ConsumerOptions, Stage
 from forethought.replica.host import ReplicaHost, new_replica_id
 from forethought.replica.worker import Worker
@@ -90,8 +90,16 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
                 error_result=error_result,
             )
         )
-        worker = Worker(handler, consumer=consumer, max_batch_tasks=section.max_batch_tasks)
+        worker = Worker(
+            handler,
+            consumer=consumer,
+            max_batch_tasks=section.max_batch_tasks,
+            progress=scorer.progress,
+            hang_timeout_s=section.hang_timeout_s,
+        )
         await host.run(worker, stop)
+    except EngineHung as error:
+        process.exit_at_once(error)
     finally:
         await http.stop()
         await service.close()

@@ -27,13 +27,22 @@ from functools import lru_cache, partial
 from typing import ParamSpec, TypeAlias, TypeVar, cast
 
 from forethought import objectives
+from forethought.compute.device_failures import device_failures
 from forethought.compute.entropy import EntropyQuery, entropies
 from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.served_model import ServedModel, Serving
 from forethought.conformance import versions_of
 from forethought.corpus.token_decoder import TokenDecoder, decoder_of
-from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, status_of
+from forethought.errors import (
+    EngineLost,
+    ForethoughtError,
+    InvalidInput,
+    NotReady,
+    Stale,
+    status_of,
+)
 from forethought.objectives import Group, Objective
+from forethought.replica.progress import Progress
 from forethought.scatter import compute_flat, compute_valid
 from forethought.types import Rollout, ScoredRollout, WeightManifest
 from services.reward.groups import (
@@ -93,6 +102,7 @@ class Scorer:
         self._load_objective = lru_cache(maxsize=_MAX_OBJECTIVES)(_load_objective)
         self._replica = replica
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self.progress = Progress()
 
     @property
     def models(self) -> dict[str, ServedModel]:
@@ -108,8 +118,14 @@ class Scorer:
 
     async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``function`` on the one compute thread, which queue, HTTP and gRPC share."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._compute, lambda: function(*args, **kwargs))
+
+        def call() -> R:
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.progress.note()
+
+        return await asyncio.get_running_loop().run_in_executor(self._compute, call)
 
     async def close(self) -> None:
         """Let the current batch finish and stop the compute thread."""
@@ -138,11 +154,14 @@ class Scorer:
 
         Raises:
             NotReady: policy and baseline are not of one epoch yet.
+            EngineLost: the GPU failed.
         """
         with self._hold(any(_wants_baseline(r) for r in rollouts)) as held:
             if not self._deterministic:
                 try:
                     return self._score_together(rollouts, held)
+                except EngineLost:
+                    raise
                 except Exception:
                     log.exception(
                         "a batch failed; scoring its %d rollouts one by one", len(rollouts)
@@ -236,12 +255,16 @@ class Scorer:
 
     def _totals(self, serving: Serving, branches: list[Continuation]) -> list[float]:
         model = serving.language_model.model
-        scored = score_continuations(model, branches, self._max_batch_tokens)
+        with device_failures():
+            scored = score_continuations(model, branches, self._max_batch_tokens)
+        self.progress.note()
         return [branch.total for branch in scored]
 
     def _score_alone(self, rollout: Rollout, held: HeldModels) -> ScoredRollout:
         try:
             return self._score_together([rollout], held)[0]
+        except EngineLost:
+            raise
         except Exception as error:
             log.exception("task %d cannot be scored", rollout.task.task_id)
             return self._failed(rollout, error)

@@ -12,8 +12,10 @@ from forethought import process
 from forethought.auth import Guard
 from forethought.config import Settings
 from forethought.config.sections import RolloutSection
+from forethought.errors import EngineHung
 from forethought.queue.interface import Broker, ConsumerOptions, Stage
 from forethought.replica.host import ReplicaHost, new_replica_id
+from forethought.replica.progress import Progress
 from forethought.replica.worker import Worker
 from forethought.telemetry.metrics import process_registry
 from services.rollout.engine import Engine
@@ -26,7 +28,8 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
     """Serve rollouts for the run that the broker belongs to."""
     guard = Guard.of_replica(settings.auth)
     section, replica_id = settings.rollout, new_replica_id("rollout")
-    engine = MeasuredEngine(make_engine(settings, replica_id, on_lost=stop.set))
+    progress = Progress()
+    engine = MeasuredEngine(make_engine(settings, replica_id, stop.set, progress.note))
     registry = process_registry("rollout")
     RolloutMetrics(registry, engine)
     try:
@@ -54,23 +57,35 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
             )
         )
         handler = RolloutHandler(engine, host.receiver)
-        worker = Worker(handler, consumer=consumer, max_batch_tasks=section.max_batch_tasks)
+        worker = Worker(
+            handler,
+            consumer=consumer,
+            max_batch_tasks=section.max_batch_tasks,
+            progress=progress,
+            hang_timeout_s=section.hang_timeout_s,
+        )
         await host.run(worker, stop)
         is_lost = engine.serving is None and bool(host.receiver.holding)
+    except EngineHung as error:
+        process.exit_at_once(error)
     finally:
         await engine.close()
     return process.FAILED if is_lost else 0  # a supervisor restarts a failed replica
 
 
 def make_engine(
-    settings: Settings, replica_id: str, on_lost: Callable[[], None] = lambda: None
+    settings: Settings,
+    replica_id: str,
+    on_lost: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Engine:
     """The configured engine. Heavy imports happen here, after the settings have been validated.
 
-    ``on_lost`` is called when the engine can no longer serve anything and the process should end.
+    ``on_lost`` is called when the engine can no longer serve anything and the process should end,
+    ``on_progress`` whenever it has advanced, from any thread.
     """
     if settings.rollout.engine == "vllm":
-        return _vllm_engine(settings.rollout, replica_id, on_lost)
+        return _vllm_engine(settings.rollout, replica_id, on_lost, on_progress)
     import torch
 
     from services.rollout.torch_engine import TorchEngine
@@ -83,10 +98,16 @@ def make_engine(
         device=section.device,
         max_batch_tokens=section.max_batch_tokens,
         deterministic=section.deterministic,
+        on_progress=on_progress,
     )
 
 
-def _vllm_engine(section: RolloutSection, replica_id: str, on_lost: Callable[[], None]) -> Engine:
+def _vllm_engine(
+    section: RolloutSection,
+    replica_id: str,
+    on_lost: Callable[[], None],
+    on_progress: Callable[[], None],
+) -> Engine:
     from services.rollout.vllm_engine import VllmEngine
 
     return VllmEngine(
@@ -96,4 +117,5 @@ def _vllm_engine(section: RolloutSection, replica_id: str, on_lost: Callable[[],
         num_threads=section.num_threads,
         deterministic=section.deterministic,
         on_lost=on_lost,
+        on_progress=on_progress,
     )

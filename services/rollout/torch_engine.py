@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from forethought.compute.device_failures import device_failures
 from forethought.compute.rows import token_budget_batches
 from forethought.compute.sampling import Sample, sample
 from forethought.compute.served_model import ServedModel, Serving
@@ -32,9 +33,19 @@ class TorchEngine:
     """Batched, KV-cached sampling; the context of a position is prefilled once for its G samples."""
 
     def __init__(
-        self, *, replica: str, device: str, max_batch_tokens: int, deterministic: bool = False
+        self,
+        *,
+        replica: str,
+        device: str,
+        max_batch_tokens: int,
+        deterministic: bool = False,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """``deterministic`` decodes one task at a time, so that shapes never depend on timing."""
+        """``deterministic`` decodes one task at a time, so that shapes never depend on timing.
+
+        ``on_progress`` is called after every token, on the compute thread.
+        """
+        self._on_progress = on_progress
         self._replica = replica
         self._max_batch_tokens = max_batch_tokens
         self._deterministic = deterministic
@@ -53,11 +64,21 @@ class TorchEngine:
         await asyncio.to_thread(self._served.load, directory, manifest)
 
     async def generate(self, tasks: Sequence[Task]) -> list[Rollout]:
-        """Sample all tasks on the compute thread, which stops at the next token if this is cancelled."""
+        """Sample all tasks on the compute thread, which stops at the next token if this is cancelled.
+
+        Raises:
+            EngineLost: the GPU failed.
+            MemoryError: these tasks do not fit into its memory together.
+        """
         loop, is_over = asyncio.get_running_loop(), threading.Event()
+
+        def is_cancelled() -> bool:
+            self._on_progress()
+            return is_over.is_set()
+
         try:
             return await loop.run_in_executor(
-                self._compute, self._generate, list(tasks), is_over.is_set
+                self._compute, self._generate, list(tasks), is_cancelled
             )
         finally:
             is_over.set()
@@ -71,7 +92,7 @@ class TorchEngine:
         await asyncio.to_thread(self._compute.shutdown)
 
     def _generate(self, tasks: list[Task], is_cancelled: Callable[[], bool]) -> list[Rollout]:
-        with self._served.hold() as serving:
+        with device_failures(), self._served.hold() as serving:
             faults = [_fault(task, serving) for task in tasks]
             sample_tasks = partial(self._sample, serving, is_cancelled)
             return rollouts_of(tasks, faults, sample_tasks, self._replica)

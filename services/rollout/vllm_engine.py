@@ -30,7 +30,7 @@ from typing import Any
 
 from forethought.compute.sampling import SampleRequest, derive_seed
 from forethought.compute.weights import check_fit, layout_of
-from forethought.errors import InvalidInput, NotReady, Unreachable
+from forethought.errors import EngineLost, InvalidInput, NotReady
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
 from forethought.weights.snapshot import WEIGHTS_FILE
 from services.rollout import vllm_build
@@ -41,10 +41,6 @@ log = logging.getLogger(__name__)
 _LOWEST_TEMPERATURE = 0.01  # vLLM silently raises lower ones to it
 _SHUTDOWN_S = 5.0
 _HEALTH_CHECK_S = 1.0
-
-
-class EngineLost(Unreachable):
-    """vLLM died or is in an unknown state; only a new process helps."""
 
 
 class VllmEngine:
@@ -59,6 +55,7 @@ class VllmEngine:
         num_threads: int = 1,
         deterministic: bool = False,
         on_lost: Callable[[], None] = lambda: None,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """``options`` are arguments of ``AsyncEngineArgs``; ``deterministic`` decodes one thought at a
         time without prefix cache. Imports vLLM: seconds.
@@ -69,6 +66,7 @@ class VllmEngine:
         vllm_build.prepare_environment(vllm_build.installed_build(), num_threads)
         self._arguments = vllm_build.engine_arguments(options or {}, deterministic=deterministic)
         self._replica, self._keep_kv, self._on_lost = replica, keep_kv, on_lost
+        self._on_progress = on_progress
         self._turn = asyncio.Lock()
         self._held: _Held | None = None
 
@@ -106,7 +104,7 @@ class VllmEngine:
         faults = [_fault(task, held) for task in tasks]
         valid = [task for task, reason in zip(tasks, faults, strict=True) if reason is None]
         try:
-            sampled = await held.sample(valid)
+            sampled = await held.sample(valid, self._on_progress)
         except EngineLost:
             await self._give_up(held)
             raise
@@ -168,7 +166,9 @@ class _Held:
         self.manifest = manifest
         await self._llm.resume_generation()
 
-    async def sample(self, tasks: Sequence[Task]) -> list[tuple[tuple[Thought, ...], ...] | str]:
+    async def sample(
+        self, tasks: Sequence[Task], on_progress: Callable[[], None]
+    ) -> list[tuple[tuple[Thought, ...], ...] | str]:
         """Thoughts [K][G] of every task, or why vLLM refused it.
 
         Raises:
@@ -184,18 +184,33 @@ class _Held:
         ]
         everything = [one for of_task in running for group in of_task for one in group]
         try:
-            await self._until_done(set(everything))
+            await self._until_done(set(everything), on_progress)
         finally:
             for one in everything:
                 one.cancel()
         return [_collect(task, own) for task, own in zip(tasks, running, strict=True)]
 
-    async def _until_done(self, pending: set[asyncio.Task[Thought]]) -> None:
-        """Wait for all. Requests of a killed vLLM never end, so its health is polled as well."""
-        while pending:
-            _, pending = await asyncio.wait(pending, timeout=_HEALTH_CHECK_S)
-            if self._llm.errored:
-                raise EngineLost("vLLM's core process died; the replica has to be restarted")
+    async def _until_done(
+        self, pending: set[asyncio.Task[Thought]], on_progress: Callable[[], None]
+    ) -> None:
+        """Wait for all. Requests of a killed vLLM never end, so its health is polled as well.
+
+        Its core answers a question between two decoding steps, which is the progress that is noted.
+        """
+        asking: asyncio.Task[Any] | None = None
+        try:
+            while pending:
+                asking = asking or asyncio.ensure_future(self._llm.is_sleeping())
+                _, pending = await asyncio.wait(pending, timeout=_HEALTH_CHECK_S)
+                if self._llm.errored:
+                    raise EngineLost("vLLM's core process died; the replica has to be restarted")
+                if asking.done():
+                    asking.result()
+                    asking = None
+                    on_progress()
+        finally:
+            if asking:
+                asking.cancel()
 
     async def retire(self) -> None:
         """Stop vLLM once its running thoughts are finished."""

@@ -62,11 +62,19 @@ def run(settings: Settings) -> int:
 
 
 def _in_process(settings: Settings) -> Settings:
-    """Loopback addresses and no token: only this process uses its services."""
-    free_port = settings.reward.model_copy(update={"http_host": "127.0.0.1", "http_port": 0})
+    """Loopback addresses and no token: only this process uses its services. No watchdog, because no other
+    replica could take over."""
+    free_port = {"http_host": "127.0.0.1", "http_port": 0, "hang_timeout_s": 0.0}
+    reward = settings.reward.model_copy(update=free_port)
+    rollout = settings.rollout.model_copy(update={"hang_timeout_s": 0.0})
     redis = settings.redis.model_copy(update={"url": "memory://"})
     return settings.model_copy(
-        update={"auth": AuthSection(open=True), "redis": redis, "reward": free_port}
+        update={
+            "auth": AuthSection(open=True),
+            "redis": redis,
+            "reward": reward,
+            "rollout": rollout,
+        }
     )
 
 

@@ -149,10 +149,12 @@ class Cluster:
             if process.exit_status is None:
                 process.kill()
 
-    def rollout(self, name: str, *more: str, fresh: bool = False) -> Process:
+    def rollout(
+        self, name: str, *more: str, fresh: bool = False, module: str = "services.rollout"
+    ) -> Process:
         """Start a rollout replica; it takes two tasks at a time, so that two replicas share a batch."""
         words = [f"rollout.{word}" for word in (*_REPLICA_WORDS, "max_batch_tasks=2", *more)]
-        process = self._start("services.rollout", name, words, fresh)
+        process = self._start(module, name, words, fresh)
         self.rollouts.append(process)
         return process
 

@@ -181,7 +181,12 @@ def test_settings_are_typed_and_frozen(tmp_path: Path) -> None:
         ("", (), {"FORETHOUGHT_LERNER_STEPS": "1"}, "lerner: unknown key; did you mean 'learner'?"),
         ("", (), {"FORETHOUGHT_LEARNER_STEPZ": "1"}, "stepz: unknown key; did you mean 'steps'?"),
         ("", (), {"FORETHOUGHT_DEBUG": "1"}, "debug: unknown key"),
-        ("[redis]\nqqqq = 1", (), {}, "redis.qqqq: unknown key; known here: password_file, url"),
+        (
+            "[redis]\nqqqq = 1",
+            (),
+            {},
+            "redis.qqqq: unknown key; known here: password_file, patience_s, url",
+        ),
         ("[[corpus.sources]]\npaht = 'a'", (), {}, "paht: unknown key; did you mean 'path'?"),
     ],
 )

@@ -266,6 +266,33 @@ async def test_releasing_keeps_the_attempts_of_others(bench: Bench) -> None:
     assert await last.begin(await one(last)) == 2
 
 
+async def test_an_expired_lease_is_claimed_at_once_and_its_attempts_count(bench: Bench) -> None:
+    await bench.broker.put(Stage.TASKS, [task(1), task(2)])
+    for num_attempts, name in enumerate(["first", "second"]):
+        consumer = bench.consumer(name, lease_s=600)
+        held = await consumer.receive(10, 0)
+        begun = next(delivery for delivery in held if delivery.message.task_id == 1)
+        assert begun.num_earlier_attempts == num_attempts
+        assert await consumer.begin(begun) == num_attempts + 1
+        await consumer.expire(held)
+        assert sorted(ids(held)) == [1, 2]
+    last = bench.consumer("last", lease_s=600)
+    assert ids(await last.receive(10, 0)) == [2]
+    assert [letter.message.task_id for letter in await bench.broker.dead_letters()] == [1]
+
+
+async def test_another_consumers_lease_cannot_be_expired(bench: Bench) -> None:
+    await bench.broker.put(Stage.TASKS, [task(1)])
+    slow, quick = bench.consumer("slow"), bench.consumer("quick")
+    late = await one(slow)
+    await bench.pass_time(EXPIRED_S)
+    claimed = await one(quick)
+    await slow.expire([late])
+    await slow.expire([])
+    assert await bench.consumer("third").receive(1, 0) == []
+    assert await quick.renew([claimed]) == [claimed]
+
+
 async def test_releasing_wakes_a_waiting_consumer(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,12 +20,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from forethought.clients import AsyncRolloutClient, Generated, Retries
-from forethought.errors import InvalidInput
+from forethought.errors import EngineLost, InvalidInput
 from forethought.types import Document, Position, Prompting, Rollout, Sampling, Task, Thought
 from services.rollout import vllm_build
 from services.rollout.engine import Engine
 from services.rollout.grpc_server import RolloutServicer
-from services.rollout.vllm_engine import EngineLost
 from tests import tiny, vllm_engines
 from tests.endpoints import grpc_endpoint
 from trainer.batch.thought_tree import Branch, ThoughtTree
@@ -295,6 +294,27 @@ def argmax_tokens(model: Any, num_tokens: int) -> tuple[int, ...]:
     for _ in range(num_tokens):
         token_ids.append(int(model(torch.tensor([token_ids])).logits[0, -1].argmax()))
     return tuple(token_ids[len(PREFIX) :])
+
+
+async def test_a_vllm_that_stands_still_notes_no_progress(
+    vllm_pool: vllm_engines.VllmPool, weights: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, noted = vllm_engines.WarmEngine(vllm_pool), asyncio.Event()
+    await serve(engine, weights[0], 1)
+    monkeypatch.setattr(engine._engine, "_on_progress", noted.set)
+    cores = [p for p in psutil.Process().children(recursive=True) if is_core(p)]
+    for core in cores:
+        core.suspend()
+    try:
+        sampling = asyncio.create_task(engine.generate([task(0)]))
+        await asyncio.sleep(2.5)
+        assert not noted.is_set()
+    finally:
+        for core in cores:
+            core.resume()
+    [rollout] = await sampling
+    assert rollout.error is None
+    assert noted.is_set()
 
 
 async def test_a_lost_vllm_is_reported_and_serves_nothing(
