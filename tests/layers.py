@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.repository import ROOT
 
 LAYERS = (
-    ("values, errors, and helpers without imports", "types errors orphan scatter"),
+    ("values, errors, and helpers without imports", "types errors orphan scatter scratch"),
     (
         "settings, wire format, telemetry",
         "background config conformance estimators telemetry verification wire",

@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 from forethought.errors import Unreachable
 from forethought.orphan import death_with_parent
+from forethought.scratch import ScratchFolder
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
@@ -122,7 +123,7 @@ class EmbeddedRedis:
         self._data_dir = data_dir
         self._socket_dir = socket_dir
         self._process: subprocess.Popen[bytes] | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: ScratchFolder | None = None
 
     @property
     def url(self) -> str:
@@ -177,8 +178,8 @@ class EmbeddedRedis:
     def _closed_folder(self) -> Path:
         """The folder of the socket, which only this user may enter."""
         if self._socket_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="forethought-redis-")  # mode 0700
-        folder = Path(self._temporary.name) if self._temporary else self._socket_dir
+            self._temporary = ScratchFolder(Path(tempfile.gettempdir()), "redis")
+        folder = self._temporary.path if self._temporary else self._socket_dir
         assert folder is not None
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +196,7 @@ class EmbeddedRedis:
         self._kill()
         self._url = None
         if self._temporary is not None:
-            self._temporary.cleanup()
+            self._temporary.close()
             self._temporary = None
 
     def _kill(self) -> None:

@@ -33,6 +33,7 @@ from forethought.replica.worker import Worker
 from forethought.rpc.calls import GrpcCalls
 from forethought.rpc.guard import GrpcGuard
 from forethought.rpc.server import Servicer, start_grpc_server
+from forethought.scratch import ScratchFolder
 from forethought.telemetry.ops import OpsServer
 from forethought.types import Replica, WeightManifest
 from forethought.weights.grpc_weights import WeightsServicer
@@ -74,7 +75,10 @@ class ReplicaHost:
         self._registry, self._calls = registry, GrpcCalls()
         self._advertised = section.advertise_host or address_towards(redis_url)
         self._host = section.host or listening_host(self._advertised)
-        self.receiver = WeightReceiver(replica_id, models, _staging(), apply, owner=self._owner)
+        self._staging = ScratchFolder(_staging_place(), "weights")
+        self.receiver = WeightReceiver(
+            replica_id, models, self._staging.path, apply, owner=self._owner
+        )
         self._address = ""
         self._is_draining = False
 
@@ -108,6 +112,7 @@ class ReplicaHost:
             await grpc_server.stop()
             await ops.stop()
             self.receiver.close()
+            self._staging.close()
 
     def describe(self) -> dict[str, object]:
         """The served versions, for the ops port."""
@@ -209,7 +214,7 @@ async def _until(event: asyncio.Event) -> None:
     await event.wait()
 
 
-def _staging() -> Path:
-    """The staging folder: shared memory if available, else the temporary folder."""
+def _staging_place() -> Path:
+    """Where pushes are staged: shared memory if available, else the temporary folder."""
     shared = Path("/dev/shm")
     return shared if shared.is_dir() else Path(tempfile.gettempdir())

@@ -24,6 +24,7 @@ import json
 import logging
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,6 +194,8 @@ class RunDirectory:
     def owned(self) -> Iterator[None]:
         """Hold the run's lock inside the context; it is released if the process dies.
 
+        What a killed owner did not finish writing is removed.
+
         Raises:
             InvalidInput: another learner holds it.
         """
@@ -205,4 +208,14 @@ class RunDirectory:
                     f"run directory {self.root} is owned by another learner that is still alive; "
                     "stop it, or set a different run.directory"
                 ) from error
+            self._remove_partial()
             yield
+
+    def _remove_partial(self) -> None:
+        """Remove files and folders that never got their final name; a checkpoint is as large as any."""
+        for folder in (self.root, self.checkpoints):
+            for partial in folder.glob("*.partial"):
+                if partial.is_dir() and not partial.is_symlink():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink(missing_ok=True)

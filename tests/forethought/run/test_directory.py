@@ -89,3 +89,15 @@ def test_the_lock_dies_with_its_process(run: RunDirectory) -> None:
         other.wait()
     with run.owned():
         pass
+
+
+def test_what_a_killed_owner_did_not_finish_is_removed_by_the_next(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    partial = directory.checkpoints / "step-000007.partial"
+    partial.mkdir(parents=True)
+    (partial / "state.safetensors").write_bytes(bytes(1000))
+    directory.checkpoint(6).mkdir()
+    (tmp_path / "epoch.partial").write_text("7")
+    with directory.owned():
+        assert [entry.name for entry in directory.checkpoints.iterdir()] == ["step-000006"]
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoints", "lock"]
