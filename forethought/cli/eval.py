@@ -41,6 +41,12 @@ _Compute = Annotated[str, _option("Unit of compute of a series: flops, tokens or
 _Seed = Annotated[int, _option("Seed of positions, thoughts and intervals.", min=0)]
 _Device = Annotated[str, _option("cpu, cuda or cuda:N.")]
 _Dtype = Annotated[str, _option("float32 or bfloat16.")]
+_CacheGb = Annotated[
+    float,
+    _option(
+        "Memory of a decode batch's key-value cache in GB; sets its size, no figure.", min=0.001
+    ),
+]
 _Threads = Annotated[int, _option("Torch threads; 0: torch's choice.", min=0)]
 
 _Corpus = Annotated[
@@ -108,6 +114,7 @@ def evaluate(
     seed: _Seed = 0,
     device: _Device = "auto",
     dtype: _Dtype = "float32",
+    cache_gb: _CacheGb = 4.0,
     num_threads: _Threads = 1,
 ) -> None:
     """Measure the benefit of thinking at easy, medium, hard, marked and noise positions of held-out text.
@@ -144,6 +151,7 @@ def evaluate(
         seed=seed,
         device=device,
         dtype=dtype,
+        max_cache_bytes=int(cache_gb * 1e9),
     )
     _run(request, out, num_threads)
 

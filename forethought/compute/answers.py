@@ -20,15 +20,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
+from forethought.compute.decode_batches import cache_bytes_per_token, sample_within
 from forethought.compute.finite import check_finite
 from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.model import LanguageModel
-from forethought.compute.sampling import Sample, SampleRequest, derive_seed, sample
+from forethought.compute.sampling import Sample, SampleRequest, derive_seed
 from forethought.errors import InvalidInput
 from forethought.types import Document, Position, Prompting, Sampling
 
 _BATCH_TOKENS = 16_384
 _BATCH_POSITIONS = 64
+MAX_CACHE_BYTES = 4_000_000_000
+"""Key-value cache of one decode batch: 17,000 tokens of a Qwen3 of 1.7B parameters in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +160,11 @@ def answer_queries(
     sampling: Sampling,
     seed: int = 0,
     report: Callable[[int], None] | None = None,
+    max_cache_bytes: int = MAX_CACHE_BYTES,
 ) -> list[Answer]:
     """The model's answer to every query, in order; ``report(num_done)`` is called after each batch.
+
+    Decode batches hold up to 64 queries and ``max_cache_bytes`` of key-value cache.
 
     A thought's random numbers depend on the seed, the query's index and the thought's index, not on the
     model: models evaluated on the same queries and seed form paired samples.
@@ -167,14 +173,13 @@ def answer_queries(
         InvalidInput: a log-prob is not finite, or the model cannot be sampled here, or not at this length.
     """
     _check_sampled(language_model, queries, prompting, sampling)
-    answers: list[Answer] = []
+    model, answers = language_model.model, list[Answer]()
+    max_tokens = max(1, max_cache_bytes // cache_bytes_per_token(model))
     for start in range(0, len(queries), _BATCH_POSITIONS):
         batch = range(start, min(start + _BATCH_POSITIONS, len(queries)))
         requests = [_request(queries[q], q, prompting, sampling, seed) for q in batch]
-        thoughts_QG = sample(language_model.model, requests)
-        answers += _scored(
-            language_model.model, [queries[q] for q in batch], thoughts_QG, prompting
-        )
+        thoughts_QG = sample_within(model, requests, max_tokens)
+        answers += _scored(model, [queries[q] for q in batch], thoughts_QG, prompting)
         if report:
             report(len(answers))
     return answers

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from forethought.compute.decode_batches import sample_within
 from forethought.compute.device_failures import device_failures
 from forethought.compute.rows import token_budget_batches
-from forethought.compute.sampling import Sample, sample
+from forethought.compute.sampling import Sample
 from forethought.compute.served_model import ServedModel, Serving
 from forethought.scatter import compute_flat
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
@@ -103,7 +104,12 @@ class TorchEngine:
         """Thoughts of every task, [K][G] each."""
         results: list[ThoughtsKG] = [()] * len(tasks)
         model, version = serving.language_model.model, serving.manifest.version
-        sample_all = partial(sample, model, is_cancelled=is_cancelled)
+        sample_all = partial(
+            sample_within,
+            model,
+            max_batch_tokens=self._max_batch_tokens,
+            is_cancelled=is_cancelled,
+        )
         for indices in self._batches(tasks):
             requests_K = [sample_requests(tasks[i]) for i in indices]
             for i, samples_KG in zip(indices, compute_flat(requests_K, sample_all), strict=True):

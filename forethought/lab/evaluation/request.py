@@ -163,3 +163,4 @@ class EvalRequest:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    max_cache_bytes: int = 4_000_000_000

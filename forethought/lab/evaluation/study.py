@@ -70,6 +70,7 @@ def _evaluate(
         questions.sampling,
         request.seed,
         lambda num_done: progress(checkpoint.label, num_done, num_queries),
+        request.max_cache_bytes,
     )
     texts = _texts(model.tokenizer, answers)
     rewarded = _rewarded(model.tokenizer, given.objective, questions, answers)

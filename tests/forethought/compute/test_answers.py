@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from forethought.compute.answers import Answer, Query, answer_queries, evaluate, thought_ids
+from forethought.compute.decode_batches import cache_bytes_per_token
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.errors import InvalidInput
 from forethought.types import Document, Position, Prompting, Sampling
@@ -114,6 +115,46 @@ def test_random_numbers_depend_on_the_index_not_on_the_batch(
     for one, other in zip(together, apart, strict=True):
         assert [t.token_ids_L for t in one.thoughts_G] == [t.token_ids_L for t in other.thoughts_G]
         assert one.think_nll == pytest.approx(other.think_nll, abs=1e-4)
+
+
+def test_a_decode_batch_stays_within_its_cache_and_changes_no_thought(model: LanguageModel) -> None:
+    """64 positions x G rows of a large model and a long window took hundreds of GB."""
+    queries = queries_of(TEXT, 4, 9, 14, 19, 24, 29)
+    sampling = replace(SAMPLING, group_size=16)
+    whole, unbounded = widest_forward(model, queries, sampling, 1 << 40)
+    assert unbounded > 2 * 600
+    for max_tokens in (600, 100, 1):
+        max_bytes = max_tokens * cache_bytes_per_token(model.model)
+        cut, most = widest_forward(model, queries, sampling, max_bytes)
+        assert most <= max(max_tokens, 36), "a row longer than the budget is decoded alone"
+        for one, other in zip(whole, cut, strict=True):
+            assert [t.token_ids_L for t in one.thoughts_G] == [
+                t.token_ids_L for t in other.thoughts_G
+            ]
+            assert one.think_nll == pytest.approx(other.think_nll, abs=1e-4)
+
+
+def widest_forward(
+    model: LanguageModel, queries: list[Query], sampling: Sampling, max_cache_bytes: int
+) -> tuple[list[Answer], int]:
+    """The answers, and the most tokens (rows times cached length) of a decoding pass."""
+    most = 0
+
+    def note(_: Any, __: Any, options: dict[str, Any]) -> None:
+        nonlocal most
+        if options["use_cache"]:
+            most = max(most, options["attention_mask"].numel())
+
+    with model.model.register_forward_pre_hook(note, with_kwargs=True):
+        return answer_queries(
+            model, queries, PROMPTING, sampling, 2, max_cache_bytes=max_cache_bytes
+        ), most
+
+
+def test_the_cache_of_a_token_is_keys_and_values_of_every_layer(model: LanguageModel) -> None:
+    config = model.model.config
+    keys = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert cache_bytes_per_token(model.model) == 2 * keys * 4
 
 
 def test_the_means_are_of_the_answers(model: LanguageModel) -> None:
