@@ -149,6 +149,24 @@ class Publisher:
             await wait_for_event(self._progress, remaining_s)
         return self._behind()
 
+    @property
+    def longest_push_s(self) -> float:
+        """After that, a push has failed."""
+        return self._settings.push_timeout_s
+
+    def is_on_its_way(self, version: int) -> bool:
+        """Whether a policy version is served by no replica of some kind, and is being pushed to one."""
+        kinds = {replica.replica_id: replica.kind for replica in self._registered}
+        by_kind: dict[str, list[_Sender]] = {}
+        for sender in self._senders.values():
+            if sender.key.model == "policy" and sender.key.replica_id in kinds:
+                by_kind.setdefault(kinds[sender.key.replica_id], []).append(sender)
+        return any(
+            not any(sender.serves(version) for sender in senders)
+            and any(sender.last_error is None for sender in senders)
+            for senders in by_kind.values()
+        )
+
     def state(self) -> dict[str, ReplicaPush]:
         """The state of each live replica, by replica id; for metrics."""
         by_replica: dict[str, list[_Sender]] = {}
@@ -331,6 +349,13 @@ class _Sender:
         if newest is None or held is None or held.origin != newest.manifest.origin:
             return None
         return newest.manifest.version - held.version
+
+    def serves(self, version: int) -> bool:
+        """Whether the replica holds this version of the newest snapshot's epoch, or a later one."""
+        newest, held = self._newest.get(self.key.model), self.held
+        if newest is None or held is None or held.origin != newest.manifest.origin:
+            return False
+        return held.version >= version
 
     def is_behind(self) -> bool:
         """Whether the newest snapshot still has to be pushed to this replica.

@@ -87,15 +87,16 @@ class ThinkingRun:
             self._models,
             parts.end_ids,
         )
+        self._publisher = Publisher(
+            broker.replicas, settings.publish, GUARD_S, Bearer.of_run(settings.auth)
+        )
         self._work = WorkInFlight(
             broker,
             self._feed,
             settings.learner,
             Verification(self._learner.language_model.vocabulary, lambda: self._learner.version),
             self._retry,
-        )
-        self._publisher = Publisher(
-            broker.replicas, settings.publish, GUARD_S, Bearer.of_run(settings.auth)
+            self._publisher,
         )
         self._depths = DepthWatch(broker, GUARD_S)
         self._counts, self._tasks = StepCounts(), TaskCounts(settings.learner.batch_tasks)

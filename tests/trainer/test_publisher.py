@@ -130,6 +130,33 @@ async def test_versions_missed_are_skipped(replica: FakeReplica):
     assert replica.orders == [(1, 1), (1, 4)]
 
 
+async def test_a_version_is_on_its_way_until_a_replica_of_each_kind_serves_it(tmp_path: Path):
+    go_on = asyncio.Event()
+
+    async def held_apply(manifest: WeightManifest, directory: Path) -> None:
+        await go_on.wait()
+
+    quick, slow = FakeReplica("rollout-a1", tmp_path), FakeReplica("reward-b2", tmp_path)
+    async with serving(quick), serving(slow):
+        slow.receiver._apply = held_apply
+        registry = Registry(quick)
+        async with publishing(registry) as publisher:
+            assert not publisher.is_on_its_way(1), "there is no replica"
+            publisher.publish(snapshot_of(1))
+            assert await publisher.wait_until_current(5) == []
+            assert not publisher.is_on_its_way(1)
+            registry.others = [Replica("reward-b2", "reward", slow.address, ("policy",))]
+            await until(lambda: publisher.is_on_its_way(1))
+            go_on.set()
+            await until(lambda: not publisher.is_on_its_way(1))
+            await slow.grpc_server.stop()
+            publisher.publish(snapshot_of(2))
+            await until(lambda: publisher.state()["rollout-a1"].holding == {"policy": (1, 2)})
+            await until(
+                lambda: not publisher.is_on_its_way(2)
+            )  # a push that fails is not waited for
+
+
 @asynccontextmanager
 async def hung_replica() -> AsyncIterator[Replica]:
     """Accepts connections and never answers."""

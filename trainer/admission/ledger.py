@@ -11,26 +11,48 @@ batches are closed and whoever held their tasks drops them. Each batch then has 
 replicas to itself. A clock from admission on would also run while earlier batches are worked on: one late
 batch then makes the next one late, for ever, however fast the replicas are. Replacements are admitted
 behind the tasks of later batches; their clock runs longer by the share of a batch that is ahead of them.
-The price: a run without replicas closes a batch per ``task_timeout_s``, not several at once.
+Nor does a clock run while the weights that a batch needs are being pushed: a push longer than the timeout
+would fail every batch, and each failed batch begins another push. The price: a run without replicas closes
+a batch per ``task_timeout_s``, not several at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Protocol
 
 from forethought.background import wait_for_event
 from forethought.types import Rollout, ScoredRollout, Task, attempt_of
 from trainer.admission.failure_log import FailureLog
 
+_CHECK_S = 0.5  # how often a push is looked at while a batch is waited for
+
+
+class Pushes(Protocol):
+    """What the ledger asks of the publisher."""
+
+    @property
+    def longest_push_s(self) -> float:
+        """After that, a push has failed."""
+        ...
+
+    def is_on_its_way(self, version: int) -> bool:
+        """Whether a policy version is served by no replica of some kind, and is being pushed to one."""
+        ...
+
 
 class Ledger:
-    """Outstanding tasks and the results received for them."""
+    """Outstanding tasks and the results received for them.
 
-    def __init__(self, task_timeout_s: float) -> None:
-        self._task_timeout_s = task_timeout_s
+    Without ``pushes``, clocks never wait for weights.
+    """
+
+    def __init__(self, task_timeout_s: float, pushes: Pushes | None = None) -> None:
+        self._task_timeout_s, self._pushes = task_timeout_s, pushes
         self._outstanding: dict[int, Task] = {}
         self._deadlines_s: dict[int, float] = {}  # by batch; of those waited for
+        self._awaited_since_s: dict[int, float] = {}  # by batch, likewise
         self._results: dict[int, ScoredRollout] = {}
         self._arrived = asyncio.Event()
         self._failures = FailureLog()
@@ -99,24 +121,36 @@ class Ledger:
         Returns the results in id order; the tasks stay outstanding until :meth:`close_batch`.
         """
         if batch not in self._deadlines_s:
+            self._awaited_since_s[batch] = _now_s()
             self._start_clock(batch)
         while missing := [t for t in self._outstanding.values() if t.batch == batch]:
+            if self._waits_for_weights(batch, min(task.min_version for task in missing)):
+                self._start_clock(batch)
             remaining_s = self._deadlines_s[batch] - _now_s()
             if remaining_s <= 0:
                 self._expire(missing)
                 break
-            await self._arrival(remaining_s)
+            await self._arrival(min(remaining_s, _CHECK_S))
         return [self._results[task_id] for task_id in self._of_batch(batch)]
 
     async def close_batch(self, batch: int) -> list[ScoredRollout]:
         """As :meth:`complete_batch`, then remove the batch from the ledger."""
         await self.complete_batch(batch)
-        del self._deadlines_s[batch]
+        del self._deadlines_s[batch], self._awaited_since_s[batch]
         return [self._results.pop(task_id) for task_id in self._of_batch(batch)]
 
     def _start_clock(self, batch: int) -> None:
         timeout_s = self._task_timeout_s * (1 + self._batches_ahead_of(batch))
         self._deadlines_s[batch] = _now_s() + timeout_s
+
+    def _waits_for_weights(self, batch: int, version: int) -> bool:
+        """Whether its clock need not run yet; at most for the time of one push, or one that fails again and
+        again would hold it for ever.
+        """
+        if self._pushes is None:
+            return False
+        awaited_s = _now_s() - self._awaited_since_s[batch]
+        return awaited_s < self._pushes.longest_push_s and self._pushes.is_on_its_way(version)
 
     def _batches_ahead_of(self, batch: int) -> float:
         """How much of a batch is queued ahead of this one's replacements: 0 if it has none unanswered."""

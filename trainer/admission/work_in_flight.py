@@ -34,7 +34,7 @@ from forethought.queue.interface import (
 )
 from forethought.types import Rollout, ScoredRollout, Task, attempt_of
 from trainer.admission.feed import TaskFeed
-from trainer.admission.ledger import Ledger
+from trainer.admission.ledger import Ledger, Pushes
 from trainer.admission.replacement import Replacing
 from trainer.admission.verification import Verification
 
@@ -49,7 +49,8 @@ _LEASE_S = 60.0
 class WorkInFlight:
     """Task feed, ledger and the learner's two streams (`tasks` and `scored`).
 
-    ``retry`` decides how long the broker may be unreachable.
+    ``retry`` decides how long the broker may be unreachable; ``pushes`` tells which weights are on their
+    way (default: none).
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class WorkInFlight:
         section: LearnerSection,
         verification: Verification,
         retry: Retry | None = None,
+        pushes: Pushes | None = None,
     ) -> None:
         self._broker, self._feed, self._section = broker, feed, section
         self._verification = verification
         self._retry = retry or Retry()
-        self._ledger = Ledger(section.task_timeout_s)
+        self._ledger = Ledger(section.task_timeout_s, pushes)
         self._watermark = Watermark()
         self.num_refused = 0  # results that did not fit their tasks, which they failed
 

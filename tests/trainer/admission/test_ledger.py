@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -24,7 +24,7 @@ from forethought.queue.memory_broker import MemoryBroker
 from forethought.run.directory import RunDirectory
 from forethought.run.journal import BATCHES_PER_FILE, Journal, audit, first_kept_batch, read_journal
 from forethought.types import Document, Position, Prompting, Rollout, Sampling, ScoredRollout, Task
-from tests import tiny
+from tests import tiny, virtual_time
 from trainer.admission.feed import TaskFeed
 from trainer.admission.ledger import Ledger
 from trainer.admission.verification import Verification
@@ -115,6 +115,39 @@ async def test_a_batchs_clock_starts_when_it_is_waited_for() -> None:
         assert ledger.accept(result(task_id))
     assert not any(r.failure for r in await closing)
     assert all(r.failure for r in await ledger.close_batch(1))
+
+
+@dataclass
+class Pushing:
+    """A publisher that is bringing ``version`` to the first replica until ``arrived``."""
+
+    version: int = 0
+    longest_push_s: float = 60.0
+    arrived: bool = False
+
+    def is_on_its_way(self, version: int) -> bool:
+        return not self.arrived and version >= self.version
+
+
+def expiry_s(pushes: Pushing, arrives_s: float) -> float:
+    """When a batch of version 0 without results expires whose clock runs for 2 s."""
+
+    async def simulate() -> float:
+        loop = asyncio.get_running_loop()
+        loop.call_later(arrives_s, setattr, pushes, "arrived", True)
+        ledger = Ledger(2.0, pushes)
+        ledger.admit(make_task(task_id) for task_id in range(N))
+        assert all(r.failure for r in await ledger.close_batch(0))
+        return loop.time()
+
+    return virtual_time.run(simulate())
+
+
+def test_a_clock_does_not_run_while_the_weights_are_on_their_way() -> None:
+    """A push of 5 s would otherwise fail every batch, each of which begins another push."""
+    assert expiry_s(Pushing(), arrives_s=5.0) == pytest.approx(7.0, abs=0.6)
+    assert expiry_s(Pushing(version=1), arrives_s=5.0) == pytest.approx(2.0), "it needs no new ones"
+    assert expiry_s(Pushing(longest_push_s=3.0), arrives_s=1e9) == pytest.approx(5.0, abs=0.6)
 
 
 async def test_clocks_start_again_when_work_was_lost() -> None:
