@@ -34,7 +34,7 @@ from forethought.errors import InvalidInput, Superseded, Unreachable
 from forethought.preflight import load_estimator
 from forethought.queue.interface import Broker
 from forethought.run.journal import Journal, audit, first_kept_batch
-from forethought.types import Replica, ScoredRollout, Task, attempt_of
+from forethought.types import Replica, ScoredRollout, Task
 from forethought.weights.snapshot import make_snapshot
 from trainer.admission.feed import TaskFeed
 from trainer.admission.replacement import Replacing
@@ -46,9 +46,10 @@ from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.metrics.depth_watch import DepthWatch
 from trainer.metrics.prometheus import PushMetrics, StepMetrics, TaskMetrics
 from trainer.metrics.step_counts import StepCounts, TaskCounts
-from trainer.metrics.step_log import MetricsLog, rollout_metrics
+from trainer.metrics.step_log import MetricsLog
 from trainer.metrics.step_watch import StepWatch
 from trainer.publisher import Publisher
+from trainer.step_values import step_values
 from trainer.train_step import StepReport, TrainStep
 
 log = logging.getLogger(__name__)
@@ -371,27 +372,12 @@ class ThinkingRun:
     def _values(
         self, batch: int, results: Sequence[ScoredRollout], report: StepReport
     ) -> dict[str, Any]:
-        result = report.result
-        failures = [r.failure for r in results if r.failure is not None]
         return {
             "batch": batch,
             "version": self._learner.version,
             "epoch": self._epoch,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "learning_rate": result.learning_rate,
-            "clipped_share": result.clipped_share,
-            "ratio_max": result.ratio_max,
-            "effective_sample_share": result.effective_sample_share,
-            "skipped": result.skipped,
-            **rollout_metrics(results, report.version),
-            **report.metrics,
+            **step_values(results, report),
             "tasks_admitted": self._work.num_admitted,
-            "tasks_trained": len(results) - len(failures),
-            "tasks_failed": len(failures),
-            "failed_share": len(failures) / len(results),
-            **({"failure": failures[0]} if failures else {}),
-            "tasks_replaced": sum(attempt_of(r.rollout.task.task_id) > 0 for r in results),
             "results_ignored": self._work.num_ignored,
             "results_refused": self._work.num_refused,
             "num_replicas": len(self._publisher.state()),
