@@ -1,7 +1,8 @@
 """A model that serves while newer weights arrive, as used in rollout and reward replicas.
 
 Design: one lock, held for a whole batch of work or for a flip, so that flips happen between batches and
-everything computed in a batch is of one version. The price is that a flip waits for the current batch; an
+everything computed in a batch is of one version. The price is that a flip waits for the current batch, but
+for no other: a second lock, held while waiting for the first, keeps the order of those who wait. An
 engine that switches inside a running request tracks its own version boundary instead.
 """
 
@@ -41,7 +42,7 @@ class ServedModel:
         self.name = name
         self._device = device
         self._fault = fault
-        self._lock = threading.Lock()
+        self._lock, self._next = threading.Lock(), threading.Lock()
         self._serving: Serving | None = None
 
     @property
@@ -75,8 +76,17 @@ class ServedModel:
         Raises:
             NotReady: no weights have arrived yet.
         """
-        with self._lock:
+        with self._turn():
             yield self.now
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._next:
+            self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def load(self, directory: Path, manifest: WeightManifest) -> None:
         """Flip to the verified snapshot in ``directory``. Blocking: call it off the event loop.
@@ -89,12 +99,12 @@ class ServedModel:
         """
         current = self._serving
         if current and current.manifest.model_files_sha256 == manifest.model_files_sha256:
-            with self._lock:
+            with self._turn():
                 apply_weights(current.language_model.model, directory / "model.safetensors")
                 self._serving = Serving(current.language_model, manifest)
             return
         fresh = load_language_model(directory, manifest.dtype, self._device)
         if self._fault and (reason := self._fault(fresh)):
             raise InvalidInput(reason)
-        with self._lock:
+        with self._turn():
             self._serving = Serving(fresh, manifest)

@@ -3,8 +3,9 @@
 Design: a push is staged as files in a new directory, and none of them is read before the last hash
 matches. Then the caller's ``apply`` switches atomically, and only its success changes the manifests this
 replica reports as held. Pushes are accepted one at a time. The price is one extra copy of the weights in
-the staging directory during a push (prefer memory, /dev/shm), and that a push waits for the previous
-one, which a stalled sender can hold up for at most ``idle_timeout_s``.
+the staging directory during a push (prefer memory, /dev/shm), a thread for writing it, so that it waits
+for no request, and that a push waits for the previous one, which a stalled sender can hold up for at most
+``idle_timeout_s``.
 
 After a push only its model files stay staged, so that later pushes can omit them.
 
@@ -24,6 +25,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -100,10 +102,12 @@ class WeightReceiver:
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._push_numbers = itertools.count()
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="weights")
         shutil.rmtree(self._root, ignore_errors=True)
 
     def close(self) -> None:
         """Remove the staging files; call it once no more pushes can arrive."""
+        self._writing.shutdown()
         shutil.rmtree(self._root, ignore_errors=True)
 
     async def wait_for_change(self) -> None:
@@ -191,13 +195,13 @@ class WeightReceiver:
         self, files: tuple[PushedFile, ...], chunks: AsyncIterator[bytes], directory: Path
     ) -> None:
         """Write the stream into ``directory`` and verify every size and hash."""
-        stream = _ExactStream(chunks, self._idle_timeout_s)
+        stream, loop = _ExactStream(chunks, self._idle_timeout_s), asyncio.get_running_loop()
         for file in files:
             digest = hashlib.sha256()
             with (directory / file.name).open("xb") as target:
                 async for part in stream.take(file):
                     # Hashing releases the GIL; the loop keeps renewing leases and answering probes.
-                    await asyncio.to_thread(_write, part, target, digest.update)
+                    await loop.run_in_executor(self._writing, _write, part, target, digest.update)
             if digest.hexdigest() != file.sha256:
                 raise InvalidInput(
                     f"{file.name} arrived damaged: sha256 {digest.hexdigest()[:12]}, expected "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -468,3 +470,18 @@ async def test_a_client_without_a_server_raises_unreachable(replica: FakeReplica
     await replica.grpc_server.stop()
     with pytest.raises(Unreachable, match=f"replica at {replica.address} answered UNAVAILABLE"):
         await replica.status()
+
+
+async def test_a_push_waits_for_no_other_thread(tmp_path: Path) -> None:
+    loop, free = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    other = loop.run_in_executor(None, free.wait)
+    async with (
+        serving(FakeReplica("rollout-a1", tmp_path)) as replica,
+        WeightsClient(replica.address, CHUNK_BYTES) as client,
+    ):
+        held = await client.push(snapshot_of(1), weights_only=False, timeout_s=5)
+        assert held.version == 1
+        assert not other.done()
+        free.set()
+        await other
