@@ -2,7 +2,8 @@
 
 Design: uvicorn's protocol for httptools, which has none of these bounds, with them added. A head may have
 64 KiB and ten seconds; a body has to keep arriving; past the limit on connections the one that has waited
-longest without a request makes room, so that a flood of idle ones does not keep out a probe. What cannot
+longest without a request makes room, so that a flood of idle ones does not keep out a probe. A client that
+does not take its replies is disconnected, because they are memory. What cannot
 be read is refused after the answers to earlier requests, and the connection is closed. The offer of another
 protocol (``Upgrade``) is ignored, as RFC 9110 permits: httptools stops at its head, and the body was then
 read as another request; a parser in its place reads on, from the same head without the offer. The price is
@@ -31,7 +32,8 @@ class Bounds:
     """The bounds of one server's connections.
 
     A request that has not arrived is looked at every ``tick_s``; it is refused at the second look in its
-    head, or at the second in a row that finds fewer than ``min_tick_bytes`` more of its body.
+    head, or at the second in a row that finds fewer than ``min_tick_bytes`` more of its body. A reply has
+    to be taken, down to what the connection buffers, within ``reply_s``.
 
     Example:
         ``Bounds(max_connections=128)``
@@ -41,6 +43,7 @@ class Bounds:
     max_head_bytes: int = 64 << 10
     tick_s: float = 5.0
     min_tick_bytes: int = 4096
+    reply_s: float = 60.0
     idle: dict[BoundedProtocol, None] = field(default_factory=dict)
     """The connections without a complete request, by when they became so."""
 
@@ -82,6 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(**kwargs)
         self._bounds = bounds
         self._timer: asyncio.TimerHandle | None = None
+        self._reply_timer: asyncio.TimerHandle | None = None
         self._num_ticks = 0  # since the request made progress
         self._num_bytes = self._num_bytes_at_tick = 0
         self._num_bytes_before = self._num_bytes_at_head = 0  # this read; the read of the last head
@@ -108,8 +112,25 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         super().connection_lost(exc)
+        self._end_reply_timer()
         self._bounds.idle.pop(self, None)
         self._unwatch()
+
+    def pause_writing(self) -> None:
+        """The client takes a reply more slowly than it is written."""
+        super().pause_writing()
+        self._end_reply_timer()
+        self._reply_timer = self.loop.call_later(self._bounds.reply_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has taken it."""
+        super().resume_writing()
+        self._end_reply_timer()
+
+    def _end_reply_timer(self) -> None:
+        if self._reply_timer is not None:
+            self._reply_timer.cancel()
+            self._reply_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Read on; uvicorn's own method, with the bounds."""

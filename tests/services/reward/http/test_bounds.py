@@ -155,6 +155,16 @@ async def test_a_slow_answer_is_waited_for(policy: ServedModel) -> None:
         assert await replies == [200]
 
 
+async def test_a_reply_has_to_be_taken(policy: ServedModel) -> None:
+    async with port_of("reward", policy, Bounds(reply_s=0.2)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.server.port, limit=1)
+        sending = asyncio.create_task(send_endlessly(writer, port.get() * 100))
+        with pytest.raises(ConnectionError):
+            await sending
+        assert await port.is_answered()
+        del reader
+
+
 @pytest.mark.parametrize("kind", PAGES)
 async def test_idle_connections_make_room(policy: ServedModel, kind: str) -> None:
     async with port_of(kind, policy, Bounds(max_connections=3)) as port, AsyncExitStack() as stack:
