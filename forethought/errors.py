@@ -140,7 +140,8 @@ _KIND_OF_NAME = {
 }
 _KIND_OF_HTTP: Mapping[int, type[ForethoughtError]] = {
     **{kind.http_status: kind for kind in _KINDS},
-    **dict.fromkeys((404, 405, 413, 422), InvalidInput),
+    **dict.fromkeys((404, 405, 422), InvalidInput),
+    413: TooLarge,
     409: Stale,
     503: NotReady,
 }

@@ -16,7 +16,7 @@ import grpc
 from forethought.auth import Bearer
 from forethought.clients.grpc_methods import METHODS, Method
 from forethought.clients.retrying import AttemptFailed, Request
-from forethought.errors import InvalidInput, Unreachable
+from forethought.errors import InvalidInput, TooLarge, Unreachable
 from forethought.rpc.channel import open_blocking_channel, open_channel
 from forethought.rpc.errors import error_of_call, read_trailers, retry_after_s
 from forethought.wire.codec import check_wire_version
@@ -27,6 +27,7 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
+_TOO_LARGE = "larger than max"
 _RETRYABLE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 
 
@@ -113,6 +114,9 @@ def _attempt_failed(address: str, timeout_s: float, error: Any) -> AttemptFailed
     if code == "UNIMPLEMENTED":
         message = f"{address} does not serve this ({details}); expected the address of a replica "
         return AttemptFailed(InvalidInput(message + "of the client's service"))
+    if code == "RESOURCE_EXHAUSTED" and _TOO_LARGE in details:  # gRPC itself: no use to retry
+        message = f"{address} accepts no message of this size ({details}); split the request"
+        return AttemptFailed(TooLarge(message))
     failure = error_of_call(error, details)
     if isinstance(failure, Unreachable):
         failure = Unreachable(f"cannot reach {address}: {details}; is the service running there?")

@@ -250,6 +250,8 @@ class ReplicaSection(Section):
     max_attempts: PositiveInt = 3  # attempts begun before a task is dead-lettered
     hang_timeout_s: Annotated[float, Field(ge=0)] = 600.0  # without progress on tasks; 0: no limit
     drain_s: PositiveFloat = 25.0  # on SIGTERM, for the batch in progress
+    max_message_bytes: Annotated[int, Field(ge=5 << 20)] = 8 << 20  # of a gRPC request
+    max_concurrent_calls: PositiveInt = 256  # of each gRPC service; more are refused
     deterministic: bool = False  # one task per forward pass, so shapes do not depend on timing
 
 
@@ -260,6 +262,9 @@ class RolloutSection(ReplicaSection):
     engine: Literal["torch", "vllm"] = "torch"
     max_batch_tasks: PositiveInt = 8  # received and sampled together
     max_batch_tokens: PositiveInt = 65_536  # of one decode batch, thoughts included; torch only
+    max_group_size: PositiveInt = 1024  # of a Generate request
+    max_request_tokens: PositiveInt = 1 << 20  # of a Generate request: every prefix and thought
+    max_waiting_tokens: PositiveInt = 4 << 20  # of all Generate requests; beyond that, refused
     keep_kv: bool = False  # vllm: in-flight thoughts keep their (stale) KV cache on new weights
     vllm: dict[str, Any] = Field(default_factory=dict)  # vLLM's engine arguments, passed through
 
@@ -273,6 +278,13 @@ class RewardSection(ReplicaSection):
     max_batch_tasks: PositiveInt = 16  # received and scored together
     max_batch_tokens: PositiveInt = 16_384  # padded tokens of one forward pass
     max_waiting_tokens: PositiveInt = 1_048_576  # of queued requests; beyond that they get 429
+    max_waiting_bytes: PositiveInt = 256 << 20  # of unanswered requests; beyond that they get 429
+    max_request_items: PositiveInt = 4096  # of score or match
+    max_request_thoughts: PositiveInt = 16_384  # over all items; or continuations
+    max_request_tokens: PositiveInt = 524_288  # over all rows of a request
+    max_text_characters: PositiveInt = 262_144  # of each text of a request
+    max_logits_bytes: PositiveInt = 4 << 30  # of one row, in float32
+    max_reply_bytes: PositiveInt = 32 << 20  # estimated before anything is computed
     policy_path: LocalPath = ""  # a model directory to serve standalone: no Redis, no run
     baseline_path: LocalPath = ""  # likewise, the baseline's; empty: the policy is used
     max_body_bytes: PositiveInt = 8 << 20  # of an HTTP request

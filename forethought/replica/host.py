@@ -95,6 +95,8 @@ class ReplicaHost:
             self._host,
             self._section.grpc_port,
             interceptors=[self._calls, GrpcGuard(self._guard)],
+            max_message_bytes=self._section.max_message_bytes,
+            max_concurrent_calls=self._section.max_concurrent_calls,
         )
         self._address = f"{self._advertised}:{grpc_server.port}"
         ops = self._ops_server(worker)

@@ -13,13 +13,9 @@ from typing import Any
 
 import grpc
 
-MESSAGE_OPTIONS = (
+_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-)
-
-_OPTIONS = (
-    *MESSAGE_OPTIONS,
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )

@@ -1,7 +1,9 @@
 """The gRPC server of a replica: its servicers, health and reflection on one port.
 
-Design: message sizes are unlimited in both directions, because the sender chooses the chunk size of a
-weight push. The price is that each servicer must bound its own requests.
+Design: what a caller sends is bounded before it is read: the bytes of a message (also of a compressed one,
+once it is decompressed), the calls of a service at a time, the streams of a connection, the time to open
+one. A message has room for a chunk of a weight push. Replies are bounded by what the servicers accept. The
+price is that a larger message is refused by gRPC itself, whose text does not name the setting.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from forethought.errors import InvalidInput
-from forethought.rpc.channel import MESSAGE_OPTIONS
+from forethought.rpc.concurrency import CallLimit
 
 _SERVER_OPTIONS = (
-    *MESSAGE_OPTIONS,
+    ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),  # fail on a port in use instead of silently sharing it
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 600_000),
 )
+MAX_MESSAGE_BYTES = 8 << 20
+MAX_CONCURRENT_CALLS = 256
 
 
 class Servicer(Protocol):
@@ -62,11 +68,14 @@ async def start_grpc_server(
     port: int,
     *,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    max_concurrent_calls: int = MAX_CONCURRENT_CALLS,
 ) -> GrpcServer:
     """Serve ``servicers``, gRPC health and reflection on ``host:port`` (0: any free port).
 
     Health reports NOT_SERVING until :meth:`GrpcServer.set_ready`. ``interceptors`` see every call,
-    including health checks.
+    including health checks. A larger message than ``max_message_bytes`` and more than
+    ``max_concurrent_calls`` of one service are refused with RESOURCE_EXHAUSTED.
 
     Raises:
         InvalidInput: cannot listen on the address.
@@ -74,7 +83,13 @@ async def start_grpc_server(
     # Imported here: one of the slower imports, and only servers reflect.
     from grpc_reflection.v1alpha import reflection
 
-    server = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=tuple(interceptors))
+    options = (
+        *_SERVER_OPTIONS,
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_concurrent_streams", 2 * max_concurrent_calls),
+    )
+    limit = CallLimit(max_concurrent_calls)
+    server = grpc.aio.server(options=options, interceptors=(*interceptors, limit))
     for servicer in servicers:
         servicer.add_to(server)
     health_servicer = health.aio.HealthServicer()
