@@ -21,6 +21,7 @@ from forethought.telemetry.metrics import process_registry
 from services.rollout.engine import Engine
 from services.rollout.grpc_server import RolloutServicer
 from services.rollout.handler import RolloutHandler, error_result
+from services.rollout.limits import GenerateLimits
 from services.rollout.metrics import MeasuredEngine, RolloutMetrics
 
 
@@ -44,7 +45,7 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
             engine.load,
             guard,
             registry,
-            servicers=[RolloutServicer(engine, replica_id)],
+            servicers=[RolloutServicer(engine, replica_id, _limits(section))],
         )
         consumer = broker.consumer(
             ConsumerOptions(
@@ -71,6 +72,12 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
     finally:
         await engine.close()
     return process.FAILED if is_lost else 0  # a supervisor restarts a failed replica
+
+
+def _limits(section: RolloutSection) -> GenerateLimits:
+    return GenerateLimits(
+        section.max_group_size, section.max_request_tokens, section.max_waiting_tokens
+    )
 
 
 def make_engine(

@@ -13,6 +13,7 @@ retry. A client that cancels, or whose deadline passes, cancels ``Engine.generat
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import grpc
@@ -30,21 +31,23 @@ from forethought.wire.codec import (
 from forethought.wire.packing import unpack_ids
 from forethought.wire.v1 import rollout_service_pb2, rollout_service_pb2_grpc
 from services.rollout.engine import Engine
+from services.rollout.limits import GenerateLimits, Waiting
+
+_BYTES_PER_ID = 4
 
 
 class RolloutServicer(rollout_service_pb2_grpc.RolloutsServicer):
-    """Serves ``forethought.wire.v1.Rollouts`` from an engine.
-
-    ``max_request_tokens`` limits how many tokens one request may sample: a short message could otherwise
-    request a million thoughts.
+    """Serves ``forethought.wire.v1.Rollouts`` from an engine, within ``limits``: a short message could
+    otherwise request a million thoughts.
     """
 
     service_name = rollout_service_pb2.DESCRIPTOR.services_by_name["Rollouts"].full_name
 
-    def __init__(self, engine: Engine, replica: str, max_request_tokens: int = 1 << 20) -> None:
+    def __init__(self, engine: Engine, replica: str, limits: GenerateLimits | None = None) -> None:
         self._engine = engine
         self._replica = replica
-        self._max_request_tokens = max_request_tokens
+        self._limits = limits or GenerateLimits()
+        self._waiting = Waiting(self._limits.max_waiting_tokens)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register this servicer."""
@@ -64,16 +67,21 @@ class RolloutServicer(rollout_service_pb2_grpc.RolloutsServicer):
     ) -> rollout_service_pb2.GenerateReply:
         check_wire_version(request.wire_version, "the client that requests thoughts")
         epoch = _epoch_served(self._engine.serving, request)
-        task = _task(request, epoch, self._max_request_tokens)
+        sampling = sampling_from_proto(request.sampling)
+        _check_sampling(sampling)
+        num_tokens = self._limits.check(_num_prefix_tokens(request), sampling)
+        task = _task(request, epoch, sampling)
         if reason := self._engine.refusal(task):
             raise InvalidInput(reason)
-        [rollout] = await self._engine.generate([task])
+        with self._waiting.counted(num_tokens):
+            [rollout] = await self._engine.generate([task])
         if rollout.error is not None:
             raise ForethoughtError(rollout.error)
         serving = self._engine.serving
         if serving is None or serving.epoch != epoch:
             raise NotReady("the run was restarted while sampling; retry the request")
-        return rollout_service_pb2.GenerateReply(
+        return await asyncio.to_thread(
+            rollout_service_pb2.GenerateReply,
             wire_version=WIRE_VERSION,
             thoughts=map(thought_to_proto, rollout.thoughts_KG[0]),
             epoch=epoch,
@@ -106,13 +114,15 @@ def _epoch_served(
     return serving.epoch
 
 
-def _task(
-    request: rollout_service_pb2.GenerateRequest, epoch: int, max_request_tokens: int
-) -> Task:
+def _num_prefix_tokens(request: rollout_service_pb2.GenerateRequest) -> int:
+    """The tokens before a thought, counted without unpacking them."""
+    prompting = request.prompting
+    packed = (request.prefix_ids, request.context_ids, prompting.head_ids, prompting.bridge_ids)
+    return sum(map(len, packed)) // _BYTES_PER_ID
+
+
+def _task(request: rollout_service_pb2.GenerateRequest, epoch: int, sampling: Sampling) -> Task:
     context_ids, prompting = _branch(request)
-    sampling = sampling_from_proto(request.sampling)
-    _check_sampling(sampling)
-    _check_size(sampling, max_request_tokens)
     return Task(
         task_id=0,
         epoch=epoch,
@@ -158,13 +168,4 @@ def _check_sampling(sampling: Sampling) -> None:
         raise InvalidInput(
             f"got temperature {sampling.temperature}; expected a finite number above 0; "
             "for nearly greedy sampling use 0.01"
-        )
-
-
-def _check_size(sampling: Sampling, max_request_tokens: int) -> None:
-    num_tokens = sampling.group_size * sampling.max_response_tokens
-    if num_tokens > max_request_tokens:
-        raise InvalidInput(
-            f"got a request for {sampling.group_size} thoughts of {sampling.max_response_tokens} "
-            f"tokens; expected at most {max_request_tokens} tokens in all; split it into several"
         )

@@ -1,7 +1,9 @@
 """The embedded engine: transformers in this process, for laptops, tests and small GPUs.
 
-Design: a batch of tasks is decoded by one version from its first token to its last, so every thought
-has exactly one version span; a flip waits for the current batch. vLLM switches inside a request.
+Design: a batch is decoded by one version from its first token to its last, so every thought has exactly
+one version span; a flip waits for the current batch. vLLM switches inside a request. A task that is larger
+than a batch is decoded in several, so that other callers take turns with it. The price is that the thoughts
+of such a task may be of several versions, as they may be with vLLM.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-from forethought.compute.decode_batches import sample_within
+from forethought.compute.decode_batches import decode_batches, sample_within
 from forethought.compute.device_failures import device_failures
+from forethought.compute.model import LanguageModel
 from forethought.compute.rows import token_budget_batches
-from forethought.compute.sampling import Sample
+from forethought.compute.sampling import Sample, SampleRequest
 from forethought.compute.served_model import ServedModel, Serving
-from forethought.scatter import compute_flat
+from forethought.errors import NotReady
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
 from services.rollout.tasks import (
     ThoughtsKG,
@@ -71,18 +73,19 @@ class TorchEngine:
             EngineLost: the GPU failed.
             MemoryError: these tasks do not fit into its memory together.
         """
-        loop, is_over = asyncio.get_running_loop(), threading.Event()
+        serving, tasks, is_over = self._served.now, list(tasks), threading.Event()
+        faults = [_fault(task, serving) for task in tasks]
+        valid = [task for task, reason in zip(tasks, faults, strict=True) if reason is None]
 
         def is_cancelled() -> bool:
             self._on_progress()
             return is_over.is_set()
 
         try:
-            return await loop.run_in_executor(
-                self._compute, self._generate, list(tasks), is_cancelled
-            )
+            sampled = await self._sample(valid, serving.language_model, is_cancelled)
         finally:
             is_over.set()
+        return rollouts_of(tasks, faults, lambda _: sampled, self._replica)
 
     def refusal(self, task: Task) -> str | None:
         """Why the policy currently served cannot serve this task."""
@@ -92,32 +95,54 @@ class TorchEngine:
         """Finish the current batch and stop the compute thread."""
         await asyncio.to_thread(self._compute.shutdown)
 
-    def _generate(self, tasks: list[Task], is_cancelled: Callable[[], bool]) -> list[Rollout]:
-        with device_failures(), self._served.hold() as serving:
-            faults = [_fault(task, serving) for task in tasks]
-            sample_tasks = partial(self._sample, serving, is_cancelled)
-            return rollouts_of(tasks, faults, sample_tasks, self._replica)
-
-    def _sample(
-        self, serving: Serving, is_cancelled: Callable[[], bool], tasks: list[Task]
+    async def _sample(
+        self, tasks: list[Task], model: LanguageModel, is_cancelled: Callable[[], bool]
     ) -> list[ThoughtsKG]:
         """Thoughts of every task, [K][G] each."""
         results: list[ThoughtsKG] = [()] * len(tasks)
-        model, version = serving.language_model.model, serving.manifest.version
-        sample_all = partial(
-            sample_within,
-            model,
-            max_batch_tokens=self._max_batch_tokens,
-            is_cancelled=is_cancelled,
-        )
         for indices in self._batches(tasks):
-            requests_K = [sample_requests(tasks[i]) for i in indices]
-            for i, samples_KG in zip(indices, compute_flat(requests_K, sample_all), strict=True):
-                results[i] = tuple(
-                    tuple(_thought(drawn, version) for drawn in samples_G)
-                    for samples_G in samples_KG
-                )
+            batch = [tasks[index] for index in indices]
+            sampled = await self._sample_batch(batch, model, is_cancelled)
+            for index, thoughts_KG in zip(indices, sampled, strict=True):
+                results[index] = thoughts_KG
         return results
+
+    async def _sample_batch(
+        self, tasks: list[Task], model: LanguageModel, is_cancelled: Callable[[], bool]
+    ) -> list[ThoughtsKG]:
+        """Thoughts of tasks that are decoded together, or of one in turns."""
+        loop = asyncio.get_running_loop()
+        requests = [request for task in tasks for request in sample_requests(task)]
+        drawn: list[Thought] = []
+        for turn in decode_batches(requests, self._max_batch_tokens):
+            pieces = [request for _, request in turn]
+            drawn += await loop.run_in_executor(
+                self._compute, self._draw, pieces, model, is_cancelled
+            )
+        thoughts = iter(drawn)
+        return [
+            tuple(
+                tuple(next(thoughts) for _ in range(task.sampling.group_size))
+                for _ in task.positions_K
+            )
+            for task in tasks
+        ]
+
+    def _draw(
+        self,
+        requests: list[SampleRequest],
+        model: LanguageModel,
+        is_cancelled: Callable[[], bool],
+    ) -> list[Thought]:
+        """Thoughts of all requests, one after the other. On the compute thread."""
+        with device_failures(), self._served.hold() as serving:
+            if serving.language_model is not model:
+                raise NotReady("the model was replaced while sampling; expected one: retry")
+            groups = sample_within(
+                model.model, requests, self._max_batch_tokens, is_cancelled=is_cancelled
+            )
+            version = serving.manifest.version
+        return [_thought(drawn, version) for samples_G in groups for drawn in samples_G]
 
     def _batches(self, tasks: list[Task]) -> Iterator[list[int]]:
         if self._deterministic:

@@ -18,7 +18,14 @@ from forethought.clients import AsyncRolloutClient, Generated, Retries
 from forethought.clients.grpc_methods import METHODS
 from forethought.clients.rollout_requests import GenerateRequest
 from forethought.config.sections import RolloutSection
-from forethought.errors import ForethoughtError, InvalidInput, NotReady, Stale, Unreachable
+from forethought.errors import (
+    ForethoughtError,
+    InvalidInput,
+    NotReady,
+    Overloaded,
+    Stale,
+    Unreachable,
+)
 from forethought.queue.interface import ConsumerOptions, Stage
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.replica.host import ReplicaHost
@@ -28,6 +35,7 @@ from forethought.wire.v1 import rollout_service_pb2 as pb
 from forethought.wire.v1.rollout_service_pb2_grpc import RolloutsStub
 from services.rollout.grpc_server import RolloutServicer
 from services.rollout.handler import RolloutHandler, error_result
+from services.rollout.limits import GenerateLimits
 from services.rollout.torch_engine import TorchEngine
 from tests import tiny
 from tests.endpoints import grpc_endpoint, plain_logprobs
@@ -169,7 +177,19 @@ BAD: dict[str, dict[str, Any]] = {
     "token id 999": {"prefix_ids": (999,)},
     "tokens in all; split it into several": {
         "prefix_ids": PREFIX,
-        "sampling": Sampling(1 << 18, 8),
+        "sampling": Sampling(1000, 2000),
+    },
+    "got group_size 32768; expected at most 1024": {
+        "prefix_ids": PREFIX,
+        "sampling": Sampling(1 << 15, 1),
+    },
+    "got 1025 stop tokens; expected at most 1024": {
+        "prefix_ids": PREFIX,
+        "sampling": Sampling(2, 8, stop_ids=tuple(range(1025))),
+    },
+    "1000 thoughts of 1508 tokens with their prefix": {
+        "prefix_ids": (7,) * 1500,
+        "sampling": Sampling(1000, 8),
     },
     "the model takes": {"prefix_ids": PREFIX * tiny.MAX_LENGTH_TOKENS},
     "prefix_ids holds -1; expected token ids": {"prefix_ids": (-1,)},
@@ -343,3 +363,21 @@ def test_a_request_survives_the_wire(seed: int) -> None:
     assert (again, again.seed, again.min_version) == (request, seed, 3)
     assert not again.HasField("epoch")
     assert METHODS["Generate"].encode(replace(body, epoch=0)).HasField("epoch")
+
+
+async def test_requests_in_progress_are_limited_together() -> None:
+    engine, limits = HangingEngine(), GenerateLimits(max_waiting_tokens=100)
+    async with (
+        grpc_endpoint(RolloutServicer(engine, "r", limits)) as address,
+        AsyncRolloutClient(f"grpc://{address}", retries=ONCE) as client,
+    ):
+        asking = asyncio.create_task(client.generate(SAMPLING, prefix_ids=PREFIX))
+        await until(lambda: engine.num_waiting == 1)
+        with pytest.raises(Overloaded, match="for 60 tokens are in progress and this one adds 60"):
+            await client.generate(SAMPLING, prefix_ids=PREFIX)
+        asking.cancel()
+        await until(lambda: engine.num_waiting == 0)
+        asking = asyncio.create_task(client.generate(SAMPLING, prefix_ids=PREFIX))
+        await until(lambda: engine.num_waiting == 1)
+        asking.cancel()
+        await asyncio.wait((asking,))
