@@ -126,7 +126,8 @@ def app_over(scorer: Any) -> Any:
     from forethought import objectives
     from forethought.auth import Guard
     from services.reward.http.server import RewardApp
-    from services.reward.service import Limits, RewardService
+    from services.reward.limits import Limits
+    from services.reward.service import RewardService
 
     service = RewardService(
         scorer,

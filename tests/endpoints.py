@@ -25,8 +25,9 @@ from forethought.telemetry.ops import EmbeddedHttpServer
 from services.reward.grpc_server import RewardServicer
 from services.reward.http.fast_path import RewardProtocol
 from services.reward.http.server import RewardApp
+from services.reward.limits import Limits
 from services.reward.scoring import Scorer
-from services.reward.service import Limits, RewardService
+from services.reward.service import RewardService
 from tests.tiny import CLOSE_ID, OPEN_ID, THINK_CLOSE, THINK_OPEN, build_tokenizer
 
 OPEN = Guard(is_open=True)

@@ -147,6 +147,7 @@ def make_scorer(
         ServedModel("baseline", section.device) if has_baseline else None,
         section.max_batch_tokens,
         section.deterministic,
+        max_logits_bytes=section.max_logits_bytes,
         objectives=loaded,
         objective_folder=settings.objective.folder,
         replica=replica_id,
@@ -157,7 +158,8 @@ def make_service(
     settings: Settings, scorer: Scorer, loaded: dict[str, objectives.Objective]
 ) -> RewardService:
     """The core that HTTP and gRPC share."""
-    from services.reward.service import Limits, RewardService
+    from services.reward.limits import Limits
+    from services.reward.service import RewardService
 
     section = settings.reward
     return RewardService(
@@ -168,6 +170,12 @@ def make_service(
         limits=Limits(
             section.max_batch_tokens,
             section.max_waiting_tokens,
+            section.max_waiting_bytes,
+            section.max_request_tokens,
+            section.max_request_items,
+            section.max_request_thoughts,
+            section.max_text_characters,
+            section.max_reply_bytes,
             one_at_a_time=section.deterministic,
         ),
     )

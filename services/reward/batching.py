@@ -3,8 +3,9 @@
 Design: no batching delay. While the thread is busy, requests queue up; when it is free, it takes from the
 head of the queue as many pieces as fit the token budget, in FIFO order. A request larger than the budget
 is split into pieces and enqueues one at a time, so a large request shares the thread with small ones
-instead of blocking them. The price is that the composition of a batch depends on timing (results must not,
-and tests check that they agree within 1e-5) and that the pieces of one request may see two weight
+instead of blocking them; and requests of several pieces may fill only half of the queue, so that the
+other half is left to small ones. The price is that the composition of a batch depends on timing (results
+must not, and tests check that they agree within 1e-5) and that the pieces of one request may see two weight
 versions; each result carries its own.
 
     loop      consumes        produces   waits for         unblocked by
@@ -59,7 +60,8 @@ class Batcher(Generic[J, R]):
     Args:
         run: computes a batch, one result per job in order; never called concurrently.
         max_batch_tokens: token budget of one batch; a larger job forms a batch by itself.
-        max_waiting_tokens: requests that would exceed it are refused, unless nothing is waiting.
+        max_waiting_tokens: requests that would exceed it are refused, unless nothing is waiting; half of
+            it for a request that is larger than a batch.
         one_at_a_time: never two jobs in a batch, so that shapes do not depend on timing.
         clock: monotonic seconds.
 
@@ -126,7 +128,9 @@ class Batcher(Generic[J, R]):
 
     def _admit(self, num_tokens: int) -> None:
         waiting = self.num_waiting_tokens
-        excess = waiting + num_tokens - self._max_waiting_tokens
+        is_large = num_tokens > self._max_batch_tokens
+        expected = self._max_waiting_tokens // 2 if is_large else self._max_waiting_tokens
+        excess = waiting + num_tokens - expected
         if not waiting or excess <= 0:
             return
         self.num_refused += 1
@@ -134,7 +138,8 @@ class Batcher(Generic[J, R]):
         retry_s = max(1, min(_MAX_RETRY_S, math.ceil(wait_s)))
         raise Overloaded(
             f"{waiting} tokens are waiting and the request adds {num_tokens}; expected at most "
-            f"{self._max_waiting_tokens} in total; retry in {retry_s} s",
+            f"{expected} in total{' for a request of several batches' if is_large else ''}; retry in "
+            f"{retry_s} s",
             retry_after_s=retry_s,
         )
 

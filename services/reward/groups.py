@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import TypeAlias
 
 from forethought.compute.logprob import Continuation
@@ -20,6 +21,8 @@ from forethought.errors import ForethoughtError
 from forethought.objectives import Objective
 from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 from forethought.types import Prompting, Thought
+
+_BYTES_PER_LOGIT = 4  # float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,44 @@ class GroupQuery:
     @property
     def num_tokens(self) -> int:
         """Tokens over all branches; a cheap upper bound on the work."""
-        p = self.prompting
-        shared = len(self.context_ids_N) + len(self.target_ids_H)
-        around = shared + p.num_thinking_tokens
+        around = self._num_around_tokens
         thoughts = sum(around + len(thought.token_ids_L) for thought in self.thoughts_G)
-        return thoughts + shared + len(p.no_think_head_ids)
+        return thoughts + self._num_no_think_tokens
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest branch."""
+        longest = max((len(thought.token_ids_L) for thought in self.thoughts_G), default=0)
+        return max(self._num_around_tokens + longest, self._num_no_think_tokens)
+
+    def parts(self, max_tokens: int) -> list[GroupQuery]:
+        """The group in parts of consecutive thoughts, each within ``max_tokens`` or of one thought."""
+        starts, left = [0], max_tokens - self._num_no_think_tokens
+        for index, thought in enumerate(self.thoughts_G):
+            cost = self._num_around_tokens + len(thought.token_ids_L)
+            left -= cost
+            if left < 0 and index > starts[-1]:
+                starts.append(index)
+                left = max_tokens - self._num_no_think_tokens - cost
+        return [
+            replace(
+                self,
+                thoughts_G=self.thoughts_G[start:end],
+                predictions_G=self.predictions_G[start:end],
+            )
+            for start, end in pairwise((*starts, len(self.thoughts_G)))
+        ]
+
+    @property
+    def _num_around_tokens(self) -> int:
+        """Tokens of a thinking branch without its thought."""
+        shared = len(self.context_ids_N) + len(self.target_ids_H)
+        return shared + self.prompting.num_thinking_tokens
+
+    @property
+    def _num_no_think_tokens(self) -> int:
+        shared = len(self.context_ids_N) + len(self.target_ids_H)
+        return shared + len(self.prompting.no_think_head_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +115,11 @@ class GroupLikelihoods:
     policy_version: int
     baseline_version: int
     prediction_logprobs_G: tuple[float, ...] = ()
+
+    @property
+    def versions(self) -> tuple[int, int, int]:
+        """Epoch, policy version and baseline version."""
+        return self.epoch, self.policy_version, self.baseline_version
 
 
 GroupOutcome: TypeAlias = GroupLikelihoods | ForethoughtError
@@ -130,7 +171,7 @@ def baseline_branches(query: GroupQuery) -> list[Continuation]:
     return [no_think_branch(query)] if query.wants_target else []
 
 
-def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
+def fault_of(query: GroupQuery, held: HeldModels, max_logits_bytes: int) -> str | None:
     """Why this group cannot be scored, or None; the rest of its batch is scored regardless."""
     prompting = query.prompting
     if not query.target_ids_H or not query.thoughts_G or not query.context_ids_N:
@@ -148,7 +189,23 @@ def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
     for branch in policy_branches(query):
         if fault := branch_fault(branch, held.policy.language_model):
             return fault
-    return branch_fault(no_think_branch(query), held.baseline.language_model)
+    plain, baseline = no_think_branch(query), held.baseline.language_model
+    num_predicted = len(query.target_ids_H)
+    return branch_fault(plain, baseline) or logits_fault(num_predicted, baseline, max_logits_bytes)
+
+
+def logits_fault(
+    num_predicted: int, language_model: LanguageModel, max_logits_bytes: int
+) -> str | None:
+    """Why the logits of ``num_predicted`` tokens of one row are too many to compute at once, or None."""
+    vocabulary = language_model.vocabulary
+    num_bytes = num_predicted * vocabulary * _BYTES_PER_LOGIT
+    if num_bytes <= max_logits_bytes:
+        return None
+    return (
+        f"predicting {num_predicted} tokens of one row takes {num_bytes} bytes of logits; expected at "
+        f"most {max_logits_bytes}; send fewer tokens at a time, or raise reward.max_logits_bytes"
+    )
 
 
 def branch_fault(branch: Continuation, language_model: LanguageModel) -> str | None:
@@ -194,6 +251,17 @@ def likelihoods_of(
         baseline_version=baseline.version,
         prediction_logprobs_G=tuple(
             -math.inf if first_id is None else next(predicted) for first_id in query.first_ids_G
+        ),
+    )
+
+
+def joined(parts: Sequence[GroupLikelihoods]) -> GroupLikelihoods:
+    """The likelihoods of a group from those of its parts, which are of the same versions."""
+    return replace(
+        parts[0],
+        policy_logprobs_G=tuple(chain.from_iterable(part.policy_logprobs_G for part in parts)),
+        prediction_logprobs_G=tuple(
+            chain.from_iterable(part.prediction_logprobs_G for part in parts)
         ),
     )
 

@@ -37,6 +37,17 @@ class ScoreJob:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupPartJob:
+    """Some thoughts of a group that is too large for one batch; it is rewarded as a whole afterwards.
+
+    Example:
+        ``GroupPartJob(replace(query, thoughts_G=query.thoughts_G[:8]))``
+    """
+
+    part: GroupQuery
+
+
+@dataclass(frozen=True, slots=True)
 class LogprobsJob:
     """Continuations to score by one model, "policy" or "baseline".
 
@@ -96,9 +107,13 @@ class EntropyResult:
     manifest: WeightManifest
 
 
-Job: TypeAlias = ScoreJob | LogprobsJob | EntropyJob
+Job: TypeAlias = ScoreJob | GroupPartJob | LogprobsJob | EntropyJob
 Result: TypeAlias = (
-    tuple[ScoredGroup | ForethoughtError, ...] | LogprobsResult | EntropyResult | ForethoughtError
+    tuple[ScoredGroup | ForethoughtError, ...]
+    | tuple[GroupOutcome]
+    | LogprobsResult
+    | EntropyResult
+    | ForethoughtError
 )
 """A job's result, or its error."""
 
@@ -110,10 +125,14 @@ def run_jobs(scorer: Scorer, jobs: Sequence[Job]) -> list[Result]:
         NotReady: a requested model has no weights yet.
     """
     score = {i: job for i, job in enumerate(jobs) if isinstance(job, ScoreJob)}
+    parts = {i: job for i, job in enumerate(jobs) if isinstance(job, GroupPartJob)}
     entropy = {i: job for i, job in enumerate(jobs) if isinstance(job, EntropyJob)}
     results: dict[int, Result] = {}
     if score:
         results |= zip(score, _score(scorer, list(score.values())), strict=True)
+    if parts:
+        outcomes = scorer.score_groups([job.part for job in parts.values()])
+        results |= zip(parts, ((outcome,) for outcome in outcomes), strict=True)
     if entropy:
         results |= zip(entropy, _entropies(scorer, list(entropy.values())), strict=True)
     logprobs = {i: job for i, job in enumerate(jobs) if isinstance(job, LogprobsJob)}
@@ -127,26 +146,28 @@ def _score(scorer: Scorer, jobs: list[ScoreJob]) -> list[Result]:
     outcomes = compute_flat([job.queries for job in jobs], scorer.score_groups)
     return [
         tuple(
-            _reward(job, query, outcome, scorer.decode)
+            reward(job.objective, job.estimator, query, outcome, scorer.decode)
             for query, outcome in zip(job.queries, outcomes_of_job, strict=True)
         )
         for job, outcomes_of_job in zip(jobs, outcomes, strict=True)
     ]
 
 
-def _reward(
-    job: ScoreJob,
+def reward(
+    objective: Objective,
+    estimator: Estimator,
     query: GroupQuery,
     outcome: GroupOutcome,
     decode: Callable[[Sequence[int]], str],
 ) -> ScoredGroup | ForethoughtError:
+    """Rewards and advantages of a whole group from its likelihoods; their error if there is one."""
     if isinstance(outcome, ForethoughtError):
         return outcome
     try:
-        rewards_G = rewards_of(job.objective, query, outcome, decode)
+        rewards_G = rewards_of(objective, query, outcome, decode)
     except ForethoughtError as error:
         return error
-    (advantages_G,) = job.estimator.advantages([rewards_G])
+    (advantages_G,) = estimator.advantages([rewards_G])
     return ScoredGroup(outcome, rewards_G, tuple(advantages_G))
 
 

@@ -31,10 +31,10 @@ KINDS = ("byte_prefix", "exact", "numeric")
 
 _MAX_CHARACTERS = 1000
 _NUMBER = re.compile(
-    r"(?P<sign>[+\-\u2212]?)\s*"
-    r"(?:(?P<upper>[0-9]+)\s*/\s*(?P<lower>[0-9]+)"
+    r"(?P<sign>[+\-\u2212]?)\s*+"
+    r"(?:(?P<upper>[0-9]++)\s*+/\s*+(?P<lower>[0-9]++)"
     r"|(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.(?P<part>[0-9]*))?(?:[eE](?P<power>[+-]?[0-9]{1,3}))?)"
-    r"\s*(?P<percent>%?)"
+    r"\s*+(?P<percent>%?)"
 )
 
 

@@ -54,6 +54,7 @@ from services.reward.groups import (
     branch_fault,
     fault_of,
     likelihoods_of,
+    logits_fault,
     policy_branches,
     predictions_of,
 )
@@ -75,6 +76,7 @@ class Scorer:
         policy: the served policy.
         baseline: the served baseline, or None: the policy scores the no-think branch too.
         max_batch_tokens: padded tokens of one forward pass.
+        max_logits_bytes: of the logits of one row in float32; a row with more is refused.
         deterministic: score one group (or one rollout) at a time, so that shapes never depend on
             timing.
         objectives: the names loaded at start; rollouts that name others are refused.
@@ -89,6 +91,7 @@ class Scorer:
         max_batch_tokens: int,
         deterministic: bool = False,
         *,
+        max_logits_bytes: int = 4 << 30,
         objectives: Collection[str] = (),
         objective_folder: str = "",
         replica: str = "",
@@ -96,6 +99,7 @@ class Scorer:
         self.policy = policy
         self.baseline = None if baseline is policy else baseline
         self._max_batch_tokens = max_batch_tokens
+        self._max_logits_bytes = max_logits_bytes
         self._deterministic = deterministic
         self._objective_names = frozenset(objectives)
         self._objective_folder = objective_folder
@@ -178,7 +182,8 @@ class Scorer:
         """
         with self._served(name).hold() as serving:
             errors = [
-                _refusal(*(branch_fault(c, serving.language_model) for c in job)) for job in jobs
+                _refusal(*(self._fault(c, len(c.continuation_ids), serving) for c in job))
+                for job in jobs
             ]
             score = partial(
                 score_continuations,
@@ -200,13 +205,19 @@ class Scorer:
         """
         with self.policy.hold() as serving:
             errors = [
-                _refusal(branch_fault(Continuation(q.token_ids_N, ()), serving.language_model))
+                _refusal(self._fault(Continuation(q.token_ids_N, ()), len(q.token_ids_N), serving))
                 for q in queries
             ]
             compute = partial(
                 entropies, serving.language_model.model, max_batch_tokens=self._max_batch_tokens
             )
             return compute_valid(queries, errors, compute), serving.manifest
+
+    def _fault(self, branch: Continuation, num_predicted: int, serving: Serving) -> str | None:
+        model = serving.language_model
+        return branch_fault(branch, model) or logits_fault(
+            num_predicted, model, self._max_logits_bytes
+        )
 
     def _served(self, name: str) -> ServedModel:
         if name not in self.models:
@@ -235,7 +246,7 @@ class Scorer:
             yield HeldModels(policy, baseline)
 
     def _score(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[GroupOutcome]:
-        errors = [_refusal(fault_of(query, held)) for query in queries]
+        errors = [_refusal(fault_of(query, held, self._max_logits_bytes)) for query in queries]
         return compute_valid(queries, errors, lambda valid: self._score_valid(valid, held))
 
     def _score_valid(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[GroupOutcome]:

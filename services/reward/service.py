@@ -1,28 +1,27 @@
 """The transport-independent core: HTTP and gRPC call these methods and only translate.
 
 Design: methods take plain JSON values (dicts, lists or tuples, strings, numbers), validate them here, and
-return typed dicts, which HTTP writes as is and gRPC reads by key. Parsing (validation, tokenisation) runs
-on the event loop when the request is small and in a helper thread when it is large; computing is a job in
-the batcher's queue. The price is that a request is tokenised by the tokenizer served when it arrives: if
+return typed dicts, which HTTP writes as is and gRPC reads by key. A request is checked against the limits
+before each of its costs: it is counted, then tokenised (:mod:`services.reward.conversions`), then queued
+as jobs of the batcher. The price is that a request is tokenised by the tokenizer served when it arrives: if
 weights with a *different* tokenizer replace it before the job runs, ids of the old one are scored. All
 weights of one run share one tokenizer.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from forethought import estimators
 from forethought.compute.entropy import EntropyQuery
 from forethought.compute.logprob import Continuation
-from forethought.errors import ForethoughtError, InvalidInput, NotReady, TooLarge
+from forethought.errors import ForethoughtError, InvalidInput
 from forethought.objectives import Objective
 from forethought.scatter import compute_valid
 from services.reward import match
 from services.reward.batching import Batcher, Piece
+from services.reward.conversions import Conversions
 from services.reward.groups import GroupQuery
 from services.reward.jobs import (
     EntropyJob,
@@ -31,10 +30,11 @@ from services.reward.jobs import (
     LogprobsJob,
     LogprobsResult,
     Result,
-    ScoredGroup,
-    ScoreJob,
     run_jobs,
 )
+from services.reward.limits import Limits, num_thoughts
+from services.reward.memory import BodyMemory
+from services.reward.pieces import MAX_FLIPS, GroupScoring, results_of, runs, weights_changed
 from services.reward.reading import (
     check_item,
     item_id,
@@ -66,37 +66,14 @@ from services.reward.replies import (
 from services.reward.scoring import Scorer
 from services.reward.tokens import TokenizerFacts
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_MAX_FLIPS = 3  # weight swaps during one request of several pieces
-_LARGE_UNITS = 32_768  # characters or ids; parsing fewer takes about a millisecond
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Load limits of one service, in tokens.
-
-    ``max_batch_tokens`` bounds one batch. ``max_request_tokens`` bounds all branches of one request: a
-    short body could otherwise demand a long context times a million thoughts. ``max_waiting_tokens``
-    bounds all admitted requests together. ``one_at_a_time`` never puts two jobs in a batch.
-
-    Example:
-        ``Limits(max_batch_tokens=16_384, max_waiting_tokens=1 << 20)``
-    """
-
-    max_batch_tokens: int
-    max_waiting_tokens: int = 1 << 20
-    max_request_tokens: int = 1 << 22
-    one_at_a_time: bool = False
-
 
 class RewardService:
     """Scores, log-probs, matches and entropies for any number of concurrent callers.
 
-    A request raises InvalidInput (it is invalid), NotReady (no weights yet), Overloaded (too many tokens
-    are queued) or ForethoughtError (a result is not finite); cancelling a call removes its work from the
-    queue. All methods run on one event loop.
+    A request raises InvalidInput (it is invalid), TooLarge (over a limit), NotReady (no weights yet),
+    Overloaded (too many tokens are queued) or ForethoughtError (a result is not finite); cancelling a call
+    removes its work from the queue. All methods run on one event loop. ``conversions`` and ``memory`` are
+    for what HTTP and gRPC do before and after a call.
 
     Example:
         ``answer = await service.score("rlp", [{"context": "3+4=", "target": "7", "thoughts": ["a"]}])``
@@ -115,7 +92,8 @@ class RewardService:
         self._objectives = dict(objectives)
         self._estimators = {name: estimators.load(o.estimator) for name, o in objectives.items()}
         self._markers = (think_open, think_close)
-        self._limits = limits
+        self.limits = limits
+        self.conversions, self.memory = Conversions(), BodyMemory(limits.max_waiting_bytes)
         self._facts: TokenizerFacts | None = None
         self.batcher: Batcher[Job, Result] = Batcher(
             self._compute,
@@ -123,6 +101,7 @@ class RewardService:
             limits.max_waiting_tokens,
             limits.one_at_a_time,
         )
+        self._groups = GroupScoring(scorer, self.batcher, limits.max_batch_tokens)
 
     async def score(
         self, objective: Any, items: Any, *, num_body_bytes: int | None = None
@@ -134,12 +113,12 @@ class RewardService:
         """
         name = self._known_objective(objective)
         raw = read_items(items)
+        self.limits.check_items(len(raw))
+        self.limits.check_thoughts(sum(map(num_thoughts, raw)))
         size = num_units(raw) if num_body_bytes is None else num_body_bytes
-        queries = await self._read(size, self._read_queries, name, raw)
+        queries = await self._read_queries(size, name, raw)
         valid = [query for query in queries if isinstance(query, GroupQuery)]
-        costs = [query.num_tokens for query in valid]
-        self._check_size(sum(costs))
-        scored = await self._score(name, valid, costs)
+        scored = await self._groups.score(valid, self._objectives[name], self._estimators[name])
         errors = [query if isinstance(query, ForethoughtError) else None for query in queries]
         outcomes = compute_valid(queries, errors, lambda _: scored)
         return {"items": [score_answer(i, o) for i, o in zip(raw, outcomes, strict=True)]}
@@ -154,13 +133,12 @@ class RewardService:
         """
         name = read_choice(model, "model", ("policy", "baseline"))
         item = {"prefix": prefix, "prefix_ids": prefix_ids}
-        size = num_units(item) + num_units(continuations)
-        queries = await self._read(size, self._read_continuations, item, continuations)
+        queries = await self._read_continuations(item, continuations)
         costs = [len(q.prefix_ids) + len(q.continuation_ids) for q in queries]
-        self._check_size(sum(costs))
+        self.limits.check_reply(sum(len(q.continuation_ids) for q in queries))
         pieces: list[Piece[Job]] = [
             Piece(LogprobsJob(name, tuple(queries[i] for i in part)), sum(costs[i] for i in part))
-            for part in _parts(costs, self._limits.max_batch_tokens)
+            for part in runs(costs, self.limits.max_batch_tokens)
         ]
         results = await self._of_one_version(pieces)
         scored = [scored for result in results for scored in result.scored]
@@ -186,7 +164,11 @@ class RewardService:
         """
         name = read_choice(kind, "kind", match.KINDS)
         raw = read_items(items)
-        return {"items": await self._read(num_units(raw), self._matches, name, raw)}
+        self.limits.check_items(len(raw))
+        matched = await self.conversions.map(
+            num_units(raw), lambda item: self._match(name, item), raw
+        )
+        return {"items": matched}
 
     async def entropy(
         self, *, text: Any = None, token_ids: Any = None, top_k: Any = 16, renormalise: Any = False
@@ -197,18 +179,20 @@ class RewardService:
         """
         k, flag = read_positive(top_k, "top_k"), read_flag(renormalise, "renormalise")
         item = {"text": text, "token_ids": token_ids}
-        found = await self._read(
+        found = await self.conversions.run(
             num_units(item),
-            lambda: text_or_ids(item, "text", self._tokenizer().tokenizer, "token_ids"),
+            lambda: text_or_ids(item, "text", self._tokenizer().bounded, "token_ids"),
         )
         if len(found) < 2:
             raise InvalidInput(
                 "got 1 token; expected at least 2, because an entropy is that of predicting a token "
                 "from those before it"
             )
-        self._check_size(len(found))
+        self.limits.check_row(len(found))
+        self.limits.check_tokens(len(found))
+        self.limits.check_reply(len(found))
         pieces: list[Piece[Job]] = [Piece(EntropyJob(EntropyQuery(found, k, flag)), len(found))]
-        (result,) = [cast(EntropyResult, r) for r in await self._results(pieces)]
+        (result,) = [cast(EntropyResult, r) for r in await results_of(self.batcher, pieces)]
         return {
             "epoch": result.manifest.epoch,
             "version": result.manifest.version,
@@ -233,23 +217,18 @@ class RewardService:
     async def close(self) -> None:
         """Fail queued requests with NotReady; the scorer owns the compute thread and stops it."""
         await self.batcher.close()
+        self.conversions.close()
 
     async def _compute(self, jobs: list[Job]) -> list[Result]:
         return await self._scorer.run(run_jobs, self._scorer, jobs)
-
-    async def _read(
-        self, size: int, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> R:
-        """Call a function that parses ``size`` units: in a helper thread if they are many."""
-        if size < _LARGE_UNITS:
-            return function(*args, **kwargs)
-        return await asyncio.to_thread(function, *args, **kwargs)
 
     def _tokenizer(self) -> TokenizerFacts:
         tokenizer = self._scorer.policy.now.language_model.tokenizer
         facts = self._facts
         if facts is None or facts.tokenizer is not tokenizer:
-            facts = self._facts = TokenizerFacts(tokenizer, *self._markers)
+            facts = self._facts = TokenizerFacts(
+                tokenizer, *self._markers, self.limits.max_text_characters
+            )
         return facts
 
     def _known_objective(self, name: Any) -> str:
@@ -264,84 +243,66 @@ class RewardService:
             )
         return name
 
-    def _read_queries(self, name: str, items: list[Any]) -> list[GroupQuery | ForethoughtError]:
-        facts = self._tokenizer()
-        prompting = facts.prompting(self._objectives[name])
-        min_size = self._estimators[name].min_group_size
+    async def _read_queries(
+        self, size: int, name: str, items: list[Any]
+    ) -> list[GroupQuery | ForethoughtError]:
+        facts, objective = self._tokenizer(), self._objectives[name]
+        prompting = facts.prompting(objective)
+        min_size, num_tokens = self._estimators[name].min_group_size, 0
 
         def read(item: Any) -> GroupQuery | ForethoughtError:
+            nonlocal num_tokens
             try:
-                query = read_item(item, facts.tokenizer, prompting)
-                query = facts.graded(query, self._objectives[name])
+                query = facts.graded(read_item(item, facts.bounded, prompting), objective)
+                self.limits.check_row(query.longest_row)
             except ForethoughtError as error:
                 return error
-            if len(query.thoughts_G) >= min_size:
-                return query
-            return InvalidInput(
-                f"thoughts holds {len(query.thoughts_G)}; expected at least {min_size}, because the "
-                f"advantage of objective {name} compares thoughts of a group; send more thoughts"
-            )
+            if len(query.thoughts_G) < min_size:
+                return InvalidInput(
+                    f"thoughts holds {len(query.thoughts_G)}; expected at least {min_size}, because the "
+                    f"advantage of objective {name} compares thoughts of a group; send more thoughts"
+                )
+            num_tokens += query.num_tokens
+            self.limits.check_tokens(num_tokens)
+            return query
 
-        return [read(item) for item in items]
+        return await self.conversions.map(size, read, items)
 
-    def _read_continuations(self, item: dict[str, Any], continuations: Any) -> list[Continuation]:
-        tokenizer = self._tokenizer().tokenizer
-        prefix_ids = text_or_ids(item, "prefix", tokenizer)
+    async def _read_continuations(
+        self, item: dict[str, Any], continuations: Any
+    ) -> list[Continuation]:
         if not isinstance(continuations, list | tuple) or not continuations:
             raise InvalidInput(
                 f"continuations is {kind_of(continuations)}; expected a list of at least one"
             )
-        queries = []
-        for index, value in enumerate(continuations):
-            found = read_continuation(value, f"continuations[{index}]", tokenizer)
+        self.limits.check_thoughts(len(continuations), "continuations")
+        tokenizer, size = self._tokenizer().bounded, num_units(item)
+        prefix_ids = await self.conversions.run(size, text_or_ids, item, "prefix", tokenizer)
+        num_tokens = 0
+
+        def read(indexed: tuple[int, Any]) -> Continuation:
+            nonlocal num_tokens
+            where = f"continuations[{indexed[0]}]"
+            found = read_continuation(indexed[1], where, tokenizer)
             if not found:
-                raise InvalidInput(
-                    f"continuations[{index}] is empty; expected at least one token each"
-                )
-            queries.append(Continuation(prefix_ids, found))
-        return queries
+                raise InvalidInput(f"{where} is empty; expected at least one token each")
+            self.limits.check_row(len(prefix_ids) + len(found))
+            num_tokens += len(prefix_ids) + len(found)
+            self.limits.check_tokens(num_tokens)
+            return Continuation(prefix_ids, found)
 
-    def _check_size(self, num_tokens: int) -> None:
-        if num_tokens > self._limits.max_request_tokens:
-            raise TooLarge(
-                f"the request has {num_tokens} tokens over all its branches; expected at most "
-                f"{self._limits.max_request_tokens}; split it into several requests"
-            )
-
-    async def _score(
-        self, name: str, queries: list[GroupQuery], costs: list[int]
-    ) -> list[ScoredGroup | ForethoughtError]:
-        objective, estimator = self._objectives[name], self._estimators[name]
-        pieces: list[Piece[Job]] = [
-            Piece(
-                ScoreJob(tuple(queries[i] for i in part), objective, estimator),
-                sum(costs[i] for i in part),
-            )
-            for part in _parts(costs, self._limits.max_batch_tokens)
-        ]
-        results = await self._results(pieces)
-        return [one for result in results for one in cast("tuple[ScoredGroup, ...]", result)]
-
-    async def _results(self, pieces: list[Piece[Job]]) -> list[Result]:
-        results = await self.batcher.submit(pieces)
-        for result in results:
-            if isinstance(result, ForethoughtError):
-                raise result
-        return results
+        size += num_units(continuations)
+        return await self.conversions.map(size, read, enumerate(continuations))
 
     async def _of_one_version(self, pieces: list[Piece[Job]]) -> list[LogprobsResult]:
         """The results of all pieces, recomputed if weights changed between two of them."""
-        for _ in range(_MAX_FLIPS):
-            results = [cast(LogprobsResult, result) for result in await self._results(pieces)]
+        for _ in range(MAX_FLIPS):
+            results = [
+                cast(LogprobsResult, result) for result in await results_of(self.batcher, pieces)
+            ]
             if len({result.manifest.order for result in results}) == 1:
                 return results
-        raise NotReady(
-            f"weights changed {_MAX_FLIPS} times while the pieces of the request were computed; expected "
-            "one version for all of them; send fewer continuations per request"
-        )
-
-    def _matches(self, kind: str, items: list[Any]) -> list[ItemMatch | ItemError]:
-        return [self._match(kind, item) for item in items]
+        raise weights_changed("continuations per request")
 
     def _match(self, kind: str, item: Any) -> ItemMatch | ItemError:
         try:
@@ -361,16 +322,3 @@ class RewardService:
             return match.byte_prefix(prediction, truth, self._tokenizer().token_bytes(truth))
         given = read_ids(item["token_bytes"], "token_bytes", "byte length")
         return match.byte_prefix(prediction, truth, given)
-
-
-def _parts(costs: list[int], max_tokens: int) -> list[list[int]]:
-    """Runs of consecutive indices, each within ``max_tokens``; a larger index is a part by itself."""
-    parts: list[list[int]] = []
-    left = 0
-    for index, cost in enumerate(costs):
-        left -= cost
-        if not parts or left < 0:
-            parts.append([])
-            left = max_tokens - cost
-        parts[-1].append(index)
-    return parts

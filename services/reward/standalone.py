@@ -85,6 +85,8 @@ async def serve_until(
         host,
         section.grpc_port,
         interceptors=[calls, GrpcGuard(guard)],
+        max_message_bytes=section.max_message_bytes,
+        max_concurrent_calls=section.max_concurrent_calls,
     )
     ServedMetrics(registry, lambda: _manifests(scorer), lambda: True, calls)
     ops = OpsServer(

@@ -16,21 +16,53 @@ from forethought.compute.model import Markers, find_markers
 from forethought.compute.prompting import prompting_of
 from forethought.corpus.token_bytes import offset_bytes, vocabulary_bytes
 from forethought.corpus.token_decoder import decoder_of
-from forethought.errors import InvalidInput, NotReady
+from forethought.errors import InvalidInput, NotReady, TooLarge
 from forethought.objectives import Objective
 from forethought.types import Prompting
 from services.reward.groups import GroupQuery, predictions_of, split_at_close
 
 
+class BoundedTokenizer:
+    """A tokenizer that refuses long texts: encoding takes some 200 bytes of memory per character.
+
+    Example:
+        ``BoundedTokenizer(tokenizer, 1 << 18)("a text", add_special_tokens=False)``
+    """
+
+    def __init__(self, tokenizer: Any, max_characters: int) -> None:
+        self._tokenizer, self._max_characters = tokenizer, max_characters
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """The tokenizer's own encoding of a text.
+
+        Raises:
+            TooLarge: the text is too long.
+        """
+        if len(text) > self._max_characters:
+            raise TooLarge(
+                f"got a text of {len(text)} characters; expected at most {self._max_characters}; "
+                "split it, or send token ids"
+            )
+        return self._tokenizer(text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 class TokenizerFacts:
     """A tokenizer, its think markers and the byte lengths of its tokens.
 
+    ``bounded`` is the tokenizer for texts of requests, of at most ``max_text_characters``.
+
     Example:
-        ``TokenizerFacts(tokenizer, "<think>", "</think>").token_bytes("a word")``
+        ``TokenizerFacts(tokenizer, "<think>", "</think>", 1 << 18).token_bytes("a word")``
     """
 
-    def __init__(self, tokenizer: Any, think_open: str, think_close: str) -> None:
+    def __init__(
+        self, tokenizer: Any, think_open: str, think_close: str, max_text_characters: int
+    ) -> None:
         self.tokenizer = tokenizer
+        self.bounded = BoundedTokenizer(tokenizer, max_text_characters)
         self._think_open, self._think_close = think_open, think_close
         self._promptings: dict[int, Prompting] = {}
 
@@ -81,7 +113,7 @@ class TokenizerFacts:
             InvalidInput: the tokenizer does not expose them.
         """
         num_bytes = len(text.encode())
-        encoded = self.tokenizer(
+        encoded = self.bounded(
             text,
             add_special_tokens=False,
             verbose=False,

@@ -17,6 +17,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from forethought.errors import Overloaded
 from forethought.telemetry.connection import BoundedProtocol, Bounds
 from services.reward.http.server import HttpReply, RewardApp
 from services.reward.metrics import CLIENT_DISCONNECTED
@@ -38,6 +39,7 @@ class Exchange:
         "_body",
         "_is_turn",
         "_num_bytes",
+        "_num_held",
         "_path",
         "_protocol",
         "_refusal",
@@ -57,7 +59,7 @@ class Exchange:
         self._protocol, self._app, self._path = protocol, app, path
         self._refusal: HttpReply | None = None
         self._body: list[bytes] = []
-        self._num_bytes = 0
+        self._num_bytes = self._num_held = 0  # of the body: received, and counted as memory
         self._is_turn = False
         self._task: asyncio.Task[None] | None = None
         self.keep_alive = keep_alive
@@ -72,13 +74,28 @@ class Exchange:
         if not self.more_body:
             if self.response_complete and self._num_bytes > _MAX_IGNORED * self._app.max_body_bytes:
                 self._protocol.transport.close()
-        elif self._num_bytes <= self._app.max_body_bytes:
-            self._body.append(chunk)
-        else:
+        elif self._num_bytes > self._app.max_body_bytes:
             self.refuse(self._app.too_large())
+        else:
+            self._keep(chunk)
+
+    def _keep(self, chunk: bytes) -> None:
+        try:
+            self._app.memory.take(len(chunk), self._num_held)
+        except Overloaded as error:
+            self.refuse(self._app.refusal(error))
+        else:
+            self._body.append(chunk)
+            self._num_held += len(chunk)
+
+    def _release(self) -> None:
+        """Forget the body; its memory is counted no longer."""
+        self._app.memory.release(self._num_held)
+        self._num_held, self._body = 0, []
 
     def refuse(self, refusal: HttpReply) -> None:
         """Reply at once, without the rest of the body, which the client may keep sending."""
+        self._release()
         self._refusal = refusal
         self.end()
 
@@ -98,6 +115,8 @@ class Exchange:
         self.disconnected = True
         if self._task is not None:
             self._task.cancel()
+        else:
+            self._release()
 
     def _begin(self) -> None:
         if self._is_turn and not self.more_body and self._task is None:
@@ -115,6 +134,7 @@ class Exchange:
             self.response_complete = True
             self._protocol.on_response_complete()
         finally:
+            self._release()
             self._app.seconds.observe(self._path, status, perf_counter() - self._started_s)
 
 
@@ -171,9 +191,10 @@ class RewardProtocol(BoundedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the client's requests."""
         super().connection_lost(exc)
+        for exchange in (self.in_hand, self.cycle, *(cycle for cycle, _ in self.pipeline)):
+            if type(exchange) is Exchange:
+                exchange.on_disconnect()
         self.pipeline.clear()
-        if self.in_hand is not None:
-            self.in_hand.on_disconnect()
 
     def spawn(self, answering: Any) -> asyncio.Task[None]:
         """Answer a request in one of the server's tasks, which a shutdown waits for."""

@@ -9,6 +9,7 @@ checked there.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from services.reward.limits import Limits
 from services.reward.replies import EntropyReply, LogprobsReply, MatchReply, ScoreReply
 from services.reward.requests import ScoreItem, ScoreRequest
 
@@ -35,6 +37,7 @@ MATCH_RULES = (
     "plain whole numbers, optionally with %. 1,000 = 1000.0 = 1e3 and 50% = 1/2 = 0.5. A prediction "
     "that is not a number is wrong; a truth that is not a number is an error."
 )
+_TEXTS = ("context", "target", "thoughts", "prefix", "continuations", "text")  # that are tokenised
 EXAMPLE_REQUEST: dict[str, Any] = {"objective": "rlp", "items": [_EXAMPLE_ITEM]}
 
 
@@ -77,6 +80,27 @@ class EntropyRequest(BaseModel):
     renormalise: bool = Field(
         False, description="Whether their probabilities are renormalised to sum to 1."
     )
+
+
+def bounded(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """A request's schema with the limits of the service that shows it."""
+    found = deepcopy(schema)
+    request = found["properties"]
+    item = request.get("items", {}).get("items", {}).get("properties", {})
+    lists = {
+        "items": limits.max_request_items,
+        "continuations": limits.max_request_thoughts,
+        "thoughts": limits.max_request_thoughts,
+    }
+    for name, value in (request | item).items():
+        if name in lists:
+            value["maxItems"] = lists[name]
+        if name in _TEXTS:
+            kinds = value.get("anyOf") or value["items"]["anyOf"]
+            next(kind for kind in kinds if kind["type"] == "string")["maxLength"] = (
+                limits.max_text_characters
+            )
+    return found
 
 
 def _inline_schema(request: type[msgspec.Struct], item: type[msgspec.Struct]) -> dict[str, Any]:

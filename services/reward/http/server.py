@@ -4,8 +4,9 @@ Design: a framework costs several times what reading a request costs, so the POS
 answered here, straight from ASGI (or from the connection itself, :mod:`services.reward.http.fast_path`),
 and FastAPI answers everything else: /docs, OpenAPI, GET /v1/models, and what does not exist. Its
 routes for the POST endpoints only document them. The price is that middleware of FastAPI does not
-see those requests. Parsing, queueing and computing belong to :mod:`services.reward.service`; when a client
-disconnects, its work is removed from the queue.
+see those requests. Large bodies are decoded, and their replies encoded, in threads. Queueing and
+computing belong to :mod:`services.reward.service`; when a client disconnects, its work is removed from the
+queue.
 
 Every path is closed but the pages that describe the service, so one added later is closed without knowing
 of tokens; a token is asked for before a body is read. Nothing in a request reaches the filesystem or an
@@ -27,7 +28,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Security
@@ -45,10 +46,11 @@ from forethought.errors import (
     Unauthenticated,
     status_of,
 )
+from services.reward.http.bodies import arguments, score_request
 from services.reward.http.docs_page import POLICY, docs_page
-from services.reward.http.openapi import ENDPOINTS, Endpoint
+from services.reward.http.openapi import ENDPOINTS, Endpoint, bounded
+from services.reward.limits import Limits
 from services.reward.metrics import CLIENT_DISCONNECTED, HttpSeconds
-from services.reward.reading import check_keys, read_object, read_score_request
 from services.reward.replies import ErrorReply, ModelsReply
 from services.reward.service import RewardService
 
@@ -57,6 +59,7 @@ log = logging.getLogger(__name__)
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+R = TypeVar("R")
 Handler: TypeAlias = Callable[[bytes], Awaitable[Mapping[str, Any]]]
 
 _WATCH_AFTER_S = 0.05  # slower requests are watched for a client that disconnects
@@ -91,17 +94,14 @@ class RewardApp:
     def __init__(self, service: RewardService, max_body_bytes: int, guard: Guard) -> None:
         self.max_body_bytes = max_body_bytes
         self.seconds = HttpSeconds()
-        self._guard = guard
+        self.memory = service.memory
+        self._guard, self._service = guard, service
         self._framework = _framework(service)
         self._handlers: dict[str, Handler] = {
-            "/v1/score": lambda body: service.score(
-                *read_score_request(body), num_body_bytes=len(body)
-            ),
-            "/v1/logprobs": lambda body: service.logprobs(
-                **{"model": "policy"} | _arguments(body, "/v1/logprobs")
-            ),
-            "/v1/match": lambda body: service.match(**_arguments(body, "/v1/match")),
-            "/v1/entropy": lambda body: service.entropy(**_arguments(body, "/v1/entropy")),
+            "/v1/score": self._score,
+            "/v1/logprobs": self._logprobs,
+            "/v1/match": self._match,
+            "/v1/entropy": self._entropy,
         }
 
     @property
@@ -122,7 +122,8 @@ class RewardApp:
     async def answer(self, path: str, body: bytes) -> HttpReply:
         """The reply to a POST to one of ``paths``; errors are replies too. May be cancelled."""
         try:
-            return HttpReply(200, _ENCODE(await self._handlers[path](body)))
+            reply = await self._handlers[path](body)
+            return HttpReply(200, await self._service.conversions.run(len(body), _ENCODE, reply))
         except Exception as error:
             if not isinstance(error, ForethoughtError):
                 log.exception("POST %s failed", path)
@@ -169,10 +170,50 @@ class RewardApp:
             await self._framework(scope, receive, send)
 
     async def _answer_to(self, path: str, receive: Receive) -> HttpReply:
-        body = await _read_body(receive, self.max_body_bytes)
-        if body is None:
-            return self.too_large()
-        return await _unless_disconnected(self.answer(path, body), receive)
+        chunks: list[bytes] = []
+        try:
+            if refusal := await self._read_body(receive, chunks):
+                return refusal
+            return await _unless_disconnected(self.answer(path, b"".join(chunks)), receive)
+        finally:
+            self.memory.release(sum(map(len, chunks)))
+
+    async def _read_body(self, receive: Receive, chunks: list[bytes]) -> HttpReply | None:
+        """Read a body into ``chunks``, each of which is counted; the refusal if it is too much."""
+        num_bytes, more_body = 0, True
+        while more_body:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
+            chunk, more_body = message.get("body", b""), message.get("more_body", False)
+            num_bytes += len(chunk)
+            if num_bytes > self.max_body_bytes:
+                return self.too_large()
+            try:
+                self.memory.take(len(chunk), num_bytes - len(chunk))
+            except Overloaded as error:
+                return self.refusal(error)
+            chunks.append(chunk)
+        return None
+
+    async def _read(self, read: Callable[..., R], body: bytes, *args: Any) -> R:
+        """Decode a body, in a thread if it is large."""
+        service = self._service
+        return await service.conversions.run(len(body), read, body, *args, service.limits)
+
+    async def _score(self, body: bytes) -> Mapping[str, Any]:
+        request = await self._read(score_request, body)
+        return await self._service.score(*request, num_body_bytes=len(body))
+
+    async def _logprobs(self, body: bytes) -> Mapping[str, Any]:
+        given = await self._read(arguments, body, "/v1/logprobs")
+        return await self._service.logprobs(**{"model": "policy"} | given)
+
+    async def _match(self, body: bytes) -> Mapping[str, Any]:
+        return await self._service.match(**await self._read(arguments, body, "/v1/match"))
+
+    async def _entropy(self, body: bytes) -> Mapping[str, Any]:
+        return await self._service.entropy(**await self._read(arguments, body, "/v1/entropy"))
 
 
 def _headers(error: Exception) -> Iterator[tuple[bytes, bytes]]:
@@ -180,28 +221,6 @@ def _headers(error: Exception) -> Iterator[tuple[bytes, bytes]]:
         yield b"retry-after", b"%d" % error.retry_after_s
     if isinstance(error, Unauthenticated):
         yield b"www-authenticate", b"Bearer"
-
-
-def _arguments(body: bytes, path: str) -> dict[str, Any]:
-    """The keys of a request; missing required ones are None."""
-    endpoint, given = ENDPOINTS[path], read_object(body)
-    check_keys(given, endpoint.keys, "the request")
-    return dict.fromkeys(endpoint.required) | given
-
-
-async def _read_body(receive: Receive, max_body_bytes: int) -> bytes | None:
-    """The whole body, or None if it is larger than allowed."""
-    chunks, num_bytes = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        chunks.append(message.get("body", b""))
-        num_bytes += len(chunks[-1])
-        if num_bytes > max_body_bytes:
-            return None
-        if not message.get("more_body", False):
-            return b"".join(chunks) if len(chunks) > 1 else chunks[0]
 
 
 async def _unless_disconnected(answer: Awaitable[HttpReply], receive: Receive) -> HttpReply:
@@ -273,7 +292,7 @@ def _framework(service: RewardService) -> FastAPI:
         return JSONResponse(service.models())
 
     for path, endpoint in ENDPOINTS.items():
-        _document(app, path, endpoint)
+        _document(app, path, endpoint, service.limits)
     for path in DOCS_PATHS:
         app.add_api_route(path, _docs, methods=["GET"], include_in_schema=False)
     return app
@@ -284,8 +303,9 @@ async def _docs(request: Request) -> HTMLResponse:
     return HTMLResponse(page, headers={"content-security-policy": POLICY})
 
 
-def _document(app: FastAPI, path: str, endpoint: Endpoint) -> None:
-    content = {"application/json": {"schema": endpoint.schema, "example": endpoint.example}}
+def _document(app: FastAPI, path: str, endpoint: Endpoint, limits: Limits) -> None:
+    schema = bounded(endpoint.schema, limits)
+    content = {"application/json": {"schema": schema, "example": endpoint.example}}
     app.add_api_route(
         path,
         _answered_elsewhere,

@@ -153,7 +153,7 @@ async def test_the_retry_delay_follows_from_the_measured_rate() -> None:
     await settle()
     with pytest.raises(Overloaded) as refused:
         await batcher.submit([Piece("b", 300)])
-    assert refused.value.retry_after_s == 5  # 250 tokens too many
+    assert refused.value.retry_after_s == 7  # 350 too many: it may fill half of the queue
     hold.set()
     await held
 
@@ -182,3 +182,18 @@ async def test_closing_refuses_queued_work_and_completes_the_running_batch() -> 
     await closing
     assert await first == ["A"]
     assert thread.batches == [["a"]]
+
+
+async def test_requests_of_several_batches_leave_half_of_the_queue_to_small_ones() -> None:
+    thread = Thread()
+    batcher = Batcher(thread.run, max_batch_tokens=10, max_waiting_tokens=100)
+    large = submit(batcher, *"abcd")
+    await thread.started.wait()
+    with pytest.raises(Overloaded, match="at most 50 in total for a request of several batches"):
+        await batcher.submit([Piece("e", 10), Piece("f", 10)])
+    small = [submit(batcher, job) for job in "ghijkl"]
+    await settle()
+    with pytest.raises(Overloaded, match="at most 100 in total;"):
+        await batcher.submit([Piece("m", 10)])
+    thread.release(10)
+    await asyncio.gather(large, *small)

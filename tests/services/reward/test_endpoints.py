@@ -15,8 +15,9 @@ import pytest
 from forethought import objectives
 from forethought.compute.served_model import ServedModel
 from services.reward.http.server import RewardApp
+from services.reward.limits import Limits
 from services.reward.scoring import Scorer
-from services.reward.service import Limits, RewardService
+from services.reward.service import RewardService
 from tests.e2e.plain_reward import PlainModel
 from tests.endpoints import OPEN
 from tests.tiny import (

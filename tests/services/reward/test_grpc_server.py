@@ -15,7 +15,7 @@ from forethought.compute.served_model import ServedModel
 from forethought.wire import reward_codec as codec
 from forethought.wire.v1 import reward_service_pb2 as pb
 from forethought.wire.v1.reward_service_pb2_grpc import RewardStub
-from services.reward.service import Limits
+from services.reward.limits import Limits
 from tests.endpoints import (
     RewardEndpoints,
     ids_of,

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from forethought import objectives
+from services.reward.limits import Limits
 from services.reward.replies import ItemScores
 from services.reward.scoring import Scorer
-from services.reward.service import Limits, RewardService
+from services.reward.service import RewardService
 from tests import tiny
 
 

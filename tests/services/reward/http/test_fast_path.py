@@ -18,9 +18,10 @@ from forethought.compute.served_model import ServedModel
 from forethought.telemetry.ops import EmbeddedHttpServer
 from services.reward.http.fast_path import RewardProtocol
 from services.reward.http.server import RewardApp
+from services.reward.limits import Limits
 from services.reward.metrics import CLIENT_DISCONNECTED
 from services.reward.scoring import Scorer
-from services.reward.service import Limits, RewardService
+from services.reward.service import RewardService
 from tests.endpoints import OPEN
 from tests.tiny import THINK_CLOSE, THINK_OPEN, build_model_directory, serve
 

@@ -20,8 +20,9 @@ from forethought.types import Prompting, Thought
 from services.reward.groups import GroupLikelihoods, GroupQuery
 from services.reward.http.openapi import ENDPOINTS
 from services.reward.http.server import RewardApp
+from services.reward.limits import Limits
 from services.reward.scoring import Scorer
-from services.reward.service import Limits, RewardService
+from services.reward.service import RewardService
 from tests.endpoints import OPEN, http_endpoint
 from tests.tiny import (
     CLOSE_ID,
