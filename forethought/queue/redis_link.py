@@ -121,9 +121,10 @@ class RedisLink:
                 f"{where} does not let its user do this: {reply}; expected every command but @admin "
                 "and @dangerous, and INFO, on the keys forethought:*"
             )
-        if _REFUSAL.search(reply):
+        if refusal := _REFUSAL.search(reply):
+            said = reply[refusal.start() :].lstrip(":- ")  # without what a script wrapped around it
             return Unreachable(
-                f"{where} refuses for now: {reply}; clients go on once it accepts commands again"
+                f"{where} refuses for now: {said}; clients go on once it accepts commands again"
             )
         if isinstance(error, _OUTAGES):
             return Unreachable(

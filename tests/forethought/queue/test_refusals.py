@@ -110,7 +110,10 @@ async def test_a_full_redis_holds_up_only_new_tasks(broker: RedisBroker, admin: 
 def test_a_refusal_is_recognised_in_the_error_of_a_script(reply: str) -> None:
     link = RedisLink("redis://h")
     for text in (reply, f"ERR {_WRAPPED.format(reply)}"):
-        with pytest.raises(Unreachable, match=reply.split()[0]), link.reaching():
+        with (
+            pytest.raises(Unreachable, match=f"refuses for now: {reply.split()[0]}"),
+            link.reaching(),
+        ):
             raise exceptions.ResponseError(text)
     with pytest.raises(Unreachable, match="max number of clients"), link.reaching():
         raise exceptions.ConnectionError("max number of clients reached")
