@@ -89,6 +89,9 @@ def our_app() -> Any:
         def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
             return {"input_ids": [39 if text == "<think>" else 40]}
 
+        def get_vocab(self) -> dict[str, int]:
+            return {"<think>": 39, "</think>": 40}
+
         def decode(self, token_ids: Any) -> str:
             raise AssertionError("no objective here reads texts")
 

@@ -69,6 +69,10 @@ class GroupScoring:
             NotReady: no weights yet, or they changed too often.
         """
         costs = [query.num_tokens for query in queries]
+        if queries and (num_tokens := sum(costs)) <= self._max_tokens:
+            job = ScoreJob(tuple(queries), objective, estimator)
+            [result] = await results_of(self._batcher, [Piece(job, num_tokens)])
+            return list(cast(_Scored, result))
         small = [index for index, cost in enumerate(costs) if cost <= self._max_tokens]
         large = {
             index: [_part(part) for part in queries[index].parts(self._max_tokens)]

@@ -10,7 +10,7 @@ weights of one run share one tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from forethought import estimators
@@ -21,7 +21,7 @@ from forethought.objectives import Objective
 from forethought.scatter import compute_valid
 from services.reward import match
 from services.reward.batching import Batcher, Piece
-from services.reward.conversions import Conversions
+from services.reward.conversions import LARGE, Conversions
 from services.reward.groups import GroupQuery
 from services.reward.jobs import (
     EntropyJob,
@@ -116,7 +116,12 @@ class RewardService:
         self.limits.check_items(len(raw))
         self.limits.check_thoughts(sum(map(num_thoughts, raw)))
         size = num_units(raw) if num_body_bytes is None else num_body_bytes
-        queries = await self._read_queries(size, name, raw)
+        read = self._query_reader(name)
+        queries = (
+            [read(item) for item in raw]
+            if size < LARGE
+            else await self.conversions.map(size, read, raw)
+        )
         valid = [query for query in queries if isinstance(query, GroupQuery)]
         scored = await self._groups.score(valid, self._objectives[name], self._estimators[name])
         errors = [query if isinstance(query, ForethoughtError) else None for query in queries]
@@ -243,9 +248,8 @@ class RewardService:
             )
         return name
 
-    async def _read_queries(
-        self, size: int, name: str, items: list[Any]
-    ) -> list[GroupQuery | ForethoughtError]:
+    def _query_reader(self, name: str) -> Callable[[Any], GroupQuery | ForethoughtError]:
+        """Reads the items of one request, and counts their tokens."""
         facts, objective = self._tokenizer(), self._objectives[name]
         prompting = facts.prompting(objective)
         min_size, num_tokens = self._estimators[name].min_group_size, 0
@@ -266,7 +270,7 @@ class RewardService:
             self.limits.check_tokens(num_tokens)
             return query
 
-        return await self.conversions.map(size, read, items)
+        return read
 
     async def _read_continuations(
         self, item: dict[str, Any], continuations: Any

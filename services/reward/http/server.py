@@ -46,6 +46,7 @@ from forethought.errors import (
     Unauthenticated,
     status_of,
 )
+from services.reward.conversions import LARGE
 from services.reward.http.bodies import arguments, score_request
 from services.reward.http.docs_page import POLICY, docs_page
 from services.reward.http.openapi import ENDPOINTS, Endpoint, bounded
@@ -123,6 +124,8 @@ class RewardApp:
         """The reply to a POST to one of ``paths``; errors are replies too. May be cancelled."""
         try:
             reply = await self._handlers[path](body)
+            if len(body) < LARGE:
+                return HttpReply(200, _ENCODE(reply))
             return HttpReply(200, await self._service.conversions.run(len(body), _ENCODE, reply))
         except Exception as error:
             if not isinstance(error, ForethoughtError):
@@ -202,7 +205,10 @@ class RewardApp:
         return await service.conversions.run(len(body), read, body, *args, service.limits)
 
     async def _score(self, body: bytes) -> Mapping[str, Any]:
-        request = await self._read(score_request, body)
+        if len(body) < LARGE:  # the hot path: a coroutine costs as much as reading the request
+            request = score_request(body, self._service.limits)
+        else:
+            request = await self._read(score_request, body)
         return await self._service.score(*request, num_body_bytes=len(body))
 
     async def _logprobs(self, body: bytes) -> Mapping[str, Any]:
