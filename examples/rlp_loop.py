@@ -42,6 +42,7 @@ from forethought.compute.rows import pad_left, pad_left_values, tail_logits
 from forethought.compute.sampling import Sample, SampleRequest, derive_seed, sample
 from forethought.lab.demo.arms import base_model
 from forethought.lab.demo.corpus import ANSWER_PLACE, THINK_CLOSE, THINK_OPEN, documents
+from forethought.special_tokens import special_tokens_of
 from forethought.types import Document, Position, Prompting, Sampling
 
 BATCH_DOCUMENTS, NUM_HELDOUT_DOCUMENTS = 32, 512
@@ -57,10 +58,16 @@ CPU = torch.device("cpu")
 def read_documents(
     tokenizer: Any, size: int, seed: int, heldout: bool = False
 ) -> Iterator[Document]:
-    """The demo's documents, one token per word; the corpus marks the answer of each."""
+    """The demo's documents, one token per word; the corpus marks the answer of each.
+
+    The BOS is the prompting's, so none of the text's own remains.
+    """
+    special = special_tokens_of(tokenizer)
     for number, document in enumerate(documents(size, seed=seed, heldout=heldout)):
-        token_ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
-        yield Document(f"demo#{number}", "demo", tuple(token_ids), marks=(ANSWER_PLACE,))
+        whole_ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
+        token_ids = special.without_bos(whole_ids)
+        mark = ANSWER_PLACE - (len(whole_ids) - len(token_ids))
+        yield Document(f"demo#{number}", "demo", token_ids, marks=(mark,))
 
 
 def draw_position(document: Document, positions: str, rng: Random) -> Query:
@@ -219,7 +226,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # tensors are small: a second thread only waits for the first
     language_model = load_language_model(base_model(), "float32", "cpu")
     markers = find_markers(language_model.tokenizer, THINK_OPEN, THINK_CLOSE)
-    prompting = Prompting(bridge_ids=(markers.open_id,), close_ids=(markers.close_id,))
+    prompting = Prompting(
+        bridge_ids=(markers.open_id,),
+        close_ids=(markers.close_id,),
+        bos_ids=special_tokens_of(language_model.tokenizer).bos_ids,
+    )
     stream = read_documents(language_model.tokenizer, given.steps * BATCH_DOCUMENTS, given.seed)
     before = measure(language_model, prompting)
     train(language_model.model, stream, prompting, given.steps, given.positions, given.seed)

@@ -189,7 +189,7 @@ def _ids_of(task: Task) -> Iterator[Sequence[int]]:
     """Everything a model reads or scores. A stop token outside the vocabulary is merely never sampled."""
     prompting = task.prompting
     yield task.document.token_ids_N
-    yield from (prompting.head_ids, prompting.bridge_ids, prompting.close_ids)
+    yield from (prompting.bos_ids, prompting.head_ids, prompting.bridge_ids, prompting.close_ids)
     yield prompting.no_think_head_ids
     yield from (position.target_ids_H for position in task.positions_K)
 

@@ -56,9 +56,9 @@ class Prompting:
     """The tokens around a thought; prompting is data, so no process needs a template.
 
     A thinking branch is ``head + context + bridge | thought | close + target``; the no-think branch
-    is ``no_think_head + context | target``. The last id of ``bridge_ids`` opens the thought. Scoring
-    and sampling assemble them with the methods below; the learner keeps the parts apart, because each
-    has weights of its own.
+    is ``no_think_head + context | target``, each after ``bos_ids``, what the tokenizer puts before every
+    text. The last id of ``bridge_ids`` opens the thought. Scoring and sampling assemble them with the
+    methods below; the learner keeps the parts apart, because each has weights of its own.
 
     Example:
         ``Prompting(head_ids=(), bridge_ids=(39,), close_ids=(40,), no_think_head_ids=())``
@@ -68,6 +68,7 @@ class Prompting:
     bridge_ids: tuple[int, ...] = ()
     close_ids: tuple[int, ...] = ()
     no_think_head_ids: tuple[int, ...] = ()
+    bos_ids: tuple[int, ...] = ()
 
     @property
     def open_id(self) -> int:
@@ -77,11 +78,12 @@ class Prompting:
     @property
     def num_thinking_tokens(self) -> int:
         """Tokens a thinking branch has in addition to its context, thought and target."""
-        return len(self.head_ids) + len(self.bridge_ids) + len(self.close_ids)
+        around = (self.bos_ids, self.head_ids, self.bridge_ids, self.close_ids)
+        return sum(map(len, around))
 
     def thinking_prefix(self, context_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The prompt a thought is sampled from: ``head + context + bridge``."""
-        return self.head_ids + context_ids + self.bridge_ids
+        """The prompt a thought is sampled from: ``bos + head + context + bridge``."""
+        return self.bos_ids + self.head_ids + context_ids + self.bridge_ids
 
     def remaining_close(self, closed: bool) -> tuple[int, ...]:
         """The tokens between a thought and its target. A closed thought already ends with its sampled
@@ -91,12 +93,12 @@ class Prompting:
     def target_prefix(
         self, context_ids: tuple[int, ...], thought_ids: tuple[int, ...], closed: bool
     ) -> tuple[int, ...]:
-        """The prefix of a thinking branch's target: ``head + context + bridge + thought + close``."""
+        """The prefix of a thinking branch's target: ``bos + head + context + bridge + thought + close``."""
         return self.thinking_prefix(context_ids) + thought_ids + self.remaining_close(closed)
 
     def no_think_prefix(self, context_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The prefix of the target without a thought: ``no_think_head + context``."""
-        return self.no_think_head_ids + context_ids
+        """The prefix of the target without a thought: ``bos + no_think_head + context``."""
+        return self.bos_ids + self.no_think_head_ids + context_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ LAYERS = (
     ("values, errors, and helpers without imports", "types errors orphan scatter scratch"),
     (
         "settings, wire format, telemetry",
-        "background config conformance estimators telemetry verification wire",
+        "background config conformance estimators special_tokens telemetry verification wire",
     ),
     ("queue, tokens, objectives, run directory", "auth objectives process queue run"),
     ("tensors, corpus, gRPC, preflight checks", "compute corpus preflight rpc testing"),

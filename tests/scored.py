@@ -26,9 +26,13 @@ PROMPTING = Prompting(bridge_ids=(10, tiny.OPEN_ID), close_ids=(tiny.CLOSE_ID, 1
 INDICES = ((4,), (2, 7), (9,))
 
 
-def make_results(language_model: LanguageModel, shift: float = 0.0) -> list[ScoredRollout]:
+def make_results(
+    language_model: LanguageModel, shift: float = 0.0, prompting: Prompting = PROMPTING
+) -> list[ScoredRollout]:
     """Three tasks, one with two positions; rewards differ, likelihoods are 0."""
-    return [_result(language_model, i, indices, shift) for i, indices in enumerate(INDICES)]
+    return [
+        _result(language_model, i, indices, shift, prompting) for i, indices in enumerate(INDICES)
+    ]
 
 
 def off_policy(results: list[ScoredRollout]) -> list[ScoredRollout]:
@@ -51,17 +55,21 @@ def off_policy(results: list[ScoredRollout]) -> list[ScoredRollout]:
 
 
 def _result(
-    language_model: LanguageModel, task_id: int, indices: tuple[int, ...], shift: float
+    language_model: LanguageModel,
+    task_id: int,
+    indices: tuple[int, ...],
+    shift: float,
+    prompting: Prompting,
 ) -> ScoredRollout:
     trunk = tuple(20 + (7 * task_id + 3 * i) % 90 for i in range(12))
     sampling = Sampling(GROUP_SIZE, 6, TEMPERATURE, (tiny.CLOSE_ID,))
     task = Task(
         task_id, 1, 0, 0, "rlp", "{}", Document(f"d{task_id}", "s", trunk),
-        tuple(Position(i, trunk[i : i + 1]) for i in indices), PROMPTING, sampling, seed=3,
+        tuple(Position(i, trunk[i : i + 1]) for i in indices), prompting, sampling, seed=3,
     )  # fmt: skip
     requests = [
         SampleRequest(
-            trunk[:i] + PROMPTING.bridge_ids,
+            prompting.thinking_prefix(trunk[:i]),
             tuple(derive_seed(task_id, i, g) for g in range(GROUP_SIZE)),
             6, TEMPERATURE, (tiny.CLOSE_ID,),
         )

@@ -16,11 +16,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from forethought.compute.served_model import ServedModel
+from forethought.special_tokens import choose_bos
 from forethought.types import WeightManifest
 
 THINK_OPEN, THINK_CLOSE, EOS = "<think>", "</think>", "<eos>"
 NUM_BYTES = 256
 EOS_ID, OPEN_ID, CLOSE_ID = NUM_BYTES, NUM_BYTES + 1, NUM_BYTES + 2
+BOS_ID = EOS_ID  # of directories that begin_with_bos
 VOCAB_SIZE = NUM_BYTES + 3
 MAX_LENGTH_TOKENS = 96
 
@@ -98,6 +100,15 @@ def corrupt(directory: Path) -> Path:
     weights = load_file(file)
     weights[min(weights)].view(-1)[7] = torch.nan
     save_file(weights, file, metadata={"format": "pt"})
+    return directory
+
+
+def begin_with_bos(directory: Path) -> Path:
+    """Make a directory's tokenizer put BOS, here ``<eos>``, before every text."""
+    tokenizer = build_tokenizer()
+    tokenizer.bos_token = EOS
+    choose_bos(tokenizer, "always")
+    tokenizer.save_pretrained(directory)
     return directory
 
 

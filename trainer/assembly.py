@@ -19,6 +19,7 @@ from forethought.corpus.mixture import Corpus, open_corpus
 from forethought.objectives import Objective
 from forethought.run.directory import RunDirectory
 from forethought.run.files import rename_whole
+from forethought.special_tokens import special_tokens_of
 from forethought.types import Prompting
 from trainer.learner.learner import Learner
 
@@ -46,6 +47,11 @@ class Assembly:
         """The model's end-of-text tokens."""
         language_model = self.learner.language_model
         return end_ids(language_model.model, language_model.tokenizer)
+
+    @property
+    def bos_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before every text."""
+        return special_tokens_of(self.learner.language_model.tokenizer).bos_ids
 
     def record_settings(self) -> None:
         """Write the resolved configuration of a run that has been accepted and has steps left.

@@ -72,7 +72,7 @@ class NextTokenRun:
             started_s = time.monotonic()
             documents = self._documents.take(settings.learner.batch_tasks)
             result = self._parts.learner.step(
-                trees_of_documents(documents), settings.learner.inner_epochs
+                trees_of_documents(documents, self._parts.bos_ids), settings.learner.inner_epochs
             )
             self._num_steps += 1
             self._num_tokens += result.num_tokens

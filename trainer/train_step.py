@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from forethought.config.sections import LearnerSection
+from forethought.special_tokens import special_tokens_of
 from forethought.types import ScoredRollout
 from trainer.admission.feed import Documents
 from trainer.batch.builder import BatchBuilder
@@ -71,7 +72,8 @@ class TrainStep:
 
     def _next_token_step(self) -> StepResult:
         documents = self.documents.take(self.section.batch_tasks)
-        return self.learner.step(trees_of_documents(documents))
+        bos_ids = special_tokens_of(self.learner.language_model.tokenizer).bos_ids
+        return self.learner.step(trees_of_documents(documents, bos_ids))
 
 
 def _with_next_token_step(result: StepResult, plain: StepResult) -> StepResult:

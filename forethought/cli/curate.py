@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 import typer
 
 from forethought.errors import InvalidInput
+from forethought.special_tokens import Choice
 
 if TYPE_CHECKING:
     from forethought.lab.curation import CurationRequest
@@ -44,6 +45,12 @@ def curate(
     ),
     device: str = typer.Option("auto", "--device", help="cpu, cuda or cuda:N."),
     dtype: str = typer.Option("float32", "--dtype", help="float32 or bfloat16."),
+    bos: str = typer.Option(
+        "tokenizer", "--bos", help="tokenizer, always or never; see model.bos in the settings."
+    ),
+    eos: str = typer.Option(
+        "tokenizer", "--eos", help="tokenizer, always or never; see corpus.eos in the settings."
+    ),
     batch_tokens: int = typer.Option(
         16_384, "--batch-tokens", min=1, help="Tokens per forward pass."
     ),
@@ -75,6 +82,8 @@ def curate(
             num_shards=num_shards,
             device=device,
             dtype=dtype,
+            bos=_choice("--bos", bos),
+            eos=_choice("--eos", eos),
             max_batch_tokens=batch_tokens,
         )
     )
@@ -118,6 +127,13 @@ def _parsed(shard: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise InvalidInput(f"--shard is {shard!r}; expected i/n, such as 1/4 to 4/4")
     return int(index), int(count)
+
+
+def _choice(option: str, value: str) -> Choice:
+    for choice in get_args(Choice):
+        if value == choice:
+            return cast("Choice", choice)
+    raise InvalidInput(f"{option} is {value!r}; expected tokenizer, always or never")
 
 
 def _check_dtype(dtype: str) -> None:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_config
 from forethought.errors import ForethoughtError, InvalidInput
+from forethought.special_tokens import special_tokens_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from forethought.config import Settings
+    from forethought.config.sections import ModelSection
     from forethought.objectives import Objective
     from forethought.queue import BrokerMemory
 
@@ -292,7 +294,7 @@ def _model(settings: Settings) -> Check:
     if not model.path:
         return Check("model", Level.OK, "none given: up trains a small base on the corpus")
     try:
-        tokenizer, markers = _tokenizer_and_markers(model.path, model.think_open, model.think_close)
+        tokenizer, markers = _tokenizer_and_markers(model)
     except ImportError as error:
         return Check("model", Level.FAIL, f"cannot be checked: {error}", _INSTALL)
     except InvalidInput as error:
@@ -300,7 +302,8 @@ def _model(settings: Settings) -> Check:
             return Check("model", Level.OK, f"{model.path}; its think markers will be added")
         return Check("model", Level.FAIL, str(error), "correct model.path or the markers")
     ids = f"{markers.open_id} and {markers.close_id}"
-    found = f"{model.path}, {len(tokenizer)} tokens, markers {ids}"
+    bos = tokenizer.convert_ids_to_tokens(list(special_tokens_of(tokenizer).bos_ids))
+    found = f"{model.path}, {len(tokenizer)} tokens, markers {ids}, {' '.join(bos) or 'no'} BOS"
     return Check("model", Level.OK, found)
 
 
@@ -325,9 +328,9 @@ def _passes(settings: Settings, objective: Objective) -> Check:
     return Check(name, Level.OK, "rows alone, padded and decoded with a cache agree")
 
 
-def _tokenizer_and_markers(path: str, think_open: str, think_close: str) -> tuple[Any, Any]:
+def _tokenizer_and_markers(model: ModelSection) -> tuple[Any, Any]:
     from forethought.compute.model import check_model_files, find_markers, load_tokenizer
 
-    check_model_files(path)
-    tokenizer = load_tokenizer(path)
-    return tokenizer, find_markers(tokenizer, think_open, think_close)
+    check_model_files(model.path)
+    tokenizer = load_tokenizer(model.path, model.bos)
+    return tokenizer, find_markers(tokenizer, model.think_open, model.think_close)

@@ -84,6 +84,9 @@ _Temperature = Annotated[
     float | None, _option("Temperature of thoughts and predictions; default: the run's.", _THOUGHTS)
 ]
 _Prompt = Annotated[str, _option("RPT's prompt, plain or v0 to v6; default: the run's.", _THOUGHTS)]
+_Bos = Annotated[
+    str, _option("model.bos: tokenizer, always or never; default: the run's.", _THOUGHTS)
+]
 _Marker = Annotated[str, _option("Think marker; default: the run's.", _THOUGHTS)]
 _PassAt = Annotated[
     str, _option("Values of k for pass@k; default: 1,2,4 … G.", _THOUGHTS, metavar="K,K")
@@ -109,6 +112,7 @@ def evaluate(
     prompt: _Prompt = "",
     think_open: _Marker = "",
     think_close: _Marker = "",
+    bos: _Bos = "",
     pass_at: _PassAt = "",
     compute: _Compute = "flops",
     seed: _Seed = 0,
@@ -137,6 +141,7 @@ def evaluate(
         prompt=prompt,
         think_open=think_open,
         think_close=think_close,
+        bos=bos,
     )
     request = EvalRequest(
         checkpoints=_checkpoints(checkpoints or [], series),

@@ -26,6 +26,8 @@ _CHUNK_TOKENS = 128  # of a row whose logits are held in float64 at once
 class EntropyQuery:
     """Tokens to predict one after the other (at least two), and the number of candidates.
 
+    ``prefix_ids`` precede them and are not predicted: the model's BOS.
+
     Example:
         ``EntropyQuery((5, 17, 9), top_k=16, renormalise=False)``
     """
@@ -33,6 +35,7 @@ class EntropyQuery:
     token_ids_N: tuple[int, ...]
     top_k: int
     renormalise: bool
+    prefix_ids: tuple[int, ...] = ()
 
 
 def entropies(
@@ -40,9 +43,9 @@ def entropies(
 ) -> list[tuple[float, ...]]:
     """Entropy in nats of predicting tokens 1 to N-1 of every query. Shape [N - 1] each, in order."""
     width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
-    costs = [(1 + width) * len(query.token_ids_N) for query in queries]
+    costs = [len(q.prefix_ids) + (1 + width) * len(q.token_ids_N) for q in queries]
     results: list[tuple[float, ...]] = [()] * len(queries)
-    lengths = [len(query.token_ids_N) for query in queries]
+    lengths = [len(query.prefix_ids) + len(query.token_ids_N) for query in queries]
     for indices in row_batches(lengths, costs, max_batch_tokens, padded_tokens(model)):
         batch = _batch(model, [queries[i] for i in indices])
         for index, result in zip(indices, batch, strict=True):
@@ -54,8 +57,8 @@ def entropies(
 def _batch(model: Any, queries: list[EntropyQuery]) -> list[tuple[float, ...]]:
     device = next(iter(model.parameters())).device
     # No prediction after a row's last token is needed, so it is not an input.
-    rows = pad_left([query.token_ids_N[:-1] for query in queries], device)
-    num_tail = rows.input_ids.shape[1]
+    rows = pad_left([query.prefix_ids + query.token_ids_N[:-1] for query in queries], device)
+    num_tail = max(len(query.token_ids_N) for query in queries) - 1
     logits = tail_logits(model, rows, num_tail)  # [B, N - 1, V]
     return [
         tuple(_row(logits[index, -(len(query.token_ids_N) - 1) :], query).tolist())

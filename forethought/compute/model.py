@@ -26,6 +26,7 @@ from forethought.compute.fp32_head import install_fp32_head
 from forethought.compute.new_tokens import add_special_tokens
 from forethought.compute.rows import limit_padding
 from forethought.errors import InvalidInput
+from forethought.special_tokens import Choice, choose_bos
 
 log = logging.getLogger(__name__)
 
@@ -102,17 +103,18 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a model directory.
+def load_tokenizer(path: str | Path, bos: Choice = "tokenizer") -> Any:
+    """The tokenizer of a model directory, its BOS by ``model.bos``.
 
     Raises:
-        InvalidInput: the directory or its tokenizer cannot be read.
+        InvalidInput: the directory or its tokenizer cannot be read, or the choice does not fit it.
     """
     _require_directory(path)
     with _one_line("tokenizer", path, _TOKENIZER_FILES):
         tokenizer = AutoTokenizer.from_pretrained(str(path), **_LOCAL)
         if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
             raise ValueError("its vocabulary is empty")  # some classes load without any files
+    choose_bos(tokenizer, bos)
     return tokenizer
 
 
@@ -136,16 +138,20 @@ def check_model_files(path: str | Path) -> None:
 
 
 def load_language_model(
-    path: str | Path, dtype: str, device: str, max_length_tokens: int = 0
+    path: str | Path,
+    dtype: str,
+    device: str,
+    max_length_tokens: int = 0,
+    bos: Choice = "tokenizer",
 ) -> LanguageModel:
-    """Load and validate a model directory, in evaluation mode.
+    """Load and validate a model directory, in evaluation mode; ``bos`` is ``model.bos``.
 
     Rows that padding would change are computed alone from then on (:mod:`forethought.compute.consistency`).
 
     Raises:
         InvalidInput: unreadable, not a causal LM, incomplete, or its tokenizer has ids the model lacks.
     """
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, bos)
     with _ONE_LOAD_AT_A_TIME, _one_line("causal language model", path, _MODEL_FILES):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=DTYPES[dtype], output_loading_info=True, **_LOCAL

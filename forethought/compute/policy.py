@@ -21,6 +21,7 @@ from forethought.compute.prompting import prompting_of
 from forethought.config import Settings
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
+from forethought.special_tokens import special_tokens_of
 from forethought.types import Prompting
 
 
@@ -64,7 +65,9 @@ def check_length(
             change, or the torch engine is configured and cannot sample from this model.
     """
     needed = settings.corpus.window_tokens
-    if prompting is not None:
+    if prompting is None:
+        needed += len(special_tokens_of(language_model.tokenizer).bos_ids)
+    else:
         needed += prompting.num_thinking_tokens + settings.sampling.max_thought_tokens
         needed += objective.prediction_tokens
     if needed > language_model.max_length_tokens:
@@ -88,7 +91,7 @@ def _model(settings: Settings) -> LanguageModel:
             "(`forethought up` trains a small one from the corpus when there is none)"
         )
     return load_language_model(
-        Path(section.path), section.dtype, section.device, section.max_length_tokens
+        Path(section.path), section.dtype, section.device, section.max_length_tokens, section.bos
     )
 
 

@@ -3,6 +3,9 @@
 Design: a template is rendered with a placeholder for the context, through the tokenizer's chat template if
 it has one, and the two halves are tokenised separately. The context between them keeps the corpus's tokens.
 The price: characters are never merged across the boundaries, as tokenising the whole text might do.
+
+The tokenizer's BOS is kept apart from the template, because it precedes the no-think branch too; a chat
+template that renders it gives no second one. Of a tokenizer that adds none, a template's text is unchanged.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from forethought.compute.model import Markers
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
 from forethought.objectives.parts.prompts import Template
+from forethought.special_tokens import special_tokens_of
 from forethought.types import Prompting
 
 _MARK = "\u241fcontext\u241f"  # survives templates that strip a message
@@ -25,15 +29,21 @@ def prompting_of(objective: Objective, tokenizer: Any, markers: Markers) -> Prom
     Raises:
         InvalidInput: the tokenizer's chat template cannot take the objective's messages.
     """
+    special = special_tokens_of(tokenizer)
     prompting = objective.prompting(markers.open_id, markers.close_id)
-    if objective.template is None:
-        return prompting
-    before, after = _rendered(objective.template, tokenizer)
-    bridge_ids = _without_open(_tokens(tokenizer, after), tokenizer, markers.open_id)
+    if objective.template is not None:
+        before, after = _rendered(objective.template, tokenizer)
+        bridge_ids = _without_open(_tokens(tokenizer, after), tokenizer, markers.open_id)
+        prompting = replace(
+            prompting,
+            head_ids=_tokens(tokenizer, before) + prompting.head_ids,
+            bridge_ids=bridge_ids + prompting.bridge_ids,
+        )
     return replace(
         prompting,
-        head_ids=_tokens(tokenizer, before) + prompting.head_ids,
-        bridge_ids=bridge_ids + prompting.bridge_ids,
+        head_ids=special.without_bos(prompting.head_ids),
+        no_think_head_ids=special.without_bos(prompting.no_think_head_ids),
+        bos_ids=special.bos_ids,
     )
 
 

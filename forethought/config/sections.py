@@ -87,6 +87,7 @@ class ModelSection(Section):
     think_open: str = "<think>"
     think_close: str = "</think>"
     add_think_tokens: bool = False  # add missing markers to tokenizer and embeddings
+    bos: Literal["tokenizer", "always", "never"] = "tokenizer"  # whether rows begin with BOS
     fp32_head: bool = False  # float32 logits even from a bfloat16 model; not supported by vllm
 
 
@@ -122,6 +123,7 @@ class CorpusSection(Section):
     sources: tuple[SourceSection, ...] = ()
     window_tokens: PositiveInt = 256
     min_window_tokens: PositiveInt = 4  # shorter tails and documents are dropped
+    eos: Literal["tokenizer", "always", "never"] = "tokenizer"  # end-of-text after documents
     skip_invalid: bool = (
         False  # skip and count records that cannot be read; else the first is refused
     )

@@ -238,6 +238,7 @@ def open_corpus(
             section.window_tokens,
             section.min_window_tokens,
             cache_dir,
+            section.eos,
         )
         sources.append(WindowedSource(source.name, source.weight, windows))
     return Corpus(sources, seed)

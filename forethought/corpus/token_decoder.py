@@ -39,14 +39,25 @@ class TokenDecoder:
 
     def decode_answer(self, token_ids: Sequence[int]) -> TokenBytes:
         """As :meth:`decode`, without a final special token (end of text)."""
-        ended = bool(token_ids) and token_ids[-1] in self._special_ids
-        return self.decode(token_ids[:-1] if ended else token_ids)
+        return self.decode(self._without_end(token_ids))
 
-    def ground_truth(self, token_ids: Sequence[int], token_bytes: Sequence[int]) -> GroundTruth:
-        """The text of stored tokens; ``token_bytes`` are their stored byte lengths, or empty."""
+    def ground_truth(
+        self, token_ids: Sequence[int], token_bytes: Sequence[int], *, without_end: bool = False
+    ) -> GroundTruth:
+        """The text of stored tokens; ``token_bytes`` are their stored byte lengths, or empty.
+
+        ``without_end`` leaves out a final special token, as :meth:`decode_answer` does.
+        """
+        if without_end:
+            token_ids = self._without_end(token_ids)
+            token_bytes = token_bytes[: len(token_ids)]
         decoded = self.decode(token_ids)
         ends = tuple(accumulate(token_bytes)) if self._is_exact and token_bytes else decoded.ends_L
         return GroundTruth(decoded.text, ends)
+
+    def _without_end(self, token_ids: Sequence[int]) -> Sequence[int]:
+        ended = bool(token_ids) and token_ids[-1] in self._special_ids
+        return token_ids[:-1] if ended else token_ids
 
 
 @lru_cache(maxsize=2)

@@ -12,6 +12,11 @@ against half an answer (RLVR), teach one that stops anywhere (SFT), and leave th
 One longer than a window is left out and counted. The price: long answers are lost until
 ``corpus.window_tokens`` is raised. Text without a prompt is cut: every token is still a true next one.
 
+Windows hold text alone. The BOS that a tokenizer puts before every text is not part of them, even of one
+that was tokenised with it or has it written out: whoever makes rows of windows puts one before each. What
+the tokenizer puts after a text (or, by ``corpus.eos``, its end-of-text token) ends every document given as
+text; its size in bytes is that of its name, as of any special token.
+
 A special token written out in the text (``<think>``) becomes that token. This is intended: worked
 examples are written that way. Untrusted text can therefore contain markers.
 """
@@ -36,6 +41,7 @@ from forethought.corpus.token_bytes import (
 )
 from forethought.errors import InvalidInput
 from forethought.run.files import read_object
+from forethought.special_tokens import Choice, SpecialTokens, document_end, special_tokens_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +59,7 @@ def cut_windows(
     window_tokens: int,
     min_window_tokens: int,
     cache_dir: Path,
+    eos: Choice = "tokenizer",
 ) -> Dataset:
     """Tokenise and cut ``documents`` (from :func:`forethought.corpus.sources.open_source`).
 
@@ -83,8 +90,9 @@ def cut_windows(
             "entropies": List(Value("float32")),
         }
     )
-    fingerprint = _fingerprint(documents, tokenizer, window_tokens, min_window_tokens)
-    cutter = _Cutter(tokenizer, window_tokens, min_window_tokens)
+    special = SpecialTokens(special_tokens_of(tokenizer).bos_ids, document_end(tokenizer, eos))
+    fingerprint = _fingerprint(documents, tokenizer, special, window_tokens, min_window_tokens)
+    cutter = _Cutter(tokenizer, special, window_tokens, min_window_tokens)
     cache_dir.mkdir(parents=True, exist_ok=True)
     counts = cache_dir / f"windows-{fingerprint}.json"
     windows = documents.map(
@@ -162,6 +170,7 @@ class _Cutter:
     """A batch of documents in, their windows out, for ``Dataset.map``; counts what it skips."""
 
     tokenizer: PreTrainedTokenizerBase
+    special: SpecialTokens
     window_tokens: int
     min_window_tokens: int
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -179,7 +188,7 @@ class _Cutter:
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """The windows of a batch, in document order."""
         windows: list[tuple[Any, ...]] = []
-        for document in self._tokenise(batch):
+        for document in map(self._without_bos, self._tokenise(batch)):
             num_tokens = len(document.token_ids_N)
             if num_tokens < self.min_window_tokens:
                 self.left_out.num_short += 1
@@ -202,6 +211,20 @@ class _Cutter:
                 prompt_tokens = document.prompt_tokens  # 0 if there is more than one window
                 yield window_id, token_ids_N, sizes_N, marks, prompt_tokens, entropies_N
 
+    def _without_bos(self, document: _Tokenised) -> _Tokenised:
+        token_ids_N = self.special.without_bos(document.token_ids_N)
+        num_cut = len(document.token_ids_N) - len(token_ids_N)
+        if not num_cut:
+            return document
+        return _Tokenised(
+            document.document_id,
+            token_ids_N,
+            document.sizes_N[num_cut:],
+            [mark - num_cut for mark in document.marks if mark >= num_cut],
+            max(0, document.prompt_tokens - num_cut),
+            document.entropies_N[num_cut:],
+        )
+
     def _tokenise(self, batch: dict[str, list[Any]]) -> Iterator[_Tokenised]:
         texts = [text for text in batch["text"] if text is not None]
         with_marks = any(batch["marks"]) or any(batch["prompt_chars"])
@@ -214,10 +237,11 @@ class _Cutter:
                 )
             else:
                 token_ids_N, offsets_N = next(encoded)
+                sizes_N = self._sizes(token_ids_N, batch["text"][i], offsets_N)
                 yield _Tokenised(
                     document_id,
-                    token_ids_N,
-                    self._sizes(token_ids_N, batch["text"][i], offsets_N),
+                    [*token_ids_N, *self.special.eos_ids],
+                    sizes_N and [*sizes_N, *self._eos_sizes],
                     _marked_tokens(batch["marks"][i], offsets_N),
                     _prompt_tokens(batch["prompt_chars"][i], offsets_N),
                 )
@@ -249,6 +273,11 @@ class _Cutter:
                 [self.vocabulary_bytes[token_id] for token_id in token_ids_N], text
             )
         return [] if offsets_N is None else offset_bytes(text, offsets_N)
+
+    @cached_property
+    def _eos_sizes(self) -> list[int]:
+        names = self.tokenizer.convert_ids_to_tokens(list(self.special.eos_ids))
+        return [len(name.encode()) for name in names]
 
     def _pretokenised(
         self,
@@ -291,6 +320,7 @@ def _batch_rows(documents: Dataset) -> int:
 def _fingerprint(
     documents: Dataset,
     tokenizer: PreTrainedTokenizerBase,
+    special: SpecialTokens,
     window_tokens: int,
     min_window_tokens: int,
 ) -> str:
@@ -301,5 +331,7 @@ def _fingerprint(
         state.update(truncation=None, padding=None)
     else:
         state = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    parts = [_FORMAT_VERSION, documents._fingerprint, window_tokens, min_window_tokens, state]
+    sizes = (window_tokens, min_window_tokens)
+    convention = (special.bos_ids, special.eos_ids)
+    parts = [_FORMAT_VERSION, documents._fingerprint, *sizes, *convention, state]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

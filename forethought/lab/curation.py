@@ -26,6 +26,7 @@ from forethought.corpus.mixture import digest_of
 from forethought.corpus.sources import open_source
 from forethought.corpus.windows import cut_windows
 from forethought.errors import InvalidInput
+from forethought.special_tokens import Choice, special_tokens_of
 
 PART_WINDOWS = 256
 _SETTINGS_FILE = ".curation.json"
@@ -48,6 +49,8 @@ class CurationSettings:
     top_k: int
     renormalised: bool
     num_shards: int
+    bos: Choice = "tokenizer"
+    eos: Choice = "tokenizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class CurationRequest:
     num_shards: int = 1
     device: str = "auto"
     dtype: str = "float32"
+    bos: Choice = "tokenizer"
+    eos: Choice = "tokenizer"
     max_batch_tokens: int = 16_384
     part_windows: int = field(default=PART_WINDOWS)
 
@@ -82,7 +87,9 @@ def curate(request: CurationRequest, report: Callable[[int, int], None]) -> int:
             started with other settings.
     """
     _check_shard(request)
-    language_model = load_language_model(request.model, request.dtype, request.device)
+    language_model = load_language_model(
+        request.model, request.dtype, request.device, bos=request.bos
+    )
     _check_length(request, language_model)
     cache = request.out / f".cache-{request.shard}"  # one per shard: shards start at the same time
     windows = cut_windows(
@@ -91,6 +98,7 @@ def curate(request: CurationRequest, report: Callable[[int, int], None]) -> int:
         request.window_tokens,
         2,
         cache,
+        request.eos,
     )
     settings = _settings(request, windows)
     _claim(request.out, settings)
@@ -109,8 +117,10 @@ def _annotated(
     windows: dict[str, list[Any]], request: CurationRequest, language_model: LanguageModel
 ) -> dict[str, list[Any]]:
     """The columns of a part; the first token of a window is never predicted and has entropy 0."""
+    bos_ids = special_tokens_of(language_model.tokenizer).bos_ids
     queries = [
-        EntropyQuery(tuple(ids), request.top_k, request.renormalise) for ids in windows["token_ids"]
+        EntropyQuery(tuple(ids), request.top_k, request.renormalise, bos_ids)
+        for ids in windows["token_ids"]
     ]
     found = entropies(language_model.model, queries, request.max_batch_tokens)
     check_finite(language_model.model, chain.from_iterable(found), "an entropy")
@@ -149,6 +159,8 @@ def _settings(request: CurationRequest, windows: Any) -> CurationSettings:
         top_k=request.top_k,
         renormalised=request.renormalise,
         num_shards=request.num_shards,
+        bos=request.bos,
+        eos=request.eos,
     )
 
 
@@ -177,8 +189,10 @@ def _check_shard(request: CurationRequest) -> None:
 
 
 def _check_length(request: CurationRequest, language_model: LanguageModel) -> None:
-    if not 2 <= request.window_tokens <= language_model.max_length_tokens:
+    num_bos = len(special_tokens_of(language_model.tokenizer).bos_ids)
+    longest = language_model.max_length_tokens - num_bos
+    if not 2 <= request.window_tokens <= longest:
         raise InvalidInput(
             f"got windows of {request.window_tokens} tokens; expected 2 to the proxy's "
-            f"{language_model.max_length_tokens}: change --window-tokens"
+            f"{longest}: change --window-tokens"
         )

@@ -155,6 +155,7 @@ def prompting_to_proto(prompting: Prompting) -> rollout_pb2.Prompting:
         bridge_ids=pack_ids(prompting.bridge_ids),
         close_ids=pack_ids(prompting.close_ids),
         no_think_head_ids=pack_ids(prompting.no_think_head_ids),
+        bos_ids=pack_ids(prompting.bos_ids),
     )
 
 
@@ -165,6 +166,7 @@ def prompting_from_proto(message: rollout_pb2.Prompting) -> Prompting:
         bridge_ids=unpack_ids(message.bridge_ids),
         close_ids=unpack_ids(message.close_ids),
         no_think_head_ids=unpack_ids(message.no_think_head_ids),
+        bos_ids=unpack_ids(message.bos_ids),
     )
 
 

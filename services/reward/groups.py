@@ -94,7 +94,7 @@ class GroupQuery:
     @property
     def _num_no_think_tokens(self) -> int:
         shared = len(self.context_ids_N) + len(self.target_ids_H)
-        return shared + len(self.prompting.no_think_head_ids)
+        return shared + len(self.prompting.no_think_prefix(()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,8 @@ def baseline_branches(query: GroupQuery) -> list[Continuation]:
 def fault_of(query: GroupQuery, held: HeldModels, max_logits_bytes: int) -> str | None:
     """Why this group cannot be scored, or None; the rest of its batch is scored regardless."""
     prompting = query.prompting
-    if not query.target_ids_H or not query.thoughts_G or not query.context_ids_N:
+    has_context = query.context_ids_N or prompting.bos_ids  # a BOS alone is one
+    if not query.target_ids_H or not query.thoughts_G or not has_context:
         return (
             f"got {len(query.context_ids_N)} context tokens, {len(query.target_ids_H)} target "
             f"tokens and {len(query.thoughts_G)} thoughts; expected at least one of each"

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeAlias
 import msgspec
 
 from forethought.errors import InvalidInput
+from forethought.special_tokens import SpecialTokens
 from forethought.types import Prompting, Thought
 from services.reward.groups import GroupQuery
 from services.reward.requests import ScoreItem, ScoreRequest
@@ -121,8 +122,9 @@ def shown(text: str) -> str:
 def _query(item: ScoreItem, tokenizer: Any, prompting: Prompting, ids: IdsReader) -> GroupQuery:
     context = item.context, item.context_ids, "context", "context_ids"
     target = item.target, item.target_ids, "target", "target_ids"
+    special = SpecialTokens(prompting.bos_ids)
     return GroupQuery(
-        _one_of(*context, tokenizer, ids),
+        special.without_bos(_one_of(*context, tokenizer, ids)),  # the prompting has one
         _one_of(*target, tokenizer, ids),
         prompting,
         tuple(
@@ -202,7 +204,7 @@ def read_text(text: Any, where: str) -> str:
 
 
 def read_tokens(text: Any, where: str, tokenizer: Any, ids_name: str = "") -> tuple[int, ...]:
-    """The tokens of a text, without special tokens around them.
+    """The tokens of a text, without special tokens around them: what reads a row puts the BOS before it.
 
     Raises:
         InvalidInput: not text, or half a surrogate pair in it.

@@ -11,6 +11,7 @@ TokenIds = tuple[Annotated[int, Meta(ge=0)], ...]
 
 
 _IDS = "Its token ids, used as is."
+_CONTEXT_IDS = f"{_IDS} With or without the model's BOS, which precedes them once."
 
 
 class ScoreItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -20,7 +21,7 @@ class ScoreItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     context: Annotated[
         str | None, Meta(description="The conditioning text. Or give context_ids.")
     ] = None
-    context_ids: Annotated[TokenIds | None, Meta(description=_IDS)] = None
+    context_ids: Annotated[TokenIds | None, Meta(description=_CONTEXT_IDS)] = None
     target: Annotated[
         str | None, Meta(description="The text that follows it. Or give target_ids.")
     ] = None

@@ -1,7 +1,7 @@
 """The scorer behind queue, HTTP and gRPC: log-likelihoods of the target with and without a thought.
 
-    policy:    log p(target | head + context + bridge + thought + close)        S_pred, RLP eq. 3
-    baseline:  log p(target | no-think head + context), think-open mass removed  S_ema,  RLP eq. 4
+    policy:    log p(target | BOS + head + context + bridge + thought + close)        S_pred, RLP eq. 3
+    baseline:  log p(target | BOS + no-think head + context), think-open mass removed  S_ema,  RLP eq. 4
 
 Design: all thinking branches of all groups go through the policy together, all no-think branches
 through the baseline, and both models are held for the whole batch, so that everything in it is of
@@ -205,7 +205,11 @@ class Scorer:
         """
         with self.policy.hold() as serving:
             errors = [
-                _refusal(self._fault(Continuation(q.token_ids_N, ()), len(q.token_ids_N), serving))
+                _refusal(
+                    self._fault(
+                        Continuation(q.prefix_ids, q.token_ids_N), len(q.token_ids_N), serving
+                    )
+                )
                 for q in queries
             ]
             compute = partial(
@@ -456,7 +460,9 @@ def _graded(
             query,
             predictions_G=predictions_of(query.thoughts_G, objective, decoder),
             truth=decoder.ground_truth(
-                document.token_ids_N[position.index :], document.token_bytes_N[position.index :]
+                document.token_ids_N[position.index :],
+                document.token_bytes_N[position.index :],
+                without_end=objective.prediction_ends,
             ),
         )
         for query, position in zip(queries_K, rollout.task.positions_K, strict=True)

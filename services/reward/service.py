@@ -193,10 +193,14 @@ class RewardService:
                 "got 1 token; expected at least 2, because an entropy is that of predicting a token "
                 "from those before it"
             )
-        self.limits.check_row(len(found))
-        self.limits.check_tokens(len(found))
+        bos_ids = self._tokenizer().special_tokens.bos_ids
+        bos_ids = () if found[: len(bos_ids)] == bos_ids else bos_ids
+        num_tokens = len(bos_ids) + len(found)
+        self.limits.check_row(num_tokens)
+        self.limits.check_tokens(num_tokens)
         self.limits.check_reply(len(found))
-        pieces: list[Piece[Job]] = [Piece(EntropyJob(EntropyQuery(found, k, flag)), len(found))]
+        query = EntropyQuery(found, k, flag, bos_ids)
+        pieces: list[Piece[Job]] = [Piece(EntropyJob(query), num_tokens)]
         (result,) = [cast(EntropyResult, r) for r in await results_of(self.batcher, pieces)]
         return {
             "epoch": result.manifest.epoch,
@@ -280,8 +284,10 @@ class RewardService:
                 f"continuations is {kind_of(continuations)}; expected a list of at least one"
             )
         self.limits.check_thoughts(len(continuations), "continuations")
-        tokenizer, size = self._tokenizer().bounded, num_units(item)
-        prefix_ids = await self.conversions.run(size, text_or_ids, item, "prefix", tokenizer)
+        facts, size = self._tokenizer(), num_units(item)
+        tokenizer = facts.bounded
+        given_ids = await self.conversions.run(size, text_or_ids, item, "prefix", tokenizer)
+        prefix_ids = facts.special_tokens.with_bos(given_ids)
         num_tokens = 0
 
         def read(indexed: tuple[int, Any]) -> Continuation:

@@ -25,6 +25,7 @@ from forethought.replica.metrics import ServedMetrics
 from forethought.rpc.calls import GrpcCalls
 from forethought.rpc.guard import GrpcGuard
 from forethought.rpc.server import start_grpc_server
+from forethought.special_tokens import choose_bos
 from forethought.telemetry.ops import EmbeddedHttpServer, OpsServer
 from forethought.types import WeightManifest
 from services.reward.grpc_server import RewardServicer
@@ -44,6 +45,7 @@ def load_models(settings: Settings, scorer: Scorer) -> None:
     for name, served in scorer.models.items():
         directory = Path(paths[name])
         served.load(directory, _manifest(name, directory, settings.model.dtype))
+        choose_bos(served.now.language_model.tokenizer, settings.model.bos)
         if settings.model.add_think_tokens:
             add_markers(
                 served.now.language_model, settings.model.think_open, settings.model.think_close

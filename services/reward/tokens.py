@@ -18,6 +18,7 @@ from forethought.corpus.token_bytes import offset_bytes, vocabulary_bytes
 from forethought.corpus.token_decoder import decoder_of
 from forethought.errors import InvalidInput, NotReady, TooLarge
 from forethought.objectives import Objective
+from forethought.special_tokens import SpecialTokens, special_tokens_of
 from forethought.types import Prompting
 from services.reward.groups import GroupQuery, predictions_of, split_at_close
 
@@ -67,6 +68,11 @@ class TokenizerFacts:
         self._promptings: dict[int, Prompting] = {}
 
     @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """What the tokenizer puts around a text."""
+        return special_tokens_of(self.tokenizer)
+
+    @cached_property
     def markers(self) -> Markers:
         """The think markers.
 
@@ -102,7 +108,9 @@ class TokenizerFacts:
             query,
             thoughts_G=thoughts_G,
             predictions_G=predictions_of(thoughts_G, objective, decoder),
-            truth=decoder.ground_truth(query.target_ids_H, ()),
+            truth=decoder.ground_truth(
+                query.target_ids_H, (), without_end=objective.prediction_ends
+            ),
             wants_predictions="prediction" in objective.models,
         )
 

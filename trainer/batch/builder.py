@@ -56,7 +56,8 @@ class BatchBuilder:
             metrics["masked_thoughts"] = sum(g.count(False) for g in trained_BG)
         if self.objective.mode is Mode.WRITE:
             weight = self.objective.thought_weight
-            trees = trees_of_documents(written_documents(groups, trained_BG, weight))
+            written = written_documents(groups, trained_BG, weight)
+            trees = trees_of_documents(written, _bos_ids(valid))
         else:
             trees = _trees(groups, self._thought_weights(groups, trained_BG))
         return TrainingBatch(trees + self._next_token(valid), metrics)
@@ -155,11 +156,17 @@ class BatchBuilder:
         coef = self.learner.next_token_coef
         if not coef:
             return []
-        trees = trees_of_documents([result.rollout.task.document for result in results])
+        documents = [result.rollout.task.document for result in results]
+        trees = trees_of_documents(documents, _bos_ids(results))
         return [
             replace(tree, nll_weights_N=tuple(coef * weight for weight in tree.nll_weights_N))
             for tree in trees
         ]
+
+
+def _bos_ids(results: Sequence[ScoredRollout]) -> tuple[int, ...]:
+    """What precedes every row of a run; all tasks of a run have the same prompting."""
+    return results[0].rollout.task.prompting.bos_ids if results else ()
 
 
 def _budget(groups: Sequence[TrainingGroup]) -> int:
@@ -181,5 +188,6 @@ def _trees(
             for thought, weights in zip(group.thoughts_G, thought_weights_G, strict=True)
             for branch in branches_of(group, thought, weights)
         )
-        trees.append(ThoughtTree(task.prompting.head_ids, task.document.token_ids_N, (), branches))
+        head_ids = task.prompting.bos_ids + task.prompting.head_ids
+        trees.append(ThoughtTree(head_ids, task.document.token_ids_N, (), branches))
     return trees

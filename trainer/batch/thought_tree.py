@@ -40,6 +40,8 @@ class Branch:
 class ThoughtTree:
     """A trunk, the next-token weights of its tokens (empty: none), and the branches that leave it.
 
+    ``head_ids`` precede the trunk in every row.
+
     Example:
         ``ThoughtTree(head_ids=(), trunk_ids_N=(1, 5, 9), nll_weights_N=(0.0, 0.5, 0.5))``
     """
@@ -50,19 +52,22 @@ class ThoughtTree:
     branches: tuple[Branch, ...] = field(default=())
 
 
-def trees_of_documents(documents: Sequence[Document]) -> list[ThoughtTree]:
+def trees_of_documents(
+    documents: Sequence[Document], bos_ids: tuple[int, ...] = ()
+) -> list[ThoughtTree]:
     """Trees for next-token loss on documents, averaged over the tokens of the whole batch.
 
-    The first token of a document is not predicted and has weight 0.
+    Each follows ``bos_ids``, which is not predicted; without it, the first token of a document is not
+    predicted either and has weight 0.
     """
-    weights = [_document_weights(document) for document in documents]
+    weights = [_document_weights(document, bool(bos_ids)) for document in documents]
     total = sum(map(sum, weights)) or 1.0
     return [
-        ThoughtTree((), document.token_ids_N, tuple(weight / total for weight in weights_N))
+        ThoughtTree(bos_ids, document.token_ids_N, tuple(weight / total for weight in weights_N))
         for document, weights_N in zip(documents, weights, strict=True)
     ]
 
 
-def _document_weights(document: Document) -> list[float]:
+def _document_weights(document: Document, is_first_predicted: bool) -> list[float]:
     given = document.nll_weights_N or (1.0,) * len(document.token_ids_N)
-    return [0.0, *given[1:]]
+    return [given[0] if is_first_predicted else 0.0, *given[1:]]

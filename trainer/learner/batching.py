@@ -106,15 +106,15 @@ def _branch_row(tree: ThoughtTree, branch: Branch) -> _Row:
 
 
 def _trunk_row(tree: ThoughtTree) -> _Row:
-    num_learned = len(tree.trunk_ids_N) - 1
+    num_learned = len(tree.trunk_ids_N) - (0 if tree.head_ids else 1)
     nothing = (0.0,) * num_learned
     return _Row(
-        token_ids_T=tree.trunk_ids_N,
+        token_ids_T=tree.head_ids + tree.trunk_ids_N,
         num_learned=num_learned,
         weights=nothing,
         advantages=nothing,
         behaviour_logprobs=nothing,
-        nll_weights=tree.nll_weights_N[1:],
+        nll_weights=tree.nll_weights_N[-num_learned:],
         temperature=1.0,
     )
 

@@ -139,8 +139,7 @@ def _work(results: Sequence[ScoredRollout]) -> dict[str, int]:
 
 def _sampled_tokens(results: Sequence[ScoredRollout]) -> int:
     return sum(
-        len(task.prompting.head_ids) + position.index + len(task.prompting.bridge_ids)
-        + len(thought.token_ids_L)
+        len(task.prompting.thinking_prefix(())) + position.index + len(thought.token_ids_L)
         for result in results
         for task in (result.rollout.task,)
         for position, thoughts_G in zip(task.positions_K, result.rollout.thoughts_KG, strict=False)
@@ -162,7 +161,7 @@ def _scored_tokens(results: Sequence[ScoredRollout]) -> int:
             plain = position.index + len(position.target_ids_H)
             with_thought = plain + prompting.num_thinking_tokens
             thoughts = sum(with_thought + len(thought.thought_ids) for thought in thoughts_G)
-            num_tokens += thoughts + plain + len(prompting.no_think_head_ids)
+            num_tokens += thoughts + plain + len(prompting.no_think_prefix(()))
     return num_tokens
 
 

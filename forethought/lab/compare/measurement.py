@@ -59,6 +59,7 @@ def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str,
     from forethought.compute.model import find_markers, load_language_model
     from forethought.config.sections import CorpusSection, ModelSection
     from forethought.corpus.mixture import open_corpus
+    from forethought.special_tokens import special_tokens_of
     from forethought.types import Prompting, Sampling
 
     torch.set_num_threads(1)
@@ -68,7 +69,11 @@ def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str,
     section = CorpusSection(path=entry.corpus, window_tokens=entry.window_tokens)
     corpus = open_corpus(section, language_model.tokenizer, 0, cache)
     documents = corpus.take(min(entry.num_documents, corpus.num_windows))
-    prompting = Prompting(bridge_ids=(markers.open_id,), close_ids=(markers.close_id,))
+    prompting = Prompting(
+        bridge_ids=(markers.open_id,),
+        close_ids=(markers.close_id,),
+        bos_ids=special_tokens_of(language_model.tokenizer).bos_ids,
+    )
     sampling = Sampling(
         entry.num_thoughts, entry.max_thought_tokens, entry.temperature, (markers.close_id,)
     )

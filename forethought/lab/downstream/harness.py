@@ -19,6 +19,7 @@ from typing import Any
 from forethought.errors import InvalidInput
 from forethought.lab.downstream.suites import Suite, SuiteTask
 from forethought.run.directory import RunDirectory
+from forethought.special_tokens import drop_eos
 
 TASKS = Path(__file__).parent / "tasks"
 """Forethought's tasks, for ``lm_eval --include_path``."""
@@ -172,6 +173,7 @@ def _load_model(model: Path, options: HarnessOptions) -> Any:
 
     check_model_files(model)
     tokenizer = load_tokenizer(model)
+    drop_eos(tokenizer)  # prompts are continued; a BOS precedes them, once
     close_id = tokenizer.get_vocab().get(options.think_close)
     if options.opens_thought and (
         close_id is None or options.think_open not in tokenizer.get_vocab()
@@ -182,6 +184,7 @@ def _load_model(model: Path, options: HarnessOptions) -> Any:
         )
     return HFLM(
         pretrained=str(model),
+        tokenizer=tokenizer,
         device=options.device,
         dtype=options.dtype,
         batch_size=options.batch_size,

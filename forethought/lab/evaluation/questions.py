@@ -24,6 +24,7 @@ from forethought.lab.evaluation.text import (
     read_documents,
 )
 from forethought.objectives.parts.positions import at
+from forethought.special_tokens import Choice, special_tokens_of
 from forethought.types import Document, Prompting, Sampling
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
     from forethought.compute.model import find_markers
     from forethought.compute.prompting import prompting_of
 
-    model, section = load_model(request.checkpoints[0].model, request), given.settings.model
+    section = given.settings.model
+    model = load_model(request.checkpoints[0].model, request, section.bos)
     markers = find_markers(model.tokenizer, section.think_open, section.think_close)
     prompting = prompting_of(given.objective, model.tokenizer, markers)
     sampling = _sampling(given, model, markers)
@@ -88,11 +90,11 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
     )
 
 
-def load_model(path: Path, request: EvalRequest) -> LanguageModel:
-    """Load a model directory onto the request's device."""
+def load_model(path: Path, request: EvalRequest, bos: Choice) -> LanguageModel:
+    """Load a model directory onto the request's device; ``bos`` is ``model.bos``."""
     from forethought.compute.model import load_language_model
 
-    return load_language_model(path, request.dtype, request.device)
+    return load_language_model(path, request.dtype, request.device, bos=bos)
 
 
 def check_vocabulary(model: LanguageModel, vocabulary: dict[str, int], label: str) -> None:
@@ -141,7 +143,8 @@ def _length_limit(
 
 def _window_tokens(request: EvalRequest, given: Conditions, model: LanguageModel) -> int:
     """The requested window length, or the run's capped at the model's maximum."""
-    wanted, longest = given.settings.corpus.window_tokens, model.max_length_tokens
+    num_bos = len(special_tokens_of(model.tokenizer).bos_ids)
+    wanted, longest = given.settings.corpus.window_tokens, model.max_length_tokens - num_bos
     if request.overrides.window_tokens and wanted > longest:
         raise InvalidInput(
             f"windows of {wanted} tokens; expected at most the model's {longest}: lower --window-tokens"
@@ -165,7 +168,8 @@ def _drawn(
             section, model.tokenizer, request.num_documents, request.seed, cache
         )
         marked = noise_marks(section, model.tokenizer, request.noise, request.seed, cache)
-    entropies, proxy = _entropies(request, documents, model, progress)
+    bos = given.settings.model.bos
+    entropies, proxy = _entropies(request, documents, model, bos, progress)
     places = candidate_positions(documents, entropies, marked, request.noise, limit)
     if not places:
         raise InvalidInput(
@@ -178,14 +182,18 @@ def _drawn(
 
 
 def _entropies(
-    request: EvalRequest, documents: Sequence[Document], first: LanguageModel, progress: Progress
+    request: EvalRequest,
+    documents: Sequence[Document],
+    first: LanguageModel,
+    bos: Choice,
+    progress: Progress,
 ) -> tuple[Sequence[Sequence[float]], str]:
     """One entropy per token, and the source of the entropies."""
     if request.proxy is None and all(document.entropies_N for document in documents):
         return [document.entropies_N for document in documents], "the corpus's own entropies"
     proxy = first
     if request.proxy is not None:
-        proxy = load_model(request.proxy, request)
+        proxy = load_model(request.proxy, request, bos)
         check_vocabulary(proxy, first.tokenizer.get_vocab(), str(request.proxy))
     num_documents = len(documents)
     found = find_entropies(proxy, documents, lambda n: progress("entropies", n, num_documents))

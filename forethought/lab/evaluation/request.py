@@ -44,6 +44,7 @@ class Overrides:
     prompt: str = ""
     think_open: str = ""
     think_close: str = ""
+    bos: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ def _override_strings(overrides: Overrides) -> list[str]:
         "sampling.temperature": overrides.temperature,
         "model.think_open": overrides.think_open,
         "model.think_close": overrides.think_close,
+        "model.bos": overrides.bos,
     }
     return [f"{key}={value}" for key, value in given.items() if value not in (None, "")]
 

@@ -60,7 +60,7 @@ def _evaluate(
     from forethought.compute.answers import answer_queries
 
     compute = compute_of(checkpoint, request.unit, questions.num_parameters)
-    model = load_model(checkpoint.model, request)
+    model = load_model(checkpoint.model, request, given.settings.model.bos)
     check_vocabulary(model, questions.vocabulary, checkpoint.label)
     num_queries, prompting = len(questions.queries), questions.prompting
     answers = answer_queries(
@@ -74,7 +74,9 @@ def _evaluate(
     )
     texts = _texts(model.tokenizer, answers)
     rewarded = _rewarded(model.tokenizer, given.objective, questions, answers)
-    nll = plain_text_nll(model, questions.documents, prompting.no_think_head_ids, prompting.open_id)
+    nll = plain_text_nll(
+        model, questions.documents, prompting.no_think_prefix(()), prompting.open_id
+    )
     return CheckpointResult(checkpoint, measurements_of(answers, texts, rewarded), compute, nll)
 
 
@@ -117,7 +119,9 @@ class Grader:
     def num_right(self, answer: Answer, document: Document, index: int) -> int:
         """Number of thoughts at a position that are followed by a correct prediction."""
         stored = document.token_bytes_N[index:]
-        truth = self._decoder.ground_truth(document.token_ids_N[index:], stored)
+        truth = self._decoder.ground_truth(
+            document.token_ids_N[index:], stored, without_end=self._objective.prediction_ends
+        )
         return sum(self._is_right(thought, truth) for thought in answer.thoughts_G)
 
     def _is_right(self, thought: Sample, truth: GroundTruth) -> bool:

@@ -19,6 +19,7 @@ from forethought.corpus.mixture import open_corpus
 from forethought.errors import InvalidInput
 from forethought.lab.evaluation.splits import CandidatePosition, is_uncertain_and_unmarked
 from forethought.objectives.parts.positions import valid
+from forethought.special_tokens import special_tokens_of
 from forethought.types import Document
 
 TOP_K = 16  # number of tokens that an entropy covers, as in RPT
@@ -88,10 +89,11 @@ def find_entropies(
     from forethought.compute.entropy import EntropyQuery, entropies
     from forethought.compute.finite import check_finite
 
+    bos_ids = special_tokens_of(language_model.tokenizer).bos_ids
     found: list[tuple[float, ...]] = []
     for start in range(0, len(documents), 256):
         part = documents[start : start + 256]
-        queries = [EntropyQuery(document.token_ids_N, TOP_K, False) for document in part]
+        queries = [EntropyQuery(d.token_ids_N, TOP_K, False, bos_ids) for d in part]
         batch = entropies(language_model.model, queries, _BATCH_TOKENS)
         check_finite(language_model.model, chain.from_iterable(batch), "an entropy")
         found += [(0.0, *(max(0.0, value) for value in values)) for values in batch]

@@ -140,7 +140,8 @@ class Objective(ABC):
         return int(getattr(self.config, "num_positions", 1))
 
     def prompting(self, open_id: int, close_id: int) -> Prompting:
-        """The tokens around a thought, :attr:`template` left out; the plain form is the two markers."""
+        """The tokens around a thought, :attr:`template` and the tokenizer's BOS left out; the plain form is
+        the two markers."""
         return Prompting(bridge_ids=(open_id,), close_ids=(close_id,))
 
     def prediction(self, answer: TokenBytes) -> TokenBytes | None:

@@ -32,16 +32,18 @@ class Position(_message.Message):
     def __init__(self, index: _Optional[int] = ..., target_ids: _Optional[bytes] = ...) -> None: ...
 
 class Prompting(_message.Message):
-    __slots__ = ("head_ids", "bridge_ids", "close_ids", "no_think_head_ids")
+    __slots__ = ("head_ids", "bridge_ids", "close_ids", "no_think_head_ids", "bos_ids")
     HEAD_IDS_FIELD_NUMBER: _ClassVar[int]
     BRIDGE_IDS_FIELD_NUMBER: _ClassVar[int]
     CLOSE_IDS_FIELD_NUMBER: _ClassVar[int]
     NO_THINK_HEAD_IDS_FIELD_NUMBER: _ClassVar[int]
+    BOS_IDS_FIELD_NUMBER: _ClassVar[int]
     head_ids: bytes
     bridge_ids: bytes
     close_ids: bytes
     no_think_head_ids: bytes
-    def __init__(self, head_ids: _Optional[bytes] = ..., bridge_ids: _Optional[bytes] = ..., close_ids: _Optional[bytes] = ..., no_think_head_ids: _Optional[bytes] = ...) -> None: ...
+    bos_ids: bytes
+    def __init__(self, head_ids: _Optional[bytes] = ..., bridge_ids: _Optional[bytes] = ..., close_ids: _Optional[bytes] = ..., no_think_head_ids: _Optional[bytes] = ..., bos_ids: _Optional[bytes] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("group_size", "max_thought_tokens", "temperature", "stop_ids", "prediction_tokens", "prediction_stop_ids")

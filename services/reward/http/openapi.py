@@ -41,6 +41,11 @@ _TEXTS = ("context", "target", "thoughts", "prefix", "continuations", "text")  #
 EXAMPLE_REQUEST: dict[str, Any] = {"objective": "rlp", "items": [_EXAMPLE_ITEM]}
 
 
+_IDS_AFTER_BOS = (
+    "Its token ids, used as is, with or without the model's BOS, which precedes them once."
+)
+
+
 class LogprobsRequest(BaseModel):
     """One prefix and its candidate continuations. Each text is tokenised separately."""
 
@@ -48,7 +53,7 @@ class LogprobsRequest(BaseModel):
 
     model: Literal["policy", "baseline"] = "policy"
     prefix: str | None = Field(None, description="The conditioning text. Or give prefix_ids.")
-    prefix_ids: list[int] | None = Field(None, description="Its token ids, used as is.")
+    prefix_ids: list[int] | None = Field(None, description=_IDS_AFTER_BOS)
     continuations: list[str | list[int]] = Field(
         description="Texts or token ids, each scored independently.", min_length=1
     )
@@ -75,7 +80,7 @@ class EntropyRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     text: str | None = Field(None, description="Or give token_ids.")
-    token_ids: list[int] | None = Field(None, description="Its token ids, used as is.")
+    token_ids: list[int] | None = Field(None, description=_IDS_AFTER_BOS)
     top_k: int = Field(16, description="How many of the most likely tokens are summed over.", ge=1)
     renormalise: bool = Field(
         False, description="Whether their probabilities are renormalised to sum to 1."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from forethought.compute.model import Markers
 from forethought.compute.prompting import end_ids, prompting_of
 from forethought.errors import InvalidInput
 from forethought.objectives.parts.prompts import RPT, Template
+from forethought.objectives.rlp import Rlp, RlpConfig
+from forethought.special_tokens import choose_bos
 from forethought.types import Prompting
 from tests import tiny
 
@@ -116,3 +119,54 @@ def test_end_tokens_are_the_models_and_the_tokenizers() -> None:
     tokenizer.eos_token = None
     model.generation_config = GenerationConfig()
     assert end_ids(model, tokenizer) == ()
+
+
+def bos_tokenizer(chat_template: str | None = None) -> Any:
+    tokenizer = tokenizer_with(chat_template)
+    tokenizer.bos_token = tiny.EOS
+    return tokenizer
+
+
+def made_of(tokenizer: Any, **parameters: Any) -> Prompting:
+    return prompting_of(objectives.load("rpt", parameters), tokenizer, MARKERS)
+
+
+@pytest.mark.parametrize("written", ["", "{{ bos_token }}", "<eos>", "{{ bos_token }}<eos>"])
+@pytest.mark.parametrize("chat", [None, CHAT])
+def test_the_tokenizers_bos_begins_every_branch_once(chat: str | None, written: str) -> None:
+    tokenizer = bos_tokenizer(chat and written + chat)
+    choose_bos(tokenizer, "always")
+    expected = prompting(chat, prompt="v1")
+    made = made_of(tokenizer, prompt="v1")
+    assert made == replace(expected, bos_ids=(tiny.BOS_ID,))
+    thinking, plain = made.thinking_prefix((5, 6)), made.no_think_prefix((5, 6))
+    assert plain == (tiny.BOS_ID, 5, 6)
+    assert thinking == (tiny.BOS_ID, *expected.thinking_prefix((5, 6)))
+    assert made.num_thinking_tokens == expected.num_thinking_tokens + 1
+    assert made_of(tokenizer, prompt="plain").bos_ids == (tiny.BOS_ID,)
+
+
+def test_never_leaves_no_bos_on_any_branch() -> None:
+    tokenizer = bos_tokenizer("{{ bos_token }}" + CHAT)
+    choose_bos(tokenizer, "never")
+    assert made_of(tokenizer, prompt="v1") == prompting(CHAT, prompt="v1")
+
+
+def test_a_template_of_a_tokenizer_without_bos_is_unchanged() -> None:
+    """Some chat models call the token that begins each of a template's messages their BOS."""
+    made = made_of(bos_tokenizer("{{ bos_token }}" + CHAT), prompt="v1")
+    expected = prompting(CHAT, prompt="v1")
+    assert made == replace(expected, head_ids=(tiny.EOS_ID, *expected.head_ids))
+    assert made.no_think_prefix((5,)) == (5,)
+
+
+def test_an_objectives_own_heads_begin_with_one_bos() -> None:
+    class Own(Rlp):
+        def prompting(self, open_id: int, close_id: int) -> Prompting:
+            return Prompting((tiny.BOS_ID, 1), (open_id,), (close_id,), (tiny.BOS_ID, 2))
+
+    tokenizer = bos_tokenizer()
+    choose_bos(tokenizer, "always")
+    made = prompting_of(Own(RlpConfig()), tokenizer, MARKERS)
+    assert made.thinking_prefix(()) == (tiny.BOS_ID, 1, tiny.OPEN_ID)
+    assert made.no_think_prefix(()) == (tiny.BOS_ID, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -225,3 +226,25 @@ def test_the_command(corpus: Path, model: Path, tmp_path: Path) -> None:
     for wrong in (["--shard", "4"], ["--dtype", "int8"]):
         refused = CliRunner().invoke(app, [*words, *wrong])
         assert isinstance(refused.exception, InvalidInput)
+
+
+@pytest.mark.parametrize(("bos", "begins"), [("tokenizer", True), ("never", False)])
+def test_entropies_follow_the_proxys_bos(
+    model: Path, corpus: Path, tmp_path: Path, bos: Any, begins: bool
+) -> None:
+    proxy = tiny.begin_with_bos(Path(shutil.copytree(model, tmp_path / "proxy")))
+    curate(order(corpus, proxy, tmp_path / "out", bos=bos), silent)
+    before = (tiny.BOS_ID,) if begins else ()
+    rows = [
+        row
+        for file in (tmp_path / "out").glob("*.parquet")
+        for row in pq.read_table(file).to_pylist()
+    ]
+    assert rows
+    for row in rows:
+        assert row["token_ids"][0] != tiny.BOS_ID
+        direct = direct_entropies(proxy, (*before, *row["token_ids"]), False)
+        expected = [0.0, *direct[len(before) + 1 :]]
+        assert row["entropies"] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(InvalidInput, match="was started with other settings: bos"):
+        curate(order(corpus, proxy, tmp_path / "out", bos="always"), silent)

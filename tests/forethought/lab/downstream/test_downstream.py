@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forethought.compute.model import load_tokenizer
 from forethought.errors import InvalidInput
 from forethought.lab.demo.arms import base_model
 from forethought.lab.demo.corpus import documents
@@ -245,3 +247,20 @@ def test_a_model_without_markers_cannot_open_a_thought() -> None:
 def test_an_unknown_suite_is_refused() -> None:
     with pytest.raises(InvalidInput, match="expected one of state-tracking"):
         suite("glue")
+
+
+def test_prompts_begin_with_the_models_bos_once_and_have_no_end(tmp_path: Path) -> None:
+    from tokenizers import processors
+
+    directory = Path(shutil.copytree(base_model(), tmp_path / "model"))
+    tokenizer = load_tokenizer(directory)
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A $B </s>", special_tokens=special
+    )
+    tokenizer.save_pretrained(directory)
+    model = harness._load_model(directory, HarnessOptions())
+    bare = tokenizer("amber bear", add_special_tokens=False)["input_ids"]
+    assert tokenizer("amber bear")["input_ids"] == [special[0][1], *bare, special[1][1]]
+    for text in ("amber bear", "<s> amber bear"):
+        assert list(model.tok_encode(text)) == [special[0][1], *bare]

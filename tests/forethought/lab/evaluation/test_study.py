@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from forethought.lab.evaluation.text import Noise
 from forethought.run.checkpoints import Checkpoint
 from forethought.types import Document
 from tests import tiny
+from tests.endpoints import plain_logprobs
 
 TEXTS = ("The cat sat on the mat.", "A second text is here.", "3 + 4 = 7 and no more")
 ENTROPIES = (0.0, 0.6, 1.2, 1.8)
@@ -165,3 +167,21 @@ def test_a_prediction_is_correct_if_its_bytes_end_on_a_token_boundary() -> None:
         assert grader.num_right(answer, document, 3) == is_right, inside
     unboxed, cut = said(" c"), said("\\boxed{ c}", stopped=False)
     assert grader.num_right(answer_of(unboxed, cut, said("\\boxed{ c}")), document, 3) == 1
+
+
+@pytest.mark.parametrize(("bos", "begins"), [("", True), ("never", False)])
+def test_text_and_prompts_are_evaluated_behind_the_bos(
+    model: Path, corpus: Path, tmp_path: Path, bos: str, begins: bool
+) -> None:
+    """As trained: the same numbers as of a model without a BOS on documents that begin with it."""
+    begun = tiny.begin_with_bos(Path(shutil.copytree(model, tmp_path / "model")))
+    overrides = replace(request(begun, corpus).overrides, bos=bos)
+    report = carry_out(request(begun, corpus, overrides=overrides))
+    (result,) = report["checkpoints"]
+    total = num_tokens = 0.0
+    for text in TEXTS:
+        ids = tuple(text.encode())
+        head = ((tiny.BOS_ID,) if begins else ()) + ids[:1]
+        logprobs = plain_logprobs(begun, head, ids[1:], removed_id=tiny.OPEN_ID)
+        total, num_tokens = total - sum(logprobs), num_tokens + len(logprobs)
+    assert result["plain_text_nll"] == pytest.approx(total / num_tokens, abs=1e-4)
