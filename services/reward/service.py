@@ -262,7 +262,9 @@ class RewardService:
             nonlocal num_tokens
             try:
                 query = facts.graded(read_item(item, facts.bounded, prompting), objective)
-                self.limits.check_row(query.longest_row)
+                size = query.num_tokens
+                if size > self.limits.max_batch_tokens:  # else no row of it is longer
+                    self.limits.check_row(query.longest_row)
             except ForethoughtError as error:
                 return error
             if len(query.thoughts_G) < min_size:
@@ -270,7 +272,7 @@ class RewardService:
                     f"thoughts holds {len(query.thoughts_G)}; expected at least {min_size}, because the "
                     f"advantage of objective {name} compares thoughts of a group; send more thoughts"
                 )
-            num_tokens += query.num_tokens
+            num_tokens += size
             self.limits.check_tokens(num_tokens)
             return query
 
