@@ -396,8 +396,8 @@ class Worker:
         self._held.clear()
 
     async def _release(self, delivery: Delivery) -> None:
+        self._held.pop(delivery.entry_id, None)  # first, or a renewal under way takes it for lost
         await self._consumer.release(delivery)
-        self._held.pop(delivery.entry_id, None)
         self.counts.outcomes[DeliveryOutcome.RELEASED] += 1
 
     async def _expire_in_hand(self) -> None:
