@@ -16,6 +16,7 @@ from forethought.compute.policy import load_policy
 from forethought.compute.prompting import end_ids
 from forethought.config import Settings, write_resolved
 from forethought.corpus.mixture import Corpus, open_corpus
+from forethought.corpus.token_decoder import decoder_of
 from forethought.objectives import Objective
 from forethought.run.directory import RunDirectory
 from forethought.run.files import rename_whole
@@ -52,6 +53,13 @@ class Assembly:
     def bos_ids(self) -> tuple[int, ...]:
         """What the tokenizer puts before every text."""
         return special_tokens_of(self.learner.language_model.tokenizer).bos_ids
+
+    @property
+    def unpredictable_ids(self) -> frozenset[int]:
+        """The tokens that no prediction of the objective can be."""
+        if not self.objective.prediction_tokens:
+            return frozenset()
+        return decoder_of(self.learner.language_model.tokenizer).unpredictable_ids(self.objective)
 
     def record_settings(self) -> None:
         """Write the resolved configuration of a run that has been accepted and has steps left.

@@ -87,6 +87,7 @@ class ThinkingRun:
             settings,
             self._models,
             parts.end_ids,
+            unpredictable_ids=parts.unpredictable_ids,
         )
         self._publisher = Publisher(
             broker.replicas, settings.publish, GUARD_S, Bearer.of_run(settings.auth)
@@ -380,6 +381,7 @@ class ThinkingRun:
             "tasks_admitted": self._work.num_admitted,
             "results_ignored": self._work.num_ignored,
             "results_refused": self._work.num_refused,
+            "positions_unpredictable": self._work.num_unpredictable,
             "num_replicas": len(self._publisher.state()),
             "tokens": self._num_tokens,
         }

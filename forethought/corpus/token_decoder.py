@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from forethought.corpus.token_bytes import decoded_vocabulary, token_names
+from forethought.objectives import Objective
 from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 
 
@@ -36,6 +37,11 @@ class TokenDecoder:
         return TokenBytes(
             tuple(token_ids), tuple(pieces[i] if i < len(pieces) else b"" for i in token_ids)
         )
+
+    def unpredictable_ids(self, objective: Objective) -> frozenset[int]:
+        """The tokens that no answer can predict."""
+        ids = range(len(self._pieces))
+        return frozenset(i for i in ids if not objective.can_predict(self.decode((i,))))
 
     def decode_answer(self, token_ids: Sequence[int]) -> TokenBytes:
         """As :meth:`decode`, without a final special token (end of text)."""

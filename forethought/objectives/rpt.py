@@ -28,6 +28,7 @@ from forethought.objectives.parts.grading import (
     GroundTruth,
     TokenBytes,
     boxed,
+    in_box,
     is_byte_prefix,
     is_first_token,
 )
@@ -72,6 +73,15 @@ class Rpt(SelectingObjective):
         r"""The last ``\boxed{}``, or with the plain prompt the whole answer; None if it is empty."""
         found = boxed(answer) if self.template else answer
         return found if found and found.text else None
+
+    def can_predict(self, token: TokenBytes) -> bool:
+        r"""Whether the token survives its ``\boxed{}``: braces that do not balance never do.
+
+        What follows could balance them (``{x}`` after ``{``), but then the next token alone would be wrong.
+        """
+        answer = in_box(token) if self.template else token
+        found = self.prediction(answer)
+        return found is not None and found.text == token.text
 
     def rewards(self, group: Group) -> tuple[float, ...]:
         """Rewards by the configured rule; a thought without a prediction gets 0. Shape [G]."""

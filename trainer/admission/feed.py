@@ -51,6 +51,8 @@ class TaskFeed:
     models: tuple[str, ...]
     end_ids: tuple[int, ...] = ()
     next_task_id: int = 0
+    unpredictable_ids: frozenset[int] = frozenset()
+    num_unpredictable: int = 0
     run_id: str = ""
 
     def take(self, num_tasks: int, *, epoch: int, min_version: int) -> list[Task]:
@@ -124,7 +126,9 @@ class TaskFeed:
         for _ in range(_MAX_SKIPPED):
             (document,) = self.documents.take(1)
             chosen = objective.positions(document, rng)
-            if positions_K := tuple(p for p in chosen if self._can_be_predicted(p)):
+            positions_K = tuple(p for p in chosen if self._can_be_predicted(p))
+            self.num_unpredictable += len(chosen) - len(positions_K)
+            if positions_K:
                 return document, positions_K
         raise InvalidInput(
             f"{_MAX_SKIPPED} documents in a row have no position for objective "
@@ -134,5 +138,8 @@ class TaskFeed:
         )
 
     def _can_be_predicted(self, position: Position) -> bool:
-        """Whether the target contains no think marker: the no-think scorer gives the open token none."""
-        return not {self.markers.open_id, self.markers.close_id} & set(position.target_ids_H)
+        """Whether the target contains no think marker, which the no-think scorer gives no mass, and begins
+        with a token that a prediction can be."""
+        ids = position.target_ids_H
+        is_marked = bool({self.markers.open_id, self.markers.close_id} & set(ids))
+        return not is_marked and self.unpredictable_ids.isdisjoint(ids[:1])

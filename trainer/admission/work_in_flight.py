@@ -90,6 +90,11 @@ class WorkInFlight:
         return self._ledger.num_expired
 
     @property
+    def num_unpredictable(self) -> int:
+        """Positions that were not drawn because their target cannot be predicted."""
+        return self._feed.num_unpredictable
+
+    @property
     def num_ignored(self) -> int:
         """Results ignored as duplicate, late or of another epoch."""
         return self._ledger.num_ignored

@@ -149,6 +149,10 @@ class TaskMetrics(Collector):
             "tasks_lost": ("Tasks missing from their closed batch", counts.num_lost),
             "tasks_duplicated": ("Duplicate tasks in a closed batch", counts.num_duplicated),
             "results_ignored": ("Duplicate, late or stale results", work.num_ignored),
+            "positions_unpredictable": (
+                "Positions left out because their target cannot be predicted",
+                work.num_unpredictable,
+            ),
             "results_refused": ("Results that did not fit their tasks", work.num_refused),
         }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from forethought.corpus.token_decoder import decoder_of
 from forethought.errors import InvalidInput
 from forethought.lab.evaluation.request import Conditions, EvalRequest, Progress
 from forethought.lab.evaluation.splits import NAMES, DrawnPositions, draw_positions
@@ -138,6 +139,9 @@ def _length_limit(
         min(model.max_length_tokens, model.consistency.boundary_tokens) - needed,
         target_tokens,
         frozenset((markers.open_id, markers.close_id)),
+        decoder_of(model.tokenizer).unpredictable_ids(given.objective)
+        if given.objective.prediction_tokens
+        else frozenset(),
     )
 
 

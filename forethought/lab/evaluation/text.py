@@ -2,8 +2,9 @@
 
 Design: documents are the first of the corpus's seeded order, each once, so that a larger number only adds
 documents. Entropies are the corpus's annotations if it was curated and no proxy is given. Positions whose
-target is a think marker are excluded, as in training, and so are those whose context leaves no room for
-a thought: the price is that the end of windows as long as the model's context is never evaluated.
+target is a think marker, or a token that no prediction can be (RPT), are excluded, as in training, and so
+are those whose context leaves no room for a thought: the price is that the end of windows as long as the
+model's context is never evaluated.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def find_entropies(
 @dataclass(frozen=True, slots=True)
 class LengthLimit:
     """The length limit of a position: the last index with limit for a thought, the number of target tokens,
-    and the ids that are never targets.
+    and the ids that are never in a target, or never its first.
 
     Example:
         ``LengthLimit(max_index=2038, target_tokens=1, markers=frozenset({39, 40}))``
@@ -113,6 +114,7 @@ class LengthLimit:
     max_index: int
     target_tokens: int
     markers: frozenset[int]
+    unpredictable_ids: frozenset[int] = frozenset()
 
 
 def candidate_positions(
@@ -131,6 +133,8 @@ def candidate_positions(
         for index in valid(document, limit.target_tokens):
             target = document.token_ids_N[index : index + limit.target_tokens]
             if index > limit.max_index or limit.markers & set(target):
+                continue
+            if target[0] in limit.unpredictable_ids:
                 continue
             position = CandidatePosition(
                 number, name, index, entropies_N[index], index in marks, index in given

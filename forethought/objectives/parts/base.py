@@ -148,6 +148,13 @@ class Objective(ABC):
         """What is predicted by ``answer``, the tokens after a thought's close: all of it, unless empty."""
         return answer if answer.text else None
 
+    def can_predict(self, token: TokenBytes) -> bool:
+        """Whether some answer makes exactly this token the prediction.
+
+        Positions whose next token cannot be predicted are not drawn: no thought could be right there.
+        """
+        return True
+
     @abstractmethod
     def rewards(self, group: Group) -> tuple[float, ...]:
         """One finite reward per thought, independent of the order of thoughts. Shape [G]."""

@@ -68,6 +68,11 @@ def boxed(answer: TokenBytes) -> TokenBytes | None:
     return None
 
 
+def in_box(answer: TokenBytes) -> TokenBytes:
+    r"""``answer`` inside a ``\boxed{}``, as a model would write it."""
+    return TokenBytes((None, *answer.token_ids_L, None), (_BOX, *answer.pieces_L, b"}"))
+
+
 def is_byte_prefix(prediction: bytes, truth: bytes, ends: Collection[int]) -> bool:
     """RPT's reward: the prediction's l bytes are the truth's first l, and l is in ``ends``; l > 0."""
     return bool(prediction) and truth.startswith(prediction) and len(prediction) in ends

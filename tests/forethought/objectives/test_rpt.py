@@ -9,12 +9,20 @@ import pytest
 
 from forethought import estimators, objectives
 from forethought.config import load_settings
+from forethought.corpus.token_decoder import decoder_of
 from forethought.errors import InvalidInput
 from forethought.objectives import Group
-from forethought.objectives.parts.grading import GroundTruth, TokenBytes, boxed, is_byte_prefix
+from forethought.objectives.parts.grading import (
+    GroundTruth,
+    TokenBytes,
+    boxed,
+    in_box,
+    is_byte_prefix,
+)
 from forethought.objectives.parts.prompts import RPT
 from forethought.preflight import check_run
 from forethought.types import Thought
+from tests import tiny
 
 # " caf" + the two bytes of "é" as two tokens + "{x}" + a newline + a space + " end"
 TOKENS = (b" caf", b"\xc3", b"\xa9", b"{x}", b"\n", b" ", b" end")
@@ -193,3 +201,35 @@ def test_the_curriculum_travels_with_the_task() -> None:
     assert (carried["min_entropy"], carried["curriculum_batches"]) == (1.0, 0)
     assert halfway.template is RPT["v6"]
     assert rpt.of_batch(40).config.min_entropy == 1.5
+
+
+@pytest.mark.parametrize(
+    ("text", "is_possible"),
+    [
+        (b"}", False), (b"{", False), (b"4}", False), (b"\\{", False), (b"\\}", False), (b"}{", False),
+        (b"}}", False), (b" {", False), (b"\\boxed{", False), (b"\\boxed{}", False), (b"", False),
+        (b"{}", True), (b"{4}", True), (b" the", True), (b" ", True), (b"\n\n", True), (b"\0", True),
+        (b"\xe2\x96", True), (b"\\boxed", True), (b"\\", True), (b"$", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prompt", ["v0", "v6", "plain"])
+def test_a_token_can_be_predicted_iff_its_box_gives_it_back(
+    text: bytes, is_possible: bool, prompt: str
+) -> None:
+    """And then a thought that predicts it is right, as the parser and the reward judge it."""
+    objective = objectives.load("rpt", {"prompt": prompt})
+    token = TokenBytes((7,), (text,))
+    assert objective.can_predict(token) is (bool(text) if prompt == "plain" else is_possible)
+    answer = in_box(token) if prompt != "plain" else token
+    thought = Thought((1, 2), (), (), closed=True)
+    truth = GroundTruth(text + b" end", (len(text), len(text) + 4))
+    group = Group((7,), (thought,), (), 0.0, (objective.prediction(answer),), truth)
+    assert objective.rewards(group) == (float(objective.can_predict(token)),)
+
+
+def test_the_unpredictable_tokens_of_a_vocabulary_are_those_with_open_braces() -> None:
+    decoder = decoder_of(tiny.build_tokenizer())
+    found = decoder.unpredictable_ids(objectives.load("rpt"))
+    assert {decoder.decode((i,)).text for i in found} == {b"{", b"}"}
+    assert not decoder.unpredictable_ids(objectives.load("rpt", {"prompt": "plain"}))
+    assert not decoder.unpredictable_ids(objectives.load("rlp"))

@@ -201,3 +201,18 @@ def test_a_curriculum_follows_the_batch_and_not_the_task() -> None:
     assert first == [1, 1, 5, 5, 9, 9]
     carried = [objectives.load("rpt").config.model_validate_json(t.objective_json) for t in tasks]
     assert [config.min_entropy for config in carried] == [1.0, 1.0, 5.0, 5.0, 9.0, 9.0]
+
+
+def test_a_position_whose_next_token_cannot_be_predicted_is_left_out_and_counted() -> None:
+    """Only the first target token counts, and the others are drawn as before."""
+    words = ("objective.parameters.target_tokens=2", "objective.parameters.num_positions=4")
+    plain = make_feed(ABC, *words).take(40, epoch=1, min_version=0)
+    feed = make_feed(ABC, *words)
+    feed.unpredictable_ids = frozenset({4, 7})
+    tasks = feed.take(40, epoch=1, min_version=0)
+    drawn = [(t.task_id, p) for t in tasks for p in t.positions_K]
+    assert not {p.target_ids_H[0] for _, p in drawn} & feed.unpredictable_ids
+    assert {p.target_ids_H[1] for _, p in drawn} >= feed.unpredictable_ids
+    before = [(t.task_id, p) for t in plain for p in t.positions_K]
+    assert drawn == [place for place in before if place[1].index not in feed.unpredictable_ids]
+    assert feed.num_unpredictable == len(before) - len(drawn) > 0

@@ -88,6 +88,9 @@ def test_candidates_exclude_markers_and_contexts_without_room() -> None:
     assert [place.is_marked for place in found] == [False, True, False]
     two = candidate_positions([DOCUMENT], [ENTROPIES], {}, Noise(), replace(ROOM, target_tokens=2))
     assert [place.index for place in two] == [1, 4]
+    unboxable = replace(ROOM, unpredictable_ids=frozenset({3}))
+    found = candidate_positions([DOCUMENT], [ENTROPIES], {}, Noise(), unboxable)
+    assert [place.index for place in found] == [1, 4]
 
 
 def test_noise_is_uncertain_and_unmarked_or_marked_as_noise() -> None:
