@@ -27,19 +27,22 @@ from forethought.types import (
 from forethought.wire.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
 from forethought.wire.v1 import reward_pb2, rollout_pb2, weights_pb2
 
-WIRE_VERSION = 1
-"""Incremented whenever an old peer could misread a new message."""
+WIRE_VERSION = 2
+"""Incremented whenever an old peer could misread a new message. 2: a prompt's BOS, the run's id."""
+
+_OLDEST_READ = 1
+"""Journals and checkpoints of this version are still read; its fields mean what they meant."""
 
 M = TypeVar("M", bound=Message)
 
 
 def check_wire_version(got: int, what: str) -> None:
-    """Refuse a peer that speaks another wire version.
+    """Refuse a wire version that this process would misread.
 
     Raises:
-        InvalidInput: the version differs.
+        InvalidInput: the version is newer than this process's, or none.
     """
-    if got != WIRE_VERSION:
+    if not _OLDEST_READ <= got <= WIRE_VERSION:
         raise InvalidInput(
             f"{what} speaks wire version {got}, this process speaks {WIRE_VERSION}; "
             "run the same Forethought release on both sides"

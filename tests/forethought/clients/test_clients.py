@@ -340,8 +340,8 @@ async def test_an_unreachable_service(scheme: str, kind: str) -> None:
 
 
 async def test_another_wire_version_is_refused() -> None:
-    async with Failing(wire_version=2).open("grpc") as address:
-        with pytest.raises(InvalidInput, match="speaks wire version 2, this process speaks 1; run"):
+    async with Failing(wire_version=3).open("grpc") as address:
+        with pytest.raises(InvalidInput, match="speaks wire version 3, this process speaks 2; run"):
             await ask_models(f"grpc://{address}", "async")
 
 

@@ -171,7 +171,10 @@ INVALID = [
     (send_nothing, "opened with nothing"),
     (send_a_second_header, "something other than chunks"),
     (name_another_model, "serves ['policy']"),
-    (speak_another_wire_version, "speaks wire version 2, this process speaks 1"),
+    (
+        speak_another_wire_version,
+        f"speaks wire version {WIRE_VERSION + 1}, this process speaks {WIRE_VERSION}",
+    ),
     (use_a_delta_codec, "codec 'xor-delta' is unknown"),
     (use_a_base, "on a base is unknown"),
     (leave_the_weights_out, "expected model.safetensors"),

@@ -83,7 +83,7 @@ GOLDEN_TASK = Task(
     traceparent="00-ab-cd-01",
 )  # fmt: skip
 GOLDEN_BYTES = bytes.fromhex(
-    "080110461801200228023203726c703a027b7d42380a0d6e6f7465732e74787423333a3012056e6f"
+    "080210461801200228023203726c703a027b7d42380a0d6e6f7465732e74787423333a3012056e6f"
     "7465731a0c050000001100000009000000220c0100000004000000020000002a04020000004a0808"
     "02120409000000520c1204270000001a04280000005a130808100919000000000000f03f22042800"
     "000060117206706f6c6963797208626173656c696e657a0b30302d61622d63642d3031"
@@ -211,6 +211,13 @@ def test_golden_bytes() -> None:
     assert wire.decode_task(GOLDEN_BYTES) == GOLDEN_TASK
 
 
+def test_a_task_of_an_older_release_is_read() -> None:
+    """Checkpoints and journals hold them; what version 2 added is empty."""
+    assert GOLDEN_BYTES[:2] == b"\x08\x02"
+    assert wire.decode_task(b"\x08\x01" + GOLDEN_BYTES[2:]) == GOLDEN_TASK
+
+
+_NEXT = wire.WIRE_VERSION + 1
 Decoder = Callable[[bytes], Any]
 
 DECODERS: list[tuple[Decoder, Any]] = [
@@ -223,7 +230,7 @@ DECODERS: list[tuple[Decoder, Any]] = [
 
 
 @pytest.mark.parametrize(("decode", "kind"), DECODERS)
-@pytest.mark.parametrize("version", [0, wire.WIRE_VERSION + 1])
+@pytest.mark.parametrize("version", [0, _NEXT])
 def test_another_wire_version_is_rejected_with_a_clear_message(
     decode: Decoder, kind: Any, version: int
 ) -> None:
@@ -238,15 +245,17 @@ def test_another_wire_version_is_rejected_with_a_clear_message(
 @pytest.mark.parametrize(
     "message",
     [
-        rollout_pb2.Rollout(wire_version=1, task=rollout_pb2.Task(wire_version=2)),
-        reward_pb2.TaskList(wire_version=1, tasks=[rollout_pb2.Task(wire_version=2)]),
-        reward_pb2.ScoredRollout(wire_version=1, rollout=rollout_pb2.Rollout(wire_version=2)),
-        reward_pb2.JournalBatch(wire_version=1, results=[reward_pb2.ScoredRollout(wire_version=2)]),
+        rollout_pb2.Rollout(wire_version=1, task=rollout_pb2.Task(wire_version=_NEXT)),
+        reward_pb2.TaskList(wire_version=1, tasks=[rollout_pb2.Task(wire_version=_NEXT)]),
+        reward_pb2.ScoredRollout(wire_version=1, rollout=rollout_pb2.Rollout(wire_version=_NEXT)),
+        reward_pb2.JournalBatch(
+            wire_version=1, results=[reward_pb2.ScoredRollout(wire_version=_NEXT)]
+        ),
     ],
 )
 def test_a_nested_message_of_another_version_is_rejected(message: Any) -> None:
     decode = next(decode for decode, kind in DECODERS if isinstance(message, kind))
-    with pytest.raises(InvalidInput, match="speaks wire version 2"):
+    with pytest.raises(InvalidInput, match=f"speaks wire version {_NEXT}"):
         decode(message.SerializeToString())
 
 

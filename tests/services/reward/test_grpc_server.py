@@ -230,7 +230,7 @@ async def test_another_wire_version_is_refused(stub: Any, method: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await getattr(stub, method)(request, timeout=10)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "speaks wire version 99, this process speaks 1; run the same" in str(refused.value)
+    assert "speaks wire version 99, this process speaks 2; run the same" in str(refused.value)
 
 
 async def test_before_the_first_weights_it_is_unavailable() -> None:

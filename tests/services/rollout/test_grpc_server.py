@@ -298,7 +298,7 @@ async def test_another_wire_version_is_refused(address: str) -> None:
                 pb.GenerateRequest(wire_version=7), timeout=10
             )
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "speaks wire version 7, this process speaks 1; run the same" in str(refused.value)
+    assert "speaks wire version 7, this process speaks 2; run the same" in str(refused.value)
 
 
 async def services_at(address: str) -> set[str]:

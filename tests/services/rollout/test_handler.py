@@ -38,7 +38,7 @@ UNSERVABLE: tuple[Lie, ...] = (
     ("longer than the model", assign("sampling.max_thought_tokens", 95), "the model takes 96"),
     ("temperature 0", assign("sampling.temperature", 0.0), "temperature 0.0"),
     ("temperature NaN", assign("sampling.temperature", math.nan), "temperature nan"),
-    ("another release", assign("wire_version", 2), "speaks wire version 2"),
+    ("another release", assign("wire_version", 3), "speaks wire version 3"),
 )  # fmt: skip
 
 
