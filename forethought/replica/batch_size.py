@@ -1,7 +1,7 @@
 """How many tasks a worker takes at once: fewer while it finishes none of them in time.
 
 Design: tasks taken together finish together, so a replica that needs longer for ``max_batch_tasks`` than a
-batch of the learner may take would finish none, for ever. The size is halved whenever work is closed under
+batch of the learner may take would never finish any. The size is halved whenever work is closed under
 the worker's hands and none has been finished in time since that happened last; it is doubled after some in
 a row that were in time, and after each halving more of them are asked for. A replica that is only too
 slow for a whole batch keeps its size: smaller works would not make it faster. The price: after a time of

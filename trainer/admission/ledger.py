@@ -9,7 +9,7 @@ then *becomes* an error result, so every admitted task comes back exactly once.
 A batch's clock starts when its work can: when the learner begins to wait for it, so that all earlier
 batches are closed and whoever held their tasks drops them. Each batch then has ``task_timeout_s`` of the
 replicas to itself. A clock from admission on would also run while earlier batches are worked on: one late
-batch then makes the next one late, for ever, however fast the replicas are. Replacements are admitted
+batch then makes every later one late, however fast the replicas are. Replacements are admitted
 behind the tasks of later batches; their clock runs longer by the share of a batch that is ahead of them.
 Nor does a clock run while the weights that a batch needs are being pushed: a push longer than the timeout
 would fail every batch, and each failed batch begins another push. The price: a run without replicas closes
@@ -144,9 +144,7 @@ class Ledger:
         self._deadlines_s[batch] = _now_s() + timeout_s
 
     def _waits_for_weights(self, batch: int, version: int) -> bool:
-        """Whether its clock need not run yet; at most for the time of one push, or one that fails again and
-        again would hold it for ever.
-        """
+        """Whether its clock need not run yet: for the time of one push, because pushes may keep failing."""
         if self._pushes is None:
             return False
         awaited_s = _now_s() - self._awaited_since_s[batch]

@@ -178,7 +178,7 @@ class WorkInFlight:
         while True:
             deliveries = await self._retry(partial(self._receive, consumer))
             newest = max((delivery.message.epoch for delivery in deliveries), default=0)
-            # An epoch that nobody has taken is a replica's mistake; its result is ignored below.
+            # An epoch that was never taken is a replica's mistake; its result is ignored below.
             if newest > epoch and await self._retry(self._broker.current_epoch) > epoch:
                 for delivery in deliveries:
                     await self._retry(partial(consumer.release, delivery))

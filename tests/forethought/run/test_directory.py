@@ -38,7 +38,7 @@ def test_a_damaged_run_id_is_that_of_the_checkpoint(run: RunDirectory, damage: b
     (run.root / "run-id").write_bytes(damage)
     assert run.run_id(drawn) == drawn == run.run_id()
     (run.root / "run-id").unlink()
-    assert run.run_id() != drawn, "without a checkpoint nobody knows it"
+    assert run.run_id() != drawn, "without a checkpoint it is lost"
 
 
 def test_checkpoints_are_ordered_by_step_and_not_by_name(run: RunDirectory) -> None:

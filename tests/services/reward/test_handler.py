@@ -33,21 +33,21 @@ from forethought.wire.packing import pack_ids
 from forethought.wire.v1 import rollout_pb2
 from services.reward.handler import RewardHandler, error_result
 from services.reward.scoring import Scorer
-from tests import lies
+from tests import faults
 from tests.tiny import CLOSE_ID, OPEN_ID, build_model_directory, manifest, serve
 
 PAST = pack_ids([10**6])
-OWN_LIES: tuple[lies.Lie, ...] = (
-    ("beyond the document", lies.assign("task.positions.1.index", 13), "position at 13"),
+OWN_FAULTS: tuple[faults.Fault, ...] = (
+    ("beyond the document", faults.assign("task.positions.1.index", 13), "position at 13"),
     ("no position", lambda r: r.task.ClearField("positions"), "no position to think at"),
     ("empty prompt", lambda r: empty_prompt(r.task), "empty prompt"),
-    ("target", lies.assign("task.positions.0.target_ids", PAST), "token id 1000000"),
-    ("close", lies.assign("task.prompting.close_ids", PAST), "token id 1000000"),
-    ("no temperature", lies.assign("task.sampling.temperature", math.nan), "temperature nan"),
-    ("no thoughts", lies.assign("task.sampling.group_size", 0), "requests 0 thoughts"),
-    ("no budget", lies.assign("task.sampling.max_thought_tokens", 0), "of at most 0 tokens"),
-    ("another id", lies.assign("task.task_id", 9), "it is of task 9"),
-    ("another epoch", lies.assign("task.epoch", 10**9), "in epoch 1000000000"),
+    ("target", faults.assign("task.positions.0.target_ids", PAST), "token id 1000000"),
+    ("close", faults.assign("task.prompting.close_ids", PAST), "token id 1000000"),
+    ("no temperature", faults.assign("task.sampling.temperature", math.nan), "temperature nan"),
+    ("no thoughts", faults.assign("task.sampling.group_size", 0), "requests 0 thoughts"),
+    ("no budget", faults.assign("task.sampling.max_thought_tokens", 0), "of at most 0 tokens"),
+    ("another id", faults.assign("task.task_id", 9), "it is of task 9"),
+    ("another epoch", faults.assign("task.epoch", 10**9), "in epoch 1000000000"),
 )
 """Copies of the task that no replica can have been given: found without knowing the task."""
 
@@ -137,8 +137,8 @@ def test_a_failed_rollout_needs_only_its_epoch(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [lie[1:] for lie in (*lies.ROLLOUT_LIES, *OWN_LIES)],
-    ids=[lie[0] for lie in (*lies.ROLLOUT_LIES, *OWN_LIES)],
+    [fault[1:] for fault in (*faults.ROLLOUT_FAULTS, *OWN_FAULTS)],
+    ids=[fault[0] for fault in (*faults.ROLLOUT_FAULTS, *OWN_FAULTS)],
 )
 async def test_a_rollout_that_does_not_conform_fails_alone(
     directory: Path, change: Callable[[Any], object], reason: str
@@ -157,7 +157,7 @@ async def test_a_rollout_that_does_not_conform_fails_alone(
     assert results[5].failure is None
 
 
-@pytest.mark.parametrize("change", [lie[1] for lie in lies.BODY_LIES[:3]])
+@pytest.mark.parametrize("change", [fault[1] for fault in faults.BODY_FAULTS[:3]])
 async def test_a_body_that_is_no_rollout_has_a_failed_result(
     directory: Path, change: Callable[[bytes], bytes]
 ) -> None:

@@ -21,9 +21,9 @@ from forethought.wire.v1 import rollout_pb2
 from services.rollout.handler import RolloutHandler, error_result
 from services.rollout.torch_engine import TorchEngine
 from tests import tiny
-from tests.lies import Lie, assign
+from tests.faults import Fault, assign
 
-UNSERVABLE: tuple[Lie, ...] = (
+UNSERVABLE: tuple[Fault, ...] = (
     ("no position", lambda t: t.ClearField("positions"), "no position to think at"),
     ("beyond the document", assign("positions.0.index", 13), "position at 13, its document 12"),
     ("empty prompt", lambda t: (t.prompting.Clear(), assign("positions.0.index", 0)(t)), "empty prompt"),

@@ -31,7 +31,7 @@ from forethought.types import (
 from forethought.wire.v1 import reward_pb2
 from services.reward.scoring import Scorer
 from services.rollout.torch_engine import TorchEngine
-from tests import lies, tiny
+from tests import faults, tiny
 from trainer.admission.feed import TaskFeed
 from trainer.admission.verification import Verification
 from trainer.admission.work_in_flight import WorkInFlight
@@ -58,7 +58,7 @@ async def _truth(directory: Path) -> ScoredRollout:
     (sampled,) = await engine.generate([TASK])
     await engine.close()
     message = cast(Any, wire.codec)._rollout_to_proto(sampled)
-    lies.tokens(65, 66, tiny.CLOSE_ID)(message)
+    faults.tokens(65, 66, tiny.CLOSE_ID)(message)
     scorer = Scorer(
         tiny.serve(directory, "policy"), None, 400, objectives={"rlp"}, replica="reward-b"
     )
@@ -95,10 +95,10 @@ async def received(
 def _entry(message: Message) -> Any:
     from forethought.queue.memory_broker import _Entry
 
-    return _Entry(message)  # as Redis would hold it: only honest clients check the size
+    return _Entry(message)  # as Redis would hold it: only our clients check the size
 
 
-def told(truth: ScoredRollout, change: Callable[[Any], object], part: str = "") -> bytes:
+def altered(truth: ScoredRollout, change: Callable[[Any], object], part: str = "") -> bytes:
     """The message of a result with one change to it, or to a part of it."""
     message = reward_pb2.ScoredRollout.FromString(wire.encode_scored(truth))
     target = message
@@ -108,10 +108,10 @@ def told(truth: ScoredRollout, change: Callable[[Any], object], part: str = "") 
     return message.SerializeToString()
 
 
-LIES = [
-    *((f"thoughts: {name}", "rollout", *rest) for name, *rest in lies.ROLLOUT_LIES),
-    *((f"task: {name}", "rollout.task", *rest) for name, *rest in lies.TASK_LIES),
-    *((f"scores: {name}", "", *rest) for name, *rest in lies.SCORE_LIES),
+FAULTS = [
+    *((f"thoughts: {name}", "rollout", *rest) for name, *rest in faults.ROLLOUT_FAULTS),
+    *((f"task: {name}", "rollout.task", *rest) for name, *rest in faults.TASK_FAULTS),
+    *((f"scores: {name}", "", *rest) for name, *rest in faults.SCORE_FAULTS),
 ]
 
 
@@ -126,7 +126,9 @@ async def test_the_truth_counts_and_holds_the_learners_own_task(truth: ScoredRol
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "reason"), [lie[1:] for lie in LIES], ids=[lie[0] for lie in LIES]
+    ("part", "change", "reason"),
+    [fault[1:] for fault in FAULTS],
+    ids=[fault[0] for fault in FAULTS],
 )
 async def test_a_lie_fails_its_task_and_says_why(
     truth: ScoredRollout,
@@ -136,7 +138,7 @@ async def test_a_lie_fails_its_task_and_says_why(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    result, work = await received(told(truth, change, part))
+    result, work = await received(altered(truth, change, part))
     assert reason in (result.failure or "")
     assert reason in caplog.text, "the first reason is logged"
     assert (result.rollout.task, result.rewards_KG, result.rollout.thoughts_KG) == (TASK, (), ())
@@ -148,8 +150,8 @@ async def test_a_lie_fails_its_task_and_says_why(
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [lie[1:] for lie in lies.BODY_LIES],
-    ids=[lie[0] for lie in lies.BODY_LIES],
+    [fault[1:] for fault in faults.BODY_FAULTS],
+    ids=[fault[0] for fault in faults.BODY_FAULTS],
 )
 async def test_a_body_that_is_no_result_fails_its_task_at_once(
     truth: ScoredRollout, change: Callable[[bytes], bytes], reason: str
@@ -170,8 +172,8 @@ async def test_a_failed_result_keeps_its_reason_but_no_thoughts_that_do_not_fit(
     assert len(result.rollout.thoughts_KG) == 2
     assert work.num_refused == 0
 
-    change = lies.thought("version_spans.0.version", 10**9)
-    result, _ = await received(told(sound, change, "rollout"))
+    change = faults.thought("version_spans.0.version", 10**9)
+    result, _ = await received(altered(sound, change, "rollout"))
     assert result.rollout.thoughts_KG == ()
     empty = ScoredRollout(Rollout(Task.unread(9, 9), error=""))
     result, _ = await received(wire.encode_scored(empty))
@@ -224,12 +226,12 @@ async def test_a_prediction_ends_at_its_budget_or_a_stop_token(
     rollout = replace(truth.rollout, task=task, thoughts_KG=(one,))
     scores = {"rewards_KG": ((1.0,),), "policy_logprobs_KG": ((),), "baseline_logprobs_K": (0.0,)}
     scored = replace(truth, rollout=rollout, **cast(Any, scores))
-    body = told(scored, lies.tokens(*ids, num_predicted=num_predicted), "rollout")
+    body = altered(scored, faults.tokens(*ids, num_predicted=num_predicted), "rollout")
     result, _ = await received(body, task)
     assert (result.failure is None) is is_sound, result.failure
 
 
-async def test_a_result_of_an_epoch_that_nobody_took_is_ignored(truth: ScoredRollout) -> None:
+async def test_a_result_of_an_epoch_not_taken_is_ignored(truth: ScoredRollout) -> None:
     """A replica that claims a newer epoch must not end the learner; a learner that took one does."""
     broker = MemoryBroker()
     work = in_flight(broker)

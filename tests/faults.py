@@ -1,4 +1,4 @@
-"""Lies: what a replica could answer instead of the truth, one change to the message a row.
+"""Faulty messages: what a replica could answer, one change to a correct message a row.
 
 Each row names the change, makes it, and gives a part of the reason that the failed result must show.
 """
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from forethought.wire.packing import pack_floats, pack_ids
 from tests.tiny import CLOSE_ID, VOCAB_SIZE
 
-Lie: TypeAlias = tuple[str, Callable[[Any], object], str]
+Fault: TypeAlias = tuple[str, Callable[[Any], object], str]
 
 NAN, INF = float("nan"), float("inf")
 
@@ -47,7 +47,7 @@ def tokens(*ids: int, closed: bool = True, num_predicted: int = 0) -> Callable[[
     return change
 
 
-ROLLOUT_LIES: tuple[Lie, ...] = (
+ROLLOUT_FAULTS: tuple[Fault, ...] = (
     ("no groups", lambda r: r.ClearField("groups"), "0 groups of thoughts, expected 2"),
     ("a group less", lambda r: r.groups.pop(), "1 groups of thoughts, expected 2"),
     ("a group more", lambda r: r.groups.add(), "3 groups of thoughts, expected 2"),
@@ -84,9 +84,9 @@ ROLLOUT_LIES: tuple[Lie, ...] = (
         "versions for 0 of 3",
     ),
 )  # fmt: skip
-"""Lies about thoughts: for whoever receives a rollout."""
+"""Faults of thoughts: for whoever receives a rollout."""
 
-TASK_LIES: tuple[Lie, ...] = (
+TASK_FAULTS: tuple[Fault, ...] = (
     (
         "position beyond the document",
         assign("positions.0.index", 13),
@@ -130,9 +130,9 @@ TASK_LIES: tuple[Lie, ...] = (
     ("seed", assign("seed", 4), "admitted one in seed"),
     ("empty", lambda t: t.Clear(), "wire version 0"),
 )
-"""Lies about the task that a result is of: for the learner, which knows it."""
+"""Faults of the task that a result is of: for the learner, which knows it."""
 
-SCORE_LIES: tuple[Lie, ...] = (
+SCORE_FAULTS: tuple[Fault, ...] = (
     ("no scores", lambda s: s.ClearField("groups"), "rewards of shape []"),
     ("a group less", lambda s: s.groups.pop(), "rewards of shape [3], expected [3, 3]"),
     ("a group more", lambda s: s.groups.add(), "rewards of shape [3, 3, 0]"),
@@ -153,13 +153,13 @@ SCORE_LIES: tuple[Lie, ...] = (
     ("baseline of version 99", assign("baseline_version", 99), "by baseline version 99"),
     ("another wire version", assign("wire_version", 9), "speaks wire version 9"),
 )
-"""Lies about scores."""
+"""Faults of scores."""
 
-BODY_LIES: tuple[tuple[str, Callable[[bytes], bytes], str], ...] = (
+BODY_FAULTS: tuple[tuple[str, Callable[[bytes], bytes], str], ...] = (
     ("nothing", lambda body: b"", "wire version 0"),
     ("no protobuf", lambda body: b"\xff" * 40, "are not a"),
     ("half of it", lambda body: body[: len(body) // 2], "are not a"),
     ("invalid UTF-8", lambda body: body + struct.pack("BB3s", 0x32, 3, b"\xff\xfe\xfd"), "are not a"),
     ("oversize", lambda body: body + bytes((0x3A, 0x80, 0x80, 0x80, 1)) + b"a" * 2**21, "at most 1048576"),
 )  # fmt: skip
-"""Lies in place of a message."""
+"""Faults in place of a message."""

@@ -1,4 +1,4 @@
-"""A whole run in which every second answer of its replicas is a lie: it learns from the others."""
+"""A whole run in which every second answer of its replicas is faulty: it learns from the others."""
 
 from __future__ import annotations
 
@@ -19,67 +19,67 @@ from services.reward import handler as reward_handler
 from services.rollout import assembly as rollout_assembly
 from services.rollout import handler as rollout_handler
 from services.single.__main__ import run as run_single
-from tests import lies, tiny
+from tests import faults, tiny
 
 BATCH_TASKS = 8
-Tell = Callable[[bytes], bytes]
+Change = Callable[[bytes], bytes]
 
 
-def changed(kind: Any, part: str, change: Callable[[Any], object]) -> Tell:
+def changed(kind: Any, part: str, change: Callable[[Any], object]) -> Change:
     """A message of that kind with one change; its first thought is (65, 66, CLOSE_ID)."""
 
-    def tell(body: bytes) -> bytes:
+    def alter(body: bytes) -> bytes:
         message = kind.FromString(body)
         rollout = getattr(message, "rollout", message)
         if not rollout.groups:
             return body  # failed already
-        lies.tokens(65, 66, tiny.CLOSE_ID)(rollout)
+        faults.tokens(65, 66, tiny.CLOSE_ID)(rollout)
         change(getattr(message, part) if part else message)
         return bytes(message.SerializeToString())
 
-    return tell
+    return alter
 
 
-OF_ROLLOUT: list[Tell] = [
-    *(changed(rollout_pb2.Rollout, "", lie[1]) for lie in lies.ROLLOUT_LIES),
-    *(changed(rollout_pb2.Rollout, "task", lie[1]) for lie in lies.TASK_LIES),
-    *(lie[1] for lie in lies.BODY_LIES if lie[0] != "invalid UTF-8"),
+OF_ROLLOUT: list[Change] = [
+    *(changed(rollout_pb2.Rollout, "", fault[1]) for fault in faults.ROLLOUT_FAULTS),
+    *(changed(rollout_pb2.Rollout, "task", fault[1]) for fault in faults.TASK_FAULTS),
+    *(fault[1] for fault in faults.BODY_FAULTS if fault[0] != "invalid UTF-8"),
 ]
-OF_REWARD: list[Tell] = [
-    *(changed(reward_pb2.ScoredRollout, "", lie[1]) for lie in lies.SCORE_LIES),
-    *(lie[1] for lie in lies.BODY_LIES),
+OF_REWARD: list[Change] = [
+    *(changed(reward_pb2.ScoredRollout, "", fault[1]) for fault in faults.SCORE_FAULTS),
+    *(fault[1] for fault in faults.BODY_FAULTS),
 ]
 NUM_STEPS = math.ceil(2 * (len(OF_ROLLOUT) + len(OF_REWARD)) / BATCH_TASKS)
 
 
-def is_honest(task_id: int) -> bool:
+def is_unaltered(task_id: int) -> bool:
     return task_id % 2 == 0
 
 
-class LyingRolloutHandler(rollout_handler.RolloutHandler):
+class FaultyRolloutHandler(rollout_handler.RolloutHandler):
     async def handle(self, messages: list[Message]) -> list[Message]:
-        return [_told(result, OF_ROLLOUT, 0) for result in await super().handle(messages)]
+        return [_altered(result, OF_ROLLOUT, 0) for result in await super().handle(messages)]
 
 
-class LyingRewardHandler(reward_handler.RewardHandler):
+class FaultyRewardHandler(reward_handler.RewardHandler):
     async def handle(self, messages: list[Message]) -> list[Message]:
-        return [_told(r, OF_REWARD, len(OF_ROLLOUT)) for r in await super().handle(messages)]
+        return [_altered(r, OF_REWARD, len(OF_ROLLOUT)) for r in await super().handle(messages)]
 
 
-def _told(result: Message, all_lies: list[Tell], first: int) -> Message:
+def _altered(result: Message, all_faults: list[Change], first: int) -> Message:
     number = result.task_id // 2 - first
-    if is_honest(result.task_id) or not 0 <= number < len(all_lies):
+    if is_unaltered(result.task_id) or not 0 <= number < len(all_faults):
         return result
-    return Message(result.task_id, result.epoch, all_lies[number](result.body))
+    return Message(result.task_id, result.epoch, all_faults[number](result.body))
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_lies_are_failed_results_and_the_run_learns_from_the_rest(
+def test_faulty_results_are_failed_results_and_the_run_learns_from_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staleness: int
 ) -> None:
-    monkeypatch.setattr(rollout_assembly, "RolloutHandler", LyingRolloutHandler)
-    monkeypatch.setattr(reward_handler, "RewardHandler", LyingRewardHandler)
+    monkeypatch.setattr(rollout_assembly, "RolloutHandler", FaultyRolloutHandler)
+    monkeypatch.setattr(reward_handler, "RewardHandler", FaultyRewardHandler)
     model = tiny.build_model_directory(tmp_path / "model")
     (tmp_path / "text.txt").write_text("a few words to think about " * 20)
     settings = load_settings(
@@ -101,9 +101,9 @@ def test_lies_are_failed_results_and_the_run_learns_from_the_rest(
     assert [r.rollout.task.batch for r in results] == [
         i // BATCH_TASKS for i in range(NUM_STEPS * BATCH_TASKS)
     ]
-    num_lies = len(OF_ROLLOUT) + len(OF_REWARD)
+    num_faults = len(OF_ROLLOUT) + len(OF_REWARD)
     failed = [r.rollout.task.task_id for r in results if r.failure is not None]
-    assert failed == list(range(1, 2 * num_lies, 2))
+    assert failed == list(range(1, 2 * num_faults, 2))
     assert not any("learner.task_timeout_s" in (r.failure or "") for r in results)
     summary = json.loads(directory.summary.read_text())
     assert (summary["lost"], summary["duplicated"], summary["tasks_failed"]) == (0, 0, len(failed))
