@@ -339,13 +339,13 @@ class ThinkingRun:
 
     async def _announce(self, state: str = "training") -> None:
         await self._broker.set_run(
+            self._epoch,
             {
                 "run": self._parts.settings.run.name,
                 "objective": self._parts.settings.objective.name,
                 "run_id": self._run_id,
                 "state": state,
                 **({"failure": self._failure} if state == "failed" else {}),
-                "epoch": self._epoch,
                 "version": self._learner.version,
                 "step": self._num_steps,
                 "steps": self._section.steps,
@@ -353,7 +353,7 @@ class ThinkingRun:
                 "max_staleness": self._section.max_staleness,
                 "models": list(self._models),
                 "wire_version": wire.WIRE_VERSION,
-            }
+            },
         )
 
     def _report(

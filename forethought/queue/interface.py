@@ -249,8 +249,12 @@ class Broker(Protocol):
     async def replicas(self) -> list[Replica]:
         """The replicas whose registration has not expired, by id."""
 
-    async def set_run(self, manifest: dict[str, JSON]) -> None:
-        """Store the run manifest, from which replicas configure themselves."""
+    async def set_run(self, epoch: int, manifest: dict[str, JSON]) -> None:
+        """Store the run manifest, with its epoch; replicas configure themselves from it.
+
+        Ignored if a later epoch was taken: a learner that is superseded while it stores its manifest must
+        not replace its successor's.
+        """
 
     async def run(self) -> dict[str, JSON] | None:
         """The run manifest, or None if there is none (not set yet, or lost)."""

@@ -135,9 +135,10 @@ class MemoryBroker:
         self._replicas = {i: entry for i, entry in self._replicas.items() if entry[1] > now_s}
         return [self._replicas[replica_id][0] for replica_id in sorted(self._replicas)]
 
-    async def set_run(self, manifest: dict[str, JSON]) -> None:
+    async def set_run(self, epoch: int, manifest: dict[str, JSON]) -> None:
         """See ``Broker.set_run``."""
-        self._manifest = dict(manifest)
+        if epoch >= self._epoch:
+            self._manifest = manifest | {"epoch": epoch}
 
     async def run(self) -> dict[str, JSON] | None:
         """See ``Broker.run``."""

@@ -108,9 +108,10 @@ class RedisBroker:
         values = await self._link.script(scripts.REPLICAS, self._registry_keys)
         return sorted(map(_decode_replica, values), key=lambda replica: replica.replica_id)
 
-    async def set_run(self, manifest: dict[str, JSON]) -> None:
+    async def set_run(self, epoch: int, manifest: dict[str, JSON]) -> None:
         """See ``Broker.set_run``."""
-        await self._link.script(scripts.SET_RUN, [self._keys.run], [json.dumps(manifest)])
+        keys, stored = [self._keys.run, self._keys.epoch], json.dumps(manifest | {"epoch": epoch})
+        await self._link.script(scripts.SET_RUN, keys, [stored, epoch])
 
     async def run(self) -> dict[str, JSON] | None:
         """See ``Broker.run``."""

@@ -70,8 +70,11 @@ return ARGV[1]
 """
 
 SET_RUN = """
--- KEYS: run   ARGV: the manifest
+-- KEYS: run, epoch   ARGV: the manifest, its epoch
 redis.call('PERSIST', KEYS[1])
+if tonumber(redis.call('GET', KEYS[2]) or 0) > tonumber(ARGV[2]) then
+  return 0
+end
 redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """

@@ -313,7 +313,7 @@ def test_status_names_quarantined_replicas(run: Run, redis_url: str) -> None:
     async def announce() -> None:
         broker = connect(redis_url, "made-new")
         await broker.new_epoch(1)
-        await broker.set_run({"run_id": "b" * 16, "epoch": 1, "version": 5})
+        await broker.set_run(1, {"run_id": "b" * 16, "version": 5})
         for name, run_id, epoch in (
             ("own", "b" * 16, 1), ("other", "a" * 16, 1), ("later", "b" * 16, 7), ("empty", "", 0),
         ):  # fmt: skip
@@ -356,7 +356,7 @@ def test_watching_an_unknown_run_says_so() -> None:
 async def _a_run_to_look_at(url: str, name: str) -> None:
     broker = connect(url, name)
     await broker.new_epoch(1)
-    await broker.set_run({"objective": "rlp", "epoch": 1, "version": 5})
+    await broker.set_run(1, {"objective": "rlp", "version": 5})
     await broker.announce(
         Replica("rollout-a", "rollout", "h:1", ("policy",), {"policy": (1, 3)}), 60
     )

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -496,17 +497,27 @@ async def test_replicas_expire_by_the_brokers_clock(bench: Bench) -> None:
 
 async def test_the_manifest_is_kept(bench: Bench) -> None:
     assert await bench.broker.run() is None
-    await bench.broker.set_run({"epoch": 2, "objective": {"name": "rlp", "weights": [1.5, None]}})
-    assert await bench.broker.run() == {
-        "epoch": 2,
-        "objective": {"name": "rlp", "weights": [1.5, None]},
-    }
+    objective: dict[str, Any] = {"name": "rlp", "weights": [1.5, None]}
+    await bench.broker.set_run(2, {"objective": objective})
+    assert await bench.broker.run() == {"epoch": 2, "objective": objective}
+
+
+async def test_a_superseded_learner_does_not_replace_the_manifest_of_its_successor(
+    bench: Bench,
+) -> None:
+    """Its last one may be on its way while the next learner takes the run."""
+    epoch = await bench.broker.new_epoch(1)
+    await bench.broker.set_run(epoch, {"run_id": "a"})
+    successor = await bench.broker.new_epoch(1)
+    await bench.broker.set_run(successor, {"run_id": "b"})
+    await bench.broker.set_run(epoch, {"run_id": "a"})
+    assert await bench.broker.run() == {"run_id": "b", "epoch": successor}
 
 
 async def test_runs_do_not_see_each_other(bench: Bench) -> None:
     await bench.broker.put(Stage.TASKS, [task(1)])
     await bench.broker.new_epoch(9)
-    await bench.broker.set_run({"epoch": 9})
+    await bench.broker.set_run(9, {})
     await bench.broker.raise_watermark(Watermark(9, 1))
     await bench.broker.announce(Replica("a", "rollout", "h:1", ()), ttl_s=30)
     other = bench.other_run

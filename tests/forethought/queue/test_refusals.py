@@ -56,7 +56,7 @@ async def test_a_refusal_is_an_outage_that_changes_nothing(
     if code != "OOM":
         attempts += [lambda: consumer.begin(delivery), lambda: consumer.receive(1, 0)]
         attempts += [lambda: consumer.finish(delivery, Message(1, 1, b"thoughts"))]
-        attempts += [lambda: broker.new_epoch(1), lambda: broker.set_run({"epoch": 1})]
+        attempts += [lambda: broker.new_epoch(1), lambda: broker.set_run(1, {})]
         attempts += [lambda: broker.withdraw("a"), lambda: consumer.release(delivery)]
     async with REFUSALS[code](admin):
         for attempt in attempts:
@@ -81,7 +81,7 @@ async def test_a_full_redis_holds_up_only_new_tasks(broker: RedisBroker, admin: 
         assert await broker.restore_epoch(4) == 4
         assert await broker.instance_id()
         await broker.raise_watermark(Watermark(4, 7))
-        await broker.set_run({"epoch": 4})
+        await broker.set_run(4, {})
         await broker.announce(Replica("a", "rollout", "h:1", ("policy",)), ttl_s=30)
         assert await consumer.begin(finished) == 1
         assert await consumer.renew([finished]) == [finished]
