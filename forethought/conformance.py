@@ -3,7 +3,7 @@
     task       token ids within the vocabulary, positions within the document, sampling that ends
     rollout    G thoughts at each of K positions; each within its budget, ended as it says, with a log-prob
                and a policy version for every token
-    scores     G finite rewards and the requested log-likelihoods, of versions that can have scored them
+    scores     G rewards of usable size and the requested log-likelihoods, of versions that can score
 
 Design: a receiver checks a value against the task as it knows it: a reward replica against the copy in the
 rollout, the learner against the task it admitted. A fault is a sentence rather than an exception, because
@@ -23,6 +23,10 @@ _ROUNDING_NATS = 1e-3
 
 _LEAST_SAMPLED_NATS = -80.0
 """No sampler draws a less likely token, and exp(80), a ratio to it, is still finite in float32."""
+
+_LARGEST_REWARD = 1e12
+"""In magnitude; far beyond any in use. A gradient's norm, a sum of squares in float32, is finite at it, so
+that one result cannot have a whole batch skipped."""
 
 
 def task_fault(task: Task, vocabulary: int) -> str | None:
@@ -91,8 +95,10 @@ def score_fault(scored: ScoredRollout, newest_version: int) -> str | None:
     if len(scored.baseline_logprobs_K) != num_positions:
         return f"got {len(scored.baseline_logprobs_K)} baseline log-probs, expected {num_positions}"
     for reward in _flat(scored.rewards_KG):
-        if not math.isfinite(reward):
-            return f"got reward {reward:.6g}, expected a finite number"
+        if not abs(reward) <= _LARGEST_REWARD:  # nor NaN
+            return (
+                f"got reward {reward:.6g}, expected a number of magnitude up to {_LARGEST_REWARD:g}"
+            )
     for logprob in (*_flat(scored.policy_logprobs_KG), *scored.baseline_logprobs_K):
         if not (math.isfinite(logprob) and logprob <= _ROUNDING_NATS):
             return f"got log-likelihood {logprob:.6g}, expected a finite number of at most 0"

@@ -140,6 +140,7 @@ SCORE_FAULTS: tuple[Fault, ...] = (
     ("a reward more", assign("groups.0.rewards", pack_floats([0] * 4)), "rewards of shape [4, 3]"),
     ("NaN reward", assign("groups.0.rewards", pack_floats([0, NAN, 1])), "reward nan"),
     ("infinite reward", assign("groups.0.rewards", pack_floats([0, INF, 1])), "reward inf"),
+    ("huge reward", assign("groups.0.rewards", pack_floats([0, 1e30, 1])), "reward 1e+30"),
     ("no likelihoods", assign("groups.0.policy_logprobs", b""), "log-probs of shape [0, 3]"),
     ("NaN likelihood", assign("groups.0.policy_logprobs", pack_floats([NAN] * 3)), "nan"),
     (
