@@ -67,10 +67,21 @@ def _of_any_form(file: SourceFile, fields: Fields, report: ReadingReport) -> Ite
         lines = (line.removeprefix(_BOM).strip() for line in _bounded_lines(stream))
         first_line = next(filter(None, lines), b"")
     with open_bytes(file.path) as stream:
-        if first_line == b"{" or first_line.startswith(b"["):
+        if first_line.startswith(b"[") or _is_cut(first_line):
             yield from _values(stream, file, fields, report)
         else:
             yield from _lines(stream, file, fields, report)
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether a line is the beginning of a value that goes on in the next one."""
+    try:
+        json.loads(line)
+    except JSONDecodeError as error:
+        return error.pos >= len(error.doc)
+    except (ValueError, RecursionError):
+        pass
+    return False
 
 
 def _lines(

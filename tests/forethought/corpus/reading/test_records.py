@@ -92,8 +92,12 @@ def test_a_link_is_read_by_its_own_name(tmp_path: Path) -> None:
     assert texts(blob, tmp_path / "cache") == [LINES]
 
 
-def test_one_object_over_many_lines_is_a_record(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps(RECORDS[0], indent=2))
+@pytest.mark.parametrize(
+    "content",
+    [json.dumps({"text": "one"}, indent=2), '{"text":\n"one"}', '{"of": {\n}, "text": "one"}'],
+)
+def test_one_object_over_many_lines_is_a_record(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
     assert texts(tmp_path, tmp_path / "cache") == ["one"]
 
 
@@ -116,6 +120,7 @@ def test_values_with_delimiters_and_line_ends_are_read_whole(tmp_path: Path) -> 
     [
         ("config.json", b'{"model": 1}', "JSON without the field 'text'"),
         ("index.json", b'{\n  "files": ["a"]\n}', "JSON without the field 'text'"),
+        ("hand.json", b'{"name": "books",\n "files": ["a"]}', "JSON without the field 'text'"),
         ("labels.json", b'[{"label": 1}]', "JSON without the field 'text'"),
         ("languages.json", b'["de", "en"]', "JSON without the field 'text'"),
         ("table.csv", b"label,n\n1,2\n", "CSV without the column 'text'"),
@@ -211,6 +216,7 @@ def test_a_download_with_its_description_is_no_saved_dataset(tmp_path: Path) -> 
     [
         ("a.json", b'[{"text": "a"}, {"text"', "not JSON in UTF-8 after record 0"),
         ("a.json", b'[{"text": "a"}] {"text": "b"}', "after record 0"),
+        ("a.json", b'{"text": "a\n{"text": "b"}', "line 1 is not JSON"),
         ("a.json", b'[{"text": "a"}, 7]', "record 1: got a JSON int, expected one object"),
         ("a.json", b'[{"text": "a"}, "\xff"]', "after record 0"),
         ("a.json", b"[" * 100_000, "not JSON in UTF-8 after record 0"),
