@@ -26,25 +26,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forethought.corpus.left_out import LeftOut
 from forethought.corpus.token_bytes import (
     offset_bytes,
     vocabulary_bytes,
     without_inserted_space,
 )
 from forethought.errors import InvalidInput
-from forethought.run.files import read_object
 from forethought.special_tokens import Choice, SpecialTokens, document_end, special_tokens_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
 _FORMAT_VERSION = 5  # of the cached table: increment it when cutting changes
@@ -73,23 +72,11 @@ def cut_windows(
         InvalidInput: inconsistent sizes, no window at all (every document too short, or with a prompt and
             too long), token ids outside the vocabulary, marks with a tokenizer that has no offsets.
     """
-    from datasets import Features, List, Value
-
     if min_window_tokens > window_tokens:
         raise InvalidInput(
             f"corpus.min_window_tokens={min_window_tokens}: expected at most "
             f"corpus.window_tokens={window_tokens}; lower it"
         )
-    features = Features(
-        {
-            "document_id": Value("string"),
-            "token_ids": List(Value("int32")),
-            "token_bytes": List(Value("int32")),
-            "marks": List(Value("int32")),
-            "prompt_tokens": Value("int32"),
-            "entropies": List(Value("float32")),
-        }
-    )
     special = SpecialTokens(special_tokens_of(tokenizer).bos_ids, document_end(tokenizer, eos))
     fingerprint = _fingerprint(documents, tokenizer, special, window_tokens, min_window_tokens)
     cutter = _Cutter(tokenizer, special, window_tokens, min_window_tokens)
@@ -100,57 +87,45 @@ def cut_windows(
         batched=True,
         batch_size=_batch_rows(documents),
         remove_columns=documents.column_names,
-        features=features,
+        features=_features(),
         new_fingerprint=fingerprint,
         cache_file_name=str(cache_dir / f"windows-{fingerprint}.arrow"),
         load_from_cache_file=counts.exists(),
         desc="tokenise",
     )
-    left_out = LeftOut(**read_object(counts)) if counts.exists() else cutter.left_out
-    if not counts.exists():
-        partial = counts.with_name(f"{counts.name}.{os.getpid()}")  # processes may share a cache
-        partial.write_text(json.dumps(asdict(left_out)))
-        partial.replace(counts)
-    _report(documents, left_out, window_tokens, min_window_tokens)
-    if not len(windows):
-        raise InvalidInput(
-            f"got {len(documents)} documents from {documents[0]['id']} on, expected at least one window: "
-            + "; ".join(_reasons(left_out, window_tokens, min_window_tokens))
-        )
+    if counts.exists():
+        left_out = LeftOut.load(counts)
+    else:
+        left_out = cutter.left_out
+        left_out.save(counts)
+    _report(documents, windows, list(left_out.reasons(window_tokens, min_window_tokens)))
     return windows
 
 
-@dataclass(slots=True)
-class LeftOut:
-    """How many documents have no window: too short, or with a prompt and too long. Kept with the windows.
-
-    Example:
-        ``LeftOut(num_short=3, num_long=1)``
-    """
-
-    num_short: int = 0
-    num_long: int = 0
-
-
-def _report(
-    documents: Dataset, left_out: LeftOut, window_tokens: int, min_window_tokens: int
-) -> None:
-    """Warn about documents without a window, whether they were cut now or earlier."""
-    for reason in _reasons(left_out, window_tokens, min_window_tokens):
+def _report(documents: Dataset, windows: Dataset, reasons: Sequence[str]) -> None:
+    """Warn about documents without a window, whether they were cut now or earlier; refuse none at all."""
+    for reason in reasons:
         _LOG.warning("of %d documents from %s on, %s", len(documents), documents[0]["id"], reason)
+    if not len(windows):
+        raise InvalidInput(
+            f"got {len(documents)} documents from {documents[0]['id']} on, expected at least one window: "
+            + "; ".join(reasons)
+        )
 
 
-def _reasons(left_out: LeftOut, window_tokens: int, min_window_tokens: int) -> Iterator[str]:
-    if left_out.num_short:
-        yield (
-            f"{left_out.num_short} shorter than corpus.min_window_tokens={min_window_tokens} tokens were "
-            "left out; lower it or add text"
-        )
-    if left_out.num_long:
-        yield (
-            f"{left_out.num_long} longer than corpus.window_tokens={window_tokens} tokens were left out, "
-            "because a question and its answer are never cut; raise it to use them"
-        )
+def _features() -> Features:
+    from datasets import Features, List, Value
+
+    return Features(
+        {
+            "document_id": Value("string"),
+            "token_ids": List(Value("int32")),
+            "token_bytes": List(Value("int32")),
+            "marks": List(Value("int32")),
+            "prompt_tokens": Value("int32"),
+            "entropies": List(Value("float32")),
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,11 @@ from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file's text; after a power cut the file holds the old text or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
+    """Replace a file's text; after a power cut the file holds the old text or the new one.
+
+    Processes may write the same file, as those that share a cache do: the last one's text stays.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     rename_whole(partial, path)
 
