@@ -148,21 +148,40 @@ def _sampled_tokens(results: Sequence[ScoredRollout]) -> int:
 
 
 def _scored_tokens(results: Sequence[ScoredRollout]) -> int:
+    return sum(_target_tokens(result) + _prediction_tokens(result) for result in results)
+
+
+def _target_tokens(result: ScoredRollout) -> int:
     """One row per thought and one without a thought per group; 0 if the reward needs no likelihoods."""
     num_tokens = 0
-    for result in results:
-        task, prompting = result.rollout.task, result.rollout.task.prompting
-        # A failed result may lack any of them.
-        for position, thoughts_G, logprobs_G in zip(
-            task.positions_K, result.rollout.thoughts_KG, result.policy_logprobs_KG, strict=False
-        ):
-            if not logprobs_G:
-                continue
-            plain = position.index + len(position.target_ids_H)
-            with_thought = plain + prompting.num_thinking_tokens
-            thoughts = sum(with_thought + len(thought.thought_ids) for thought in thoughts_G)
-            num_tokens += thoughts + plain + len(prompting.no_think_prefix(()))
+    task, prompting = result.rollout.task, result.rollout.task.prompting
+    # A failed result may lack any of them.
+    for position, thoughts_G, logprobs_G in zip(
+        task.positions_K, result.rollout.thoughts_KG, result.policy_logprobs_KG, strict=False
+    ):
+        if not logprobs_G:
+            continue
+        plain = position.index + len(position.target_ids_H)
+        with_thought = plain + prompting.num_thinking_tokens
+        thoughts = sum(with_thought + len(thought.thought_ids) for thought in thoughts_G)
+        num_tokens += thoughts + plain + len(prompting.no_think_prefix(()))
     return num_tokens
+
+
+def _prediction_tokens(result: ScoredRollout) -> int:
+    """Where the reward needs the likelihood of predicted tokens: one row, without a thought, for each."""
+    task = result.rollout.task
+    if "prediction" not in task.models:
+        return 0
+    num_around = len(task.prompting.no_think_prefix(())) + 1
+    return sum(
+        num_around + position.index
+        for position, thoughts_G, _ in zip(
+            task.positions_K, result.rollout.thoughts_KG, result.rewards_KG, strict=False
+        )
+        for thought in thoughts_G
+        if thought.num_prediction_tokens
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -141,6 +141,18 @@ def test_a_batch_that_failed_in_scoring_was_sampled() -> None:
     assert values == {"num_groups": 0, "sampled_tokens": 2 * 3 + 6, "scored_tokens": 0}
 
 
+def test_predictions_whose_likelihood_was_needed_are_scored_tokens() -> None:
+    """RPT's dense rewards: the scorer computes a row without a thought for every predicted token."""
+    predicted = replace(thought(4, True, 5), num_prediction_tokens=1)
+    thoughts_KG = ((predicted, thought(4, False, 5)), (predicted, predicted))
+    given = result("s", ((1.0, 0.0), (0.0, 0.0)), thoughts_KG)
+    task = replace(given.rollout.task, models=("prediction",), prompting=Prompting(bos_ids=(5,)))
+    dense = replace(given, rollout=replace(given.rollout, task=task), policy_logprobs_KG=((), ()))
+    assert rollout_metrics([dense], version=5)["scored_tokens"] == (1 + 1 + 1) + 2 * (1 + 2 + 1)
+    as_published = replace(dense, rollout=replace(dense.rollout, task=replace(task, models=())))
+    assert rollout_metrics([as_published], version=5)["scored_tokens"] == 0
+
+
 def test_metrics_of_groups_without_likelihoods_and_without_spread() -> None:
     """RPT requests no likelihoods: no gain is reported, rather than a gain of 0."""
     two = (thought(2, True, 5), thought(4, True, 5))
