@@ -74,26 +74,24 @@ class GroupScoring:
             [result] = await results_of(self._batcher, [Piece(job, num_tokens)])
             return list(cast(_Scored, result))
         small = [index for index, cost in enumerate(costs) if cost <= self._max_tokens]
-        large = {
-            index: [_part(part) for part in queries[index].parts(self._max_tokens)]
-            for index, cost in enumerate(costs)
-            if cost > self._max_tokens
-        }
-        pieces: list[Piece[Job]] = [
+        large = [index for index, cost in enumerate(costs) if cost > self._max_tokens]
+        packed: list[Piece[Job]] = [
             Piece(
                 ScoreJob(tuple(queries[small[i]] for i in run), objective, estimator),
                 sum(costs[small[i]] for i in run),
             )
             for run in runs([costs[index] for index in small], self._max_tokens)
         ]
-        pieces += [part for parts in large.values() for part in parts]
-        results = await results_of(self._batcher, pieces)
-        num_small = len(pieces) - sum(map(len, large.values()))
-        outcomes = [one for result in results[:num_small] for one in cast(_Scored, result)]
+        parts = {
+            index: [_part(p) for p in queries[index].parts(self._max_tokens)] for index in large
+        }
+        pieces = [*packed, *(part for index in large for part in parts[index])]
+        results = iter(await results_of(self._batcher, pieces))
+        outcomes = [one for _ in packed for one in cast(_Scored, next(results))]
         scored = dict(zip(small, outcomes, strict=True))
-        parted = iter([cast("tuple[GroupOutcome]", result)[0] for result in results[num_small:]])
-        for index, parts in large.items():
-            likelihoods = await self._whole(parts, [next(parted) for _ in parts])
+        for index in large:
+            of_parts = [cast("tuple[GroupOutcome]", next(results))[0] for _ in parts[index]]
+            likelihoods = await self._whole(parts[index], of_parts)
             scored[index] = await self._scorer.run(
                 reward, objective, estimator, queries[index], likelihoods, self._scorer.decode
             )
