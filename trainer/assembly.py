@@ -18,10 +18,13 @@ from forethought.config import Settings, write_resolved
 from forethought.corpus.mixture import Corpus, open_corpus
 from forethought.corpus.token_decoder import decoder_of
 from forethought.objectives import Objective
+from forethought.preflight import load_estimator
 from forethought.run.directory import RunDirectory
 from forethought.run.files import rename_whole
 from forethought.special_tokens import special_tokens_of
 from forethought.types import Prompting
+from trainer.admission.feed import TaskFeed
+from trainer.batch.builder import BatchBuilder
 from trainer.learner.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,27 @@ class Assembly:
         if not self.objective.prediction_tokens:
             return frozenset()
         return decoder_of(self.learner.language_model.tokenizer).unpredictable_ids(self.objective)
+
+    def task_feed(self) -> TaskFeed:
+        """A feed of the run's tasks; the objective has thoughts."""
+        assert self.markers is not None
+        assert self.prompting is not None
+        return TaskFeed(
+            self.corpus,
+            self.objective,
+            self.markers,
+            self.prompting,
+            self.settings,
+            models_needed(self),
+            self.end_ids,
+            unpredictable_ids=self.unpredictable_ids,
+        )
+
+    def batch_builder(self) -> BatchBuilder:
+        """A builder of the run's batches."""
+        settings, objective = self.settings, self.objective
+        estimator = load_estimator(settings, objective)
+        return BatchBuilder(objective, estimator, settings.filter, settings.learner)
 
     def record_settings(self) -> None:
         """Write the resolved configuration of a run that has been accepted and has steps left.
@@ -107,3 +131,15 @@ def _what_was_read(corpus: Corpus, window_tokens: int) -> str:
     """A line for people; ``up`` prints it (:mod:`forethought.cli.notices`)."""
     sources = (f"{name} {num:,}" for name, num in corpus.windows_per_source.items())
     return f"{corpus.num_windows:,} windows of {window_tokens} tokens: {', '.join(sources)}"
+
+
+def models_needed(parts: Assembly) -> tuple[str, ...]:
+    """The models whose likelihoods rewards and filters need. Without a baseline the policy scores both
+    branches.
+    """
+    wanted = parts.objective.models
+    if parts.settings.filter.min_logprob_std:
+        wanted = wanted | {"policy"}
+    if not parts.learner.baseline.exists:
+        wanted = wanted - {"baseline"}
+    return tuple(sorted(wanted))

@@ -31,17 +31,14 @@ from forethought.auth import Bearer
 from forethought.background import Retry, end, first_failure, run_until, uninterrupted
 from forethought.corpus.mixture import CorpusCursor
 from forethought.errors import InvalidInput, Superseded, Unreachable
-from forethought.preflight import load_estimator
 from forethought.queue.interface import Broker
 from forethought.run.journal import Journal, audit, first_kept_batch
 from forethought.types import Replica, ScoredRollout, Task
 from forethought.weights.snapshot import make_snapshot
-from trainer.admission.feed import TaskFeed
 from trainer.admission.replacement import Replacing
 from trainer.admission.verification import Verification
 from trainer.admission.work_in_flight import WorkInFlight
-from trainer.assembly import Assembly
-from trainer.batch.builder import BatchBuilder
+from trainer.assembly import Assembly, models_needed
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.metrics.depth_watch import DepthWatch
 from trainer.metrics.prometheus import PushMetrics, StepMetrics, TaskMetrics
@@ -72,23 +69,12 @@ class ThinkingRun:
     """Admits tasks, trains on their batches and publishes every version."""
 
     def __init__(self, parts: Assembly, broker: Broker, stop: asyncio.Event) -> None:
-        assert parts.markers is not None
-        assert parts.prompting is not None
         settings = parts.settings
         self._parts, self._broker, self._stop = parts, broker, stop
         self._section, self._learner = settings.learner, parts.learner
         self._models = models_needed(parts)
         self._retry = Retry(settings.redis.patience_s, stop)
-        self._feed = TaskFeed(
-            parts.corpus,
-            parts.objective,
-            parts.markers,
-            parts.prompting,
-            settings,
-            self._models,
-            parts.end_ids,
-            unpredictable_ids=parts.unpredictable_ids,
-        )
+        self._feed = parts.task_feed()
         self._publisher = Publisher(
             broker.replicas, settings.publish, GUARD_S, Bearer.of_run(settings.auth)
         )
@@ -103,7 +89,7 @@ class ThinkingRun:
         self._depths = DepthWatch(broker, GUARD_S)
         self._counts, self._tasks = StepCounts(), TaskCounts(settings.learner.batch_tasks)
         self._train_step = TrainStep(
-            parts.learner, batch_builder_of(parts), parts.corpus, settings.learner
+            parts.learner, parts.batch_builder(), parts.corpus, settings.learner
         )
         self._watch = StepWatch(settings.learner)
         self._model_files = parts.model_files()
@@ -468,22 +454,3 @@ class ThinkingRun:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started_s
-
-
-def batch_builder_of(parts: Assembly) -> BatchBuilder:
-    """The run's batch builder."""
-    settings, objective = parts.settings, parts.objective
-    estimator = load_estimator(settings, objective)
-    return BatchBuilder(objective, estimator, settings.filter, settings.learner)
-
-
-def models_needed(parts: Assembly) -> tuple[str, ...]:
-    """The models whose likelihoods rewards and filters need. Without a baseline the policy scores both
-    branches.
-    """
-    wanted = parts.objective.models
-    if parts.settings.filter.min_logprob_std:
-        wanted = wanted | {"policy"}
-    if not parts.learner.baseline.exists:
-        wanted = wanted - {"baseline"}
-    return tuple(sorted(wanted))

@@ -32,8 +32,8 @@ from tests.trainer.admission.test_feed import ABC, make_feed, untraced
 from trainer.admission.replacement import Replacing
 from trainer.admission.verification import Verification
 from trainer.admission.work_in_flight import WorkInFlight
+from trainer.assembly import models_needed
 from trainer.batch.builder import BatchBuilder
-from trainer.thinking_run import models_needed
 
 FLAT, VARIED = (1.0, 1.0), (1.0, 0.0)
 PAIRS = ("sampling.group_size=2",)
