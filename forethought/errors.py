@@ -165,6 +165,12 @@ def is_known_http(status: int) -> bool:
     return status in _KIND_OF_HTTP
 
 
+def one_line(error: BaseException, max_characters: int = 300) -> str:
+    """What a library says in an error, on one line; the error's type if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= max_characters else text[:max_characters] + "…"
+
+
 def _error(kind: type[ForethoughtError], message: str, retry_after_s: float) -> ForethoughtError:
     if issubclass(kind, Overloaded):
         return kind(message, retry_after_s=int(retry_after_s) or 1)

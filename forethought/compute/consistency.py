@@ -23,7 +23,7 @@ import torch
 
 from forethought.compute.rows import NO_LIMIT, pad_left, tail_logits
 from forethought.compute.sampling import Sample, SampleRequest, sample
-from forethought.errors import InvalidInput
+from forethought.errors import InvalidInput, one_line
 
 _PREFIXES = (2, 4, 7)  # short, because padding changes the first tokens most
 _NUM_TOKENS = 12
@@ -31,7 +31,7 @@ _NUM_SAMPLED = 5
 _LONGEST_WINDOW = 48  # longer sliding windows are not filled
 _TOLERANCES = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.03, 0.15)}  # least and most
 _ROUNDINGS = 4  # tolerated: this many times the rounding seen
-_MAX_REASON = 160
+_MAX_CHARACTERS = 160  # of an error of the model's code
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def _alone(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         return [_logprobs(model, [row])[0] for row in rows]
     except Exception as error:
         raise InvalidInput(
-            f"{type(model).__name__} does not compute a row of tokens here ({_in_words(error)}); expected "
+            f"{type(model).__name__} does not compute a row of tokens here ({_described(error)}); expected "
             "a causal language model that runs on this device in this dtype"
         ) from error
 
@@ -210,7 +210,7 @@ def _fault(measure: Callable[[], torch.Tensor], tolerance: float) -> str:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        return f"it fails with {_in_words(error)}"
+        return f"it fails with {_described(error)}"
     if difference > tolerance:
         return (
             f"by {difference:.2%} of the logits' spread, of which {tolerance:.2%} may be rounding"
@@ -218,9 +218,8 @@ def _fault(measure: Callable[[], torch.Tensor], tolerance: float) -> str:
     return ""
 
 
-def _in_words(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if len(text) <= _MAX_REASON else text[:_MAX_REASON] + "…"
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error, _MAX_CHARACTERS)}"
 
 
 def _logprobs(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

@@ -25,14 +25,13 @@ from forethought.compute.consistency import Consistency, measure_consistency
 from forethought.compute.fp32_head import install_fp32_head
 from forethought.compute.new_tokens import add_special_tokens
 from forethought.compute.rows import limit_padding
-from forethought.errors import InvalidInput
+from forethought.errors import InvalidInput, one_line
 from forethought.special_tokens import Choice, choose_bos
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}  # False: refuse without a prompt
-_MAX_REASON = 300
 _TOKENIZER_FILES = (
     "the files that save_pretrained writes (tokenizer.json, tokenizer_config.json), readable by "
     f"tokenizers {tokenizers.__version__}"
@@ -281,7 +280,7 @@ def _check_generation(model: Any, path: str | Path) -> None:
     except ValueError as error:
         raise InvalidInput(
             f"generation_config.json in {path} cannot be saved again, so neither can a checkpoint: "
-            f'{_on_one_line(error)}; expected consistent flags: add "do_sample": true, or remove them'
+            f'{one_line(error)}; expected consistent flags: add "do_sample": true, or remove them'
         ) from error
 
 
@@ -318,15 +317,10 @@ def _one_line(what: str, path: str | Path, expected: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise InvalidInput(
-            f"the {what} in {path} needs a library that is not installed: {_on_one_line(error)}; "
+            f"the {what} in {path} needs a library that is not installed: {one_line(error)}; "
             "install it, or give a model that does not need it"
         ) from error
     except Exception as error:
         raise InvalidInput(
-            f"no {what} in {path}: {_on_one_line(error)}; expected {expected}"
+            f"no {what} in {path}: {one_line(error)}; expected {expected}"
         ) from error
-
-
-def _on_one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _MAX_REASON else text[:_MAX_REASON] + "…"

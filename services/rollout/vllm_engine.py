@@ -30,7 +30,7 @@ from typing import Any
 
 from forethought.compute.sampling import SampleRequest, derive_seed
 from forethought.compute.weights import check_fit, layout_of
-from forethought.errors import EngineLost, InvalidInput, NotReady
+from forethought.errors import EngineLost, InvalidInput, NotReady, one_line
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
 from forethought.weights.snapshot import WEIGHTS_FILE
 from services.rollout import vllm_build
@@ -292,7 +292,7 @@ async def _start(arguments: Mapping[str, Any], manifest: WeightManifest, directo
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**given)), layout
         except Exception as error:
             raise InvalidInput(
-                f"vLLM does not start with this snapshot: {_first_lines(error)}; expected a model that "
+                f"vLLM does not start with this snapshot: {one_line(error)}; expected a model that "
                 "vLLM knows and memory for it (see [rollout.vllm], and this replica's log above)"
             ) from error
 
@@ -366,7 +366,3 @@ def _fault(task: Task, held: _Held) -> str | None:
             f"{_LOWEST_TEMPERATURE} or higher; raise sampling.temperature or use rollout.engine=torch"
         )
     return fault(task, held.vocabulary, held.max_length_tokens)
-
-
-def _first_lines(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
