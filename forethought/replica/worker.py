@@ -24,13 +24,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from enum import Enum, auto
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from forethought.background import Outage, end, first_failure, run_until, wait_for_event
 from forethought.errors import EngineHung, EngineLost, InvalidInput, Unreachable
 from forethought.queue.interface import Consumer, Delivery, Message, Watermark
 from forethought.replica.batch_size import BatchSize
+from forethought.replica.handler import Handler, Readiness
 from forethought.replica.progress import Progress
 from forethought.replica.worker_counts import ANSWERED, Activity, DeliveryOutcome, WorkerCounts
 
@@ -40,42 +40,6 @@ T = TypeVar("T")
 
 _FOLLOW_S = 0.25
 """How often the watermark is read while work is held; far below any useful deadline of a batch."""
-
-
-class Readiness(Enum):
-    """Whether a message can be handled now."""
-
-    READY = auto()
-    """It can be handled with the current weights."""
-
-    WAIT = auto()
-    """It needs newer weights."""
-
-    FOREIGN = auto()
-    """The weights here are of another run, or of a later epoch: it is for another replica."""
-
-
-class Handler(Protocol):
-    """A service's processing of messages; the worker does everything else."""
-
-    def readiness(self, message: Message) -> Readiness:
-        """Whether the message can be handled now. An exception dead-letters the message at once."""
-
-    async def changed(self) -> None:
-        """Return after the next change that may affect the readiness of a message.
-
-        Called again as soon as it returns; must start waiting before its first suspension point.
-        """
-
-    async def handle(self, messages: list[Message]) -> list[Message]:
-        """The results, in order. An exception becomes the error result of every message.
-
-        Cancelled when none of the results is needed any more.
-
-        Raises:
-            EngineLost: nothing can be handled here any more; others are to handle these messages.
-            MemoryError: too many messages at once; they are to be handled one at a time.
-        """
 
 
 # Five tasks run inside ``Worker.run``:

@@ -20,7 +20,7 @@ from forethought.conformance import (
 )
 from forethought.errors import InvalidInput
 from forethought.queue import Message
-from forethought.replica.worker import Readiness
+from forethought.replica.handler import Readiness
 from forethought.types import Rollout, ScoredRollout, Task, WeightManifest
 from forethought.wire import decode_rollout, encode_scored
 from services.reward.scoring import Scorer

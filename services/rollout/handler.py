@@ -9,7 +9,7 @@ from __future__ import annotations
 from forethought import wire
 from forethought.errors import InvalidInput
 from forethought.queue.interface import MAX_VALUE_BYTES, Message
-from forethought.replica.worker import Readiness
+from forethought.replica.handler import Readiness
 from forethought.types import Rollout, Task, WeightManifest
 from forethought.weights.receiver import WeightReceiver
 from services.rollout.engine import Engine

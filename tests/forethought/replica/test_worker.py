@@ -14,7 +14,8 @@ import pytest
 from forethought.queue import MAX_VALUE_BYTES, Broker, Consumer, Message, Stage, Watermark, connect
 from forethought.queue.embedded import EmbeddedRedis
 from forethought.queue.interface import ConsumerOptions
-from forethought.replica.worker import Readiness, Worker
+from forethought.replica.handler import Readiness
+from forethought.replica.worker import Worker
 from forethought.replica.worker_counts import Activity
 from forethought.types import next_attempt
 

@@ -16,7 +16,8 @@ from forethought.errors import InvalidInput
 from forethought.queue import Message, Stage
 from forethought.queue.interface import ConsumerOptions
 from forethought.queue.memory_broker import MemoryBroker
-from forethought.replica.worker import Readiness, Worker
+from forethought.replica.handler import Readiness
+from forethought.replica.worker import Worker
 from forethought.types import (
     Document,
     Position,

@@ -9,7 +9,7 @@ import pytest
 
 from forethought import wire
 from forethought.queue import Message
-from forethought.replica.worker import Readiness
+from forethought.replica.handler import Readiness
 from forethought.types import Document, Position, Prompting, Sampling, Task, WeightManifest
 from forethought.weights.receiver import WeightReceiver
 from services.rollout.engine import Engine
