@@ -21,6 +21,7 @@ statuses are mapped to each other only here: :func:`status_of` on the server, :f
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -108,6 +109,25 @@ class Superseded(ForethoughtError):
 
     http_status = 409
     grpc_code = "ABORTED"
+
+
+_UNWRITABLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+
+
+def why_unwritable(error: OSError) -> str:
+    """In one line, why a file cannot be written: no space, read-only, or closed; else empty.
+
+    Example:
+        ``why_unwritable(OSError(errno.ENOSPC, "No space left on device"))``
+    """
+    is_closed = error.errno == errno.EACCES and error.filename  # without one it is a socket's
+    if error.errno not in _UNWRITABLE and not is_closed:
+        return ""
+    where = f" ({error.filename})" if error.filename else ""
+    return (
+        f"a file cannot be written: {error.strerror}{where}; free some space, or let this user "
+        "write there, and run the same command again"
+    )
 
 
 @dataclass(frozen=True, slots=True)

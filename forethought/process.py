@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from forethought.config import Settings, load_settings
-from forethought.errors import Forbidden, InvalidInput, Superseded, Unauthenticated, Unreachable
+from forethought.errors import (
+    Forbidden,
+    InvalidInput,
+    Superseded,
+    Unauthenticated,
+    Unreachable,
+    why_unwritable,
+)
 from forethought.telemetry.log import configure_logging
 
 log = logging.getLogger(__name__)
@@ -70,6 +77,11 @@ def exit_status(process: str, main: Callable[[], int]) -> int:
     except Superseded as error:
         print(f"{process}: {error}", file=sys.stderr)
         return SUPERSEDED
+    except OSError as error:
+        if not (reason := why_unwritable(error)):
+            raise
+        print(f"{process}: {reason}", file=sys.stderr)
+        return USER_ERROR
 
 
 def run_status(summary: Mapping[str, Any], stopped_status: int) -> int:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,26 +61,43 @@ def save_checkpoint(
     outstanding: Sequence[Task],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of ``progress.num_steps`` and delete all but the newest ``keep``."""
+    """Write the checkpoint of ``progress.num_steps`` and delete all but the newest ``keep``.
+
+    Raises:
+        InvalidInput: it cannot be written (a full disk); the ones before it are as they were.
+    """
     final = directory.checkpoint(progress.num_steps)
     if final.exists():
         return final  # a resumed run that stops before its next step has nothing new to save
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    learner.language_model.model.save_pretrained(partial / "model")
-    learner.language_model.tokenizer.save_pretrained(partial / "model")
-    state = {name: tensor.detach().cpu().clone() for name, tensor in learner.state().items()}
-    save_file(state, str(partial / "state.safetensors"))
-    (partial / "outstanding.binpb").write_bytes(wire.encode_tasks(outstanding))
-    (partial / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    grant_usual_mode(partial)
-    if directory.metrics.exists():
-        flush(directory.metrics)  # a resumed run drops no line of a step that it has
-    rename_whole(partial, final)
+    with _new_folder(final.with_name(final.name + ".partial")) as partial:
+        learner.language_model.model.save_pretrained(partial / "model")
+        learner.language_model.tokenizer.save_pretrained(partial / "model")
+        state = {name: tensor.detach().cpu().clone() for name, tensor in learner.state().items()}
+        save_file(state, str(partial / "state.safetensors"))
+        (partial / "outstanding.binpb").write_bytes(wire.encode_tasks(outstanding))
+        (partial / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        grant_usual_mode(partial)
+        if directory.metrics.exists():
+            flush(directory.metrics)  # a resumed run drops no line of a step that it has
+        rename_whole(partial, final)
     for old in directory.complete_checkpoints()[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+@contextmanager
+def _new_folder(partial: Path) -> Iterator[Path]:
+    """A new folder for a checkpoint, removed if a file cannot be written, or a full disk stays full."""
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise InvalidInput(
+            f"checkpoint {partial.stem} cannot be written to {partial.parent} ({error}); free some space "
+            "and run the same command again: it resumes from the checkpoint before"
+        ) from error
 
 
 def load_checkpoint(checkpoint: Path, learner: Learner) -> tuple[Progress, tuple[Task, ...]]:

@@ -251,6 +251,8 @@ class ThinkingRun:
             return
         try:
             log.error("the run fails; its last step is in %s", await self._save())
+        except InvalidInput as error:
+            log.error("the run fails without its last steps: %s", error)
         except Exception:
             log.exception("the run fails, and no checkpoint can be written")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -29,7 +30,7 @@ from forethought.cli.serve import serve
 from forethought.cli.status import status
 from forethought.cli.train import train
 from forethought.cli.up import up
-from forethought.errors import ForethoughtError
+from forethought.errors import ForethoughtError, why_unwritable
 
 app = typer.Typer(
     name="forethought",
@@ -136,12 +137,20 @@ def _expanded(argument: str) -> str:
     return f"{option}{equals}{os.path.expanduser(value)}"
 
 
+def _refuse(reason: str) -> NoReturn:
+    typer.secho(f"error: {reason}", fg=typer.colors.RED, err=True)
+    sys.exit(2)
+
+
 def main() -> None:
     """Run the command line; a user error is printed as one red message, with exit status 2."""
     try:
         app([_expanded(argument) for argument in sys.argv[1:]])
     except ForethoughtError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if not (reason := why_unwritable(error)):
+            raise
+        _refuse(reason)
     except KeyboardInterrupt:
         sys.exit(130)

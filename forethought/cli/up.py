@@ -63,6 +63,7 @@ def run_here(plan: Plan) -> int:
     from forethought.cli.progress import PlainDisplay, TerminalDisplay
     from forethought.cli.supervisor import REFUSED
     from forethought.config import write_resolved
+    from forethought.run.files import write_whole
 
     console = Console()
     display: Display = (
@@ -71,13 +72,13 @@ def run_here(plan: Plan) -> int:
     if note := plan.directory.finished_note(plan.settings.learner):
         return _finished(plan, display, note)
     config = plan.children_config
-    earlier = config.read_bytes() if config.exists() else None
+    earlier = config.read_text(encoding="utf-8") if config.exists() else None
     write_resolved(plan.settings, config)
     plan.logs.mkdir(parents=True, exist_ok=True)
     run = _Run(plan, display)
     status = asyncio.run(run.run())
     if status == REFUSED and run.fresh_summary() is None and earlier is not None:
-        config.write_bytes(earlier)  # a refused command leaves the run as it was
+        write_whole(config, earlier)  # a refused command leaves the run as it was
     return status
 
 

@@ -35,3 +35,20 @@ def test_a_broken_connection_is_not_taken_for_a_closed_output() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 1
     assert "BrokenPipeError: of a socket" in ended.stderr
+
+
+@pytest.mark.parametrize("main", ["forethought.process", "forethought.cli"])
+def test_a_full_disk_is_a_line_not_a_traceback(main: str) -> None:
+    """No restart makes space, so the status is that of an error of the user."""
+    code = (
+        "import forethought.cli, forethought.process, sys\n"
+        "def write():\n"
+        "    with open('/dev/full', 'w') as file: file.write('x')\n"
+        "forethought.cli.app = lambda _: write()\n"
+        f"if {main == 'forethought.cli'}: forethought.cli.main()\n"
+        "sys.exit(forethought.process.exit_status('trainer', write))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "a file cannot be written: No space left on device; free some space" in line

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from forethought.cli.progress import MetricsTail
 from forethought.compute.model import load_language_model
@@ -193,6 +194,29 @@ def test_a_damaged_checkpoint_is_refused_by_name(
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InvalidInput, match=rf"{name} of checkpoint .* cannot be read .*delete"):
         load_checkpoint(path.parent, learner)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("No space left on device (os error 28)"),
+    ],
+)
+def test_a_checkpoint_without_space_is_refused_and_takes_none(
+    error: Exception, run: RunDirectory, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library that writes weights has an error of its own for a full disk."""
+    older = run.checkpoint(2)
+    older.mkdir(parents=True)
+
+    def refuse(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trainer.checkpoint.save_file", refuse)
+    with pytest.raises(InvalidInput, match=r"step-000004 cannot be written to .*No space left"):
+        save(run, learner)
+    assert list(older.parent.iterdir()) == [older]
 
 
 @pytest.fixture(params=[0o022, 0o002, 0o077])
