@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from forethought import process
 from forethought.config import Settings
-from forethought.errors import Unreachable
+from forethought.errors import InvalidInput, Unreachable
 from forethought.preflight import check_corpus, check_memory, check_redis, check_run, check_token
 from forethought.run.directory import RunDirectory
 
@@ -76,6 +76,8 @@ def dry_run(settings: Settings) -> int:
     from trainer.learner.memory import estimate_memory
 
     language_model = assemble(settings, objective).learner.language_model
+    if reason := language_model.consistency.weights_fault:
+        raise InvalidInput(reason)
     estimate = estimate_memory(settings)
     print(f"configuration is valid: {estimate.num_parameters:,} parameters, {settings.model.dtype}")
     for name in (

@@ -322,7 +322,12 @@ def _passes(settings: Settings, objective: Objective) -> Check:
         policy = load_policy(settings, objective)
     except InvalidInput as error:
         return Check(name, Level.FAIL, str(error), "follow the message, and run doctor again")
-    notes = tuple(policy.language_model.consistency.notes())
+    consistency = policy.language_model.consistency
+    if consistency.weights_fault:
+        return Check(
+            name, Level.FAIL, consistency.weights_fault, "correct model.path or model.dtype"
+        )
+    notes = tuple(consistency.notes())
     if notes:
         return Check(name, Level.WARN, "; ".join(notes), "the run starts; see docs/models.md")
     return Check(name, Level.OK, "rows alone, padded and decoded with a cache agree")

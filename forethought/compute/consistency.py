@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from forethought.compute.finite import not_finite
 from forethought.compute.rows import NO_LIMIT, pad_left, tail_logits
 from forethought.compute.sampling import Sample, SampleRequest, sample
 from forethought.errors import InvalidInput, one_line
@@ -38,7 +39,8 @@ _MAX_CHARACTERS = 160  # of an error of the model's code
 class Consistency:
     """Where a model's padded and cached passes differ from a row alone; empty texts where they agree.
 
-    ``boundary_tokens`` is the row length beyond which rotary frequencies change, if they do.
+    ``weights_fault`` says what is not finite, so that nothing could be compared; ``boundary_tokens`` is the
+    row length beyond which rotary frequencies change, if they do.
 
     Example:
         ``Consistency(padding_fault="by 93 % of the logits' spread, of which 0.01 % is tolerated")``
@@ -47,6 +49,12 @@ class Consistency:
     padding_fault: str = ""
     cache_fault: str = ""
     boundary_tokens: int = NO_LIMIT
+    weights_fault: str = ""
+
+    @property
+    def is_harmful(self) -> bool:
+        """Whether a run would be slow or in vain, not only restricted."""
+        return bool(self.weights_fault or self.padding_fault)
 
     @property
     def padded_tokens(self) -> int:
@@ -55,6 +63,8 @@ class Consistency:
 
     def notes(self) -> Iterator[str]:
         """What differs, and what is done about it, a line each."""
+        if self.weights_fault:
+            yield self.weights_fault
         if self.padding_fault:
             yield f"padding changes log-probs ({self.padding_fault}): rows are computed one at a time"
         if self.cache_fault:
@@ -108,8 +118,11 @@ def measure_consistency(
     row = tuple(random.Random(0).choices(token_ids, k=num_tokens))
     rows = [*(row[:n] for n in _PREFIXES if n < num_tokens), row]
     alone = _alone(model, rows)
-    if alone[-1].isnan().any():  # equal to nothing; whoever samples or scores with it says so
-        return Consistency()
+    name = not_finite(model)
+    if (
+        name or alone[-1].isnan().any()
+    ):  # equal to nothing; whoever samples or scores with it refuses
+        return Consistency(weights_fault=_weights_fault(model, name))
     tolerance = _tolerance(model, alone)
     return Consistency(
         _fault(lambda: _padded(model, rows, alone), tolerance),
@@ -143,6 +156,14 @@ def _num_tokens(config: Any) -> int:
     """The longest row's length: past the sliding window if that is short."""
     window = getattr(config, "sliding_window", None) or 0
     return window + _NUM_TOKENS if window <= _LONGEST_WINDOW else _NUM_TOKENS
+
+
+def _weights_fault(model: Any, name: str) -> str:
+    what = f"{name} holds NaN or an infinity" if name else f"log-probs are NaN in {model.dtype}"
+    return (
+        f"the weights are corrupt or overflow: {what}; expected finite numbers, or tasks fail: restore "
+        "the file, or choose a wider model.dtype"
+    )
 
 
 def _alone(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

@@ -10,7 +10,26 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from forethought.errors import InvalidInput
+
+
+def not_finite(model: Any) -> str:
+    """The name of a model's first parameter that holds NaN or an infinity; empty if none does.
+
+    A sum tells in one pass and without memory; only where it is not finite are the numbers looked at.
+    """
+    return next(
+        (
+            name
+            for name, weights in model.named_parameters()
+            if weights.is_floating_point()
+            and not weights.sum(dtype=torch.float32).isfinite()
+            and not weights.isfinite().all()
+        ),
+        "",
+    )
 
 
 def check_finite(model: Any, numbers: Iterable[float], what: str) -> None:

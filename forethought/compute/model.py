@@ -169,9 +169,7 @@ def load_language_model(
     )
     limit_padding(model, consistency.padded_tokens)
     for note in consistency.notes():
-        log.log(
-            logging.WARNING if consistency.padding_fault else logging.INFO, "%s: %s", path, note
-        )
+        log.log(logging.WARNING if consistency.is_harmful else logging.INFO, "%s: %s", path, note)
     return LanguageModel(model, tokenizer, length, consistency)
 
 

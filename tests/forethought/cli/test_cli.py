@@ -25,7 +25,7 @@ from forethought.errors import InvalidInput
 from forethought.lab.report.numbers import duration
 from forethought.queue import connect
 from forethought.types import Replica
-from tests import architectures
+from tests import architectures, tiny
 from tests.redis_server import administered_redis
 
 COMMANDS = ("init", "up", "serve rollout", "serve reward", "train", "status", "doctor")
@@ -402,6 +402,15 @@ def test_doctor_says_how_a_models_passes_differ(
     (passes,) = (check for check in checks if check.name == "passes")
     assert passes.level is level
     assert found in passes.found
+
+
+def test_doctor_names_weights_that_are_not_finite(tmp_path: Path) -> None:
+    directory = tiny.corrupt(architectures.build_directory(tmp_path, "llama"))
+    sizes = ("corpus.window_tokens=24", "sampling.max_thought_tokens=8")
+    checks = configuration_checks(None, (f"model.path={directory}", *sizes))
+    (passes,) = (check for check in checks if check.name == "passes")
+    assert passes.level is Level.FAIL
+    assert "lm_head.weight holds NaN" in passes.found
 
 
 def test_doctor_exits_with_1_when_something_needed_is_missing(run: Run) -> None:

@@ -14,6 +14,7 @@ from forethought import objectives
 from forethought.compute.answers import Query, answer_queries
 from forethought.compute.consistency import Consistency, measure_consistency, rotary_boundary
 from forethought.compute.entropy import EntropyQuery, entropies
+from forethought.compute.finite import not_finite
 from forethought.compute.logprob import Continuation, score_continuations
 from forethought.compute.model import LanguageModel, load_language_model, model_length
 from forethought.compute.policy import check_length
@@ -160,12 +161,24 @@ def test_evaluation_refuses_what_it_cannot_sample(name: str, words: str, tmp_pat
         answer_queries(loaded(tmp_path, name), [query], PROMPTING, sampling)
 
 
-def test_weights_that_are_not_finite_are_not_compared() -> None:
-    """Whoever samples or scores reports them, with the task."""
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_weights_that_are_not_finite_are_named_not_compared(name: str, bad: float) -> None:
+    """Of the embedding, too, whose row may be of a token that the check does not draw."""
     model = architectures.build("llama")
     with torch.no_grad():
-        model.lm_head.weight[0, 0] = torch.nan
-    assert measured(model) == Consistency()
+        model.get_parameter(name)[-1, 0] = bad
+    found = measured(model)
+    assert found == Consistency(weights_fault=found.weights_fault)
+    assert f"{name} holds NaN or an infinity" in found.weights_fault
+    assert list(found.notes()) == [found.weights_fault]
+
+
+def test_weights_whose_sum_overflows_are_finite() -> None:
+    model = architectures.build("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.finfo(torch.float32).max)
+    assert not not_finite(model)
 
 
 def test_the_check_draws_nothing_from_the_global_generator() -> None:
