@@ -22,7 +22,6 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import ParamSpec, TypeAlias, TypeVar, cast
 
@@ -31,14 +30,12 @@ from forethought.compute.device_failures import device_failures
 from forethought.compute.entropy import EntropyQuery, entropies
 from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.served_model import ServedModel, Serving
-from forethought.conformance import versions_of
-from forethought.corpus.token_decoder import TokenDecoder, decoder_of
+from forethought.corpus.token_decoder import decoder_of
 from forethought.errors import (
     EngineLost,
     ForethoughtError,
     InvalidInput,
     NotReady,
-    Stale,
     status_of,
 )
 from forethought.objectives import Group, Objective
@@ -56,8 +53,8 @@ from services.reward.groups import (
     likelihoods_of,
     logits_fault,
     policy_branches,
-    predictions_of,
 )
+from services.reward.rollouts import check_versions, graded, queries_of, wants_baseline
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +157,7 @@ class Scorer:
             NotReady: policy and baseline are not of one epoch yet.
             EngineLost: the GPU failed.
         """
-        with self._hold(any(_wants_baseline(r) for r in rollouts)) as held:
+        with self._hold(any(wants_baseline(r) for r in rollouts)) as held:
             if not self._deterministic:
                 try:
                     return self._score_together(rollouts, held)
@@ -307,12 +304,12 @@ class Scorer:
         if rollout.error is not None:
             return ScoredRollout(rollout, replica=self._replica)
         try:
-            _check_versions(rollout, served.manifest)
+            check_versions(rollout, served.manifest)
             objective = self._objective_of(rollout)
-            queries = _queries(rollout)
+            queries = queries_of(rollout)
             if not objective.prediction_tokens:
                 return queries
-            return _graded(queries, rollout, objective, decoder_of(served.language_model.tokenizer))
+            return graded(queries, rollout, objective, decoder_of(served.language_model.tokenizer))
         except ForethoughtError as error:
             return self._failed(rollout, error)
 
@@ -402,68 +399,6 @@ def _load_objective(name: str, objective_json: str, folder: str) -> Objective:
     return objectives.load(name, parameters, folder)
 
 
-def _wants_baseline(rollout: Rollout) -> bool:
-    return rollout.error is None and "baseline" in rollout.task.models
-
-
-def _check_versions(rollout: Rollout, served: WeightManifest) -> None:
-    """All thoughts of a task are scored by one policy, at least as new as their newest token."""
-    task, versions = rollout.task, versions_of(rollout)
-    if task.origin != served.origin or max(versions, default=0) > served.version:
-        raise Stale(
-            f"task {task.task_id} of run {task.run_id!r} was sampled in epoch {task.epoch} by version "
-            f"{max(versions, default=0)}; this replica serves run {served.run_id!r}, epoch "
-            f"{served.epoch}, version {served.version}; expected the same epoch of the same run and a "
-            "version at least as new"
-        )
-    if task.max_staleness == 0 and not versions <= {served.version}:
-        raise Stale(
-            f"task {task.task_id} is strictly on-policy and was sampled by versions "
-            f"{sorted(versions)}; this replica serves {served.version}; expected exactly that one"
-        )
-
-
 def _refusal(*faults: str | None) -> ForethoughtError | None:
     """The first fault as an error, or None where there is none."""
     return next((InvalidInput(fault) for fault in faults if fault), None)
-
-
-def _queries(rollout: Rollout) -> tuple[GroupQuery, ...]:
-    task = rollout.task
-    if not task.positions_K or len(task.positions_K) != len(rollout.thoughts_KG):
-        raise InvalidInput(
-            f"task {task.task_id} has {len(task.positions_K)} positions and "
-            f"{len(rollout.thoughts_KG)} groups of thoughts; expected one group per position"
-        )
-    trunk = task.document.token_ids_N
-    wants_target = not {"policy", "baseline"}.isdisjoint(task.models)
-    return tuple(
-        GroupQuery(
-            trunk[: position.index],
-            position.target_ids_H,
-            task.prompting,
-            thoughts_G,
-            wants_target,
-            wants_predictions="prediction" in task.models,
-        )
-        for position, thoughts_G in zip(task.positions_K, rollout.thoughts_KG, strict=True)
-    )
-
-
-def _graded(
-    queries_K: Sequence[GroupQuery], rollout: Rollout, objective: Objective, decoder: TokenDecoder
-) -> tuple[GroupQuery, ...]:
-    """The queries with what grading needs: predictions, and all that follows in the document."""
-    document = rollout.task.document
-    return tuple(
-        replace(
-            query,
-            predictions_G=predictions_of(query.thoughts_G, objective, decoder),
-            truth=decoder.ground_truth(
-                document.token_ids_N[position.index :],
-                document.token_bytes_N[position.index :],
-                without_end=objective.prediction_ends,
-            ),
-        )
-        for query, position in zip(queries_K, rollout.task.positions_K, strict=True)
-    )
