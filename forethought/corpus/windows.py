@@ -17,6 +17,10 @@ that was tokenised with it or has it written out: whoever makes rows of windows 
 the tokenizer puts after a text (or, by ``corpus.eos``, its end-of-text token) ends every document given as
 text; its size in bytes is that of its name, as of any special token.
 
+Question and answer are tokenised together, unless a token would hold the end of one and the start of the
+other (`` 42`` after a question that ends with a space): then each on its own, because the start of that
+answer would be part of its context. The price: such a document has tokens that its whole text has not.
+
 A special token written out in the text (``<think>``) becomes that token. This is intended: worked
 examples are written that way. Untrusted text can therefore contain markers.
 """
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT_VERSION = 5  # of the cached table: increment it when cutting changes
+_FORMAT_VERSION = 6  # of the cached table: increment it when cutting changes
 _BATCH_BYTES = 2 << 20  # tokenising takes about fifty times that in memory
 _MAX_BATCH_ROWS = 4096
 _LOG = logging.getLogger(__name__)
@@ -211,15 +215,30 @@ class _Cutter:
                     document_id, batch["token_ids"][i], batch["marks"][i], entropies_N
                 )
             else:
+                text, prompt_chars = batch["text"][i], batch["prompt_chars"][i]
                 token_ids_N, offsets_N = next(encoded)
-                sizes_N = self._sizes(token_ids_N, batch["text"][i], offsets_N)
+                if any(start < prompt_chars < end for start, end in offsets_N or ()):
+                    token_ids_N, offsets_N, sizes_N = self._apart(text, prompt_chars)
+                else:
+                    sizes_N = self._sizes(token_ids_N, text, offsets_N)
                 yield _Tokenised(
                     document_id,
                     [*token_ids_N, *self.special.eos_ids],
                     sizes_N and [*sizes_N, *self._eos_sizes],
                     _marked_tokens(batch["marks"][i], offsets_N),
-                    _prompt_tokens(batch["prompt_chars"][i], offsets_N),
+                    _prompt_tokens(prompt_chars, offsets_N),
                 )
+
+    def _apart(self, text: str, prompt_chars: int) -> tuple[list[int], Any, list[int]]:
+        """Token ids, offsets and sizes of a question and its answer, each tokenised on its own."""
+        texts = [text[:prompt_chars], text[prompt_chars:]]
+        (asked_ids, asked), (answer_ids, answer) = self._encode(texts, with_marks=True)
+        sizes = [
+            *self._sizes(asked_ids, texts[0], asked),
+            *self._sizes(answer_ids, texts[1], answer),
+        ]
+        moved = [(start + prompt_chars, end + prompt_chars) for start, end in answer]
+        return [*asked_ids, *answer_ids], [*asked, *moved], sizes
 
     def _encode(self, texts: list[str], with_marks: bool) -> Iterator[tuple[list[int], Any]]:
         """(token ids, offsets) of each text; offsets cost time and are None if not needed."""
@@ -282,7 +301,7 @@ def _marked_tokens(marks: list[int], offsets_N: Any) -> list[int]:
 
 
 def _prompt_tokens(prompt_chars: int, offsets_N: Any) -> int:
-    """How many tokens begin inside the prompt, including one that extends past its end."""
+    """How many tokens the prompt has."""
     return sum(start < prompt_chars for start, _ in offsets_N) if prompt_chars else 0
 
 

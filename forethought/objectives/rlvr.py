@@ -10,9 +10,9 @@ whether their gains persist. A document is a question and its answer, as for SFT
 of the text. A thought's answer is the full string inside the last ``\boxed{}`` after its close, or
 everything sampled after it; a thought that does not close within its budget has no answer.
 
-Question and text are tokenised together without a separator: begin the text with a space, or end the
-question with a new line, so that no token spans the boundary, which would make the start of the answer part
-of the context. A question and its answer are never cut: the corpus leaves out and counts those longer than
+Question and text are concatenated without a separator, and no token holds the end of one and the start of
+the other (:mod:`forethought.corpus.windows`), so that the truth is the whole answer.
+A question and its answer are never cut: the corpus leaves out and counts those longer than
 ``corpus.window_tokens`` (:mod:`forethought.corpus.windows`).
 
 Design: the corpus, the response and the grading are RPT's; the differences are that each document has one

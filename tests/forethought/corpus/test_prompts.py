@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from forethought.compute.model import load_language_model
 from forethought.config.sections import CorpusSection, SourceSection
 from forethought.corpus.mixture import Corpus, open_corpus
+from forethought.corpus.token_decoder import decoder_of
 from forethought.errors import InvalidInput
 from tests import tiny
 from trainer.batch.thought_tree import trees_of_documents
@@ -94,19 +97,48 @@ def test_a_source_of_which_every_answer_would_be_cut_is_refused_at_start(tmp_pat
             open_corpus(section, CHARACTERS, 0, tmp_path / "cache")
 
 
-def test_a_token_over_the_boundary_belongs_to_the_prompt(tmp_path: Path) -> None:
-    """The tokenizer merges the prompt's last character with the text's first."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2, "bc": 3}, merges=[("b", "c")]))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
-    path = write(tmp_path / "sft.jsonl", [{"ask": "ab", "text": "ca"}])
+@pytest.mark.parametrize(
+    ("asked", "answer"), [("sum: ", "1234"), ("sum:", "1234"), ("sum: 12", "34"), ("é 1", "2é")]
+)
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_an_answer_is_whole_where_a_token_could_hold_its_start(
+    tmp_path: Path, asked: str, answer: str, kind: str
+) -> None:
+    """A question that ends with a space would take `` 1234``, and leave RLVR nothing or a part to grade."""
+    tokenizer = merging_tokenizer(kind)
+    together = tokenizer(asked + answer, add_special_tokens=False)["input_ids"]
+    path = write(tmp_path / "sft.jsonl", [{"ask": asked, "text": answer, "marks": [1]}])
     section = CorpusSection(sources=(source(path),), min_window_tokens=1)
     (document,) = open_corpus(section, tokenizer, 0, tmp_path / "cache").take(1)
-    assert document.token_ids_N == (0, 3, 0)
-    assert document.nll_weights_N == (0.0, 0.0, 1.0)
+    ids, sizes = document.token_ids_N, document.token_bytes_N
+    first = document.nll_weights_N.index(1.0)
+    truth = decoder_of(tokenizer).ground_truth(ids[first:], sizes[first:]).text.decode()
+    assert truth.strip() == answer
+    assert sum(sizes[:first]) == len(asked.encode())
+    assert sum(sizes) == len((asked + answer).encode())
+    assert document.marks[0] >= first
+    if asked == "sum:":  # no token spans the boundary
+        assert list(ids) == together
+
+
+def merging_tokenizer(kind: str) -> Any:
+    """Of bytes, with tokens for `` 1234``, ``1234`` and their beginnings."""
+    space = "Ġ" if kind == "bytes" else "▁"
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else map(chr, range(33, 127))
+    names = [*sorted(alphabet), *(f"<0x{i:02X}>" for i in range(256)), space]
+    merges = [("1", "2"), ("3", "4"), ("12", "34"), (space, "1234"), (space, "12")]
+    vocabulary = {name: i for i, name in enumerate(dict.fromkeys([*names, *map("".join, merges)]))}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True))
+    if kind == "bytes":
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        core.decoder = decoders.ByteLevel()
+    else:
+        core.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        spaces, ends = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
+        core.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), ends])
+    return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
 @pytest.mark.parametrize(
