@@ -1,4 +1,4 @@
-"""What a step of a run with thoughts has to say, for metrics and alarms."""
+"""The values of one step of a run with thoughts, as ``metrics.jsonl`` and the alarms know them."""
 
 from __future__ import annotations
 

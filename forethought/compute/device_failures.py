@@ -2,6 +2,7 @@
 
 Design: torch raises ``RuntimeError`` for most of them, so they are recognised by their text. After an error
 of CUDA every later call fails as well, whatever it computes; memory that ran out may suffice for less work.
+The price: the texts are torch's, and a new one counts as a failure of the batch until it is added.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The policy that a run starts from: model, think markers and prompt, all of it checked.
 
 Design: one function for the learner, which trains it, and for ``forethought doctor``, which only tells
-whether a run would start.
+whether a run would start. The price: the doctor loads the weights, so it does that for small ones only.
 """
 
 from __future__ import annotations

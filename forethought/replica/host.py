@@ -25,10 +25,12 @@ from prometheus_client import CollectorRegistry
 
 from forethought.auth.guard import Guard, is_loopback
 from forethought.background import end, first_failure
-from forethought.config.sections import ReplicaSection
+from forethought.config.sections import ReplicaSection, RewardSection, RolloutSection
 from forethought.errors import InvalidInput, Unreachable
-from forethought.queue.interface import Broker
+from forethought.queue.interface import Broker, ConsumerOptions, ErrorResult, Stage
+from forethought.replica.handler import Handler
 from forethought.replica.metrics import ServedMetrics, WeightMetrics, WorkerMetrics
+from forethought.replica.progress import Progress
 from forethought.replica.worker import Worker
 from forethought.rpc.calls import GrpcCalls
 from forethought.rpc.guard import GrpcGuard
@@ -187,6 +189,35 @@ class ReplicaHost:
         return OpsServer(
             self._host, self._section.ops_port, lambda: self.is_ready, self.describe, registry
         )
+
+
+def make_worker(
+    handler: Handler,
+    broker: Broker,
+    section: RolloutSection | RewardSection,
+    *,
+    name: str,
+    stage: Stage,
+    result_stage: Stage,
+    error_result: ErrorResult,
+    progress: Progress,
+) -> Worker:
+    """A worker of one stage with the settings of its replica; ``name`` is the replica's id."""
+    options = ConsumerOptions(
+        stage=stage,
+        result_stage=result_stage,
+        name=name,
+        lease_s=section.lease_s,
+        max_attempts=section.max_attempts,
+        error_result=error_result,
+    )
+    return Worker(
+        handler,
+        consumer=broker.consumer(options),
+        max_batch_tasks=section.max_batch_tasks,
+        progress=progress,
+        hang_timeout_s=section.hang_timeout_s,
+    )
 
 
 def address_towards(redis_url: str) -> str:

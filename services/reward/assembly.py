@@ -14,9 +14,8 @@ from forethought import objectives, process
 from forethought.auth import Guard
 from forethought.config import Settings
 from forethought.errors import EngineHung, NotInstalled
-from forethought.queue.interface import Broker, ConsumerOptions, Stage
-from forethought.replica.host import ReplicaHost, new_replica_id
-from forethought.replica.worker import Worker
+from forethought.queue.interface import Broker, Stage
+from forethought.replica.host import ReplicaHost, make_worker, new_replica_id
 from forethought.telemetry.metrics import process_registry
 
 if TYPE_CHECKING:
@@ -80,22 +79,15 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
             registry,
             servicers=[RewardServicer(service)],
         )
-        consumer = broker.consumer(
-            ConsumerOptions(
-                stage=Stage.ROLLOUTS,
-                result_stage=Stage.SCORED,
-                name=replica_id,
-                lease_s=section.lease_s,
-                max_attempts=section.max_attempts,
-                error_result=error_result,
-            )
-        )
-        worker = Worker(
+        worker = make_worker(
             handler,
-            consumer=consumer,
-            max_batch_tasks=section.max_batch_tasks,
+            broker,
+            section,
+            name=replica_id,
+            stage=Stage.ROLLOUTS,
+            result_stage=Stage.SCORED,
+            error_result=error_result,
             progress=scorer.progress,
-            hang_timeout_s=section.hang_timeout_s,
         )
         await host.run(worker, stop)
     except EngineHung as error:

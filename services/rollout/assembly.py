@@ -13,10 +13,9 @@ from forethought.auth import Guard
 from forethought.config import Settings
 from forethought.config.sections import RolloutSection
 from forethought.errors import EngineHung
-from forethought.queue.interface import Broker, ConsumerOptions, Stage
-from forethought.replica.host import ReplicaHost, new_replica_id
+from forethought.queue.interface import Broker, Stage
+from forethought.replica.host import ReplicaHost, make_worker, new_replica_id
 from forethought.replica.progress import Progress
-from forethought.replica.worker import Worker
 from forethought.telemetry.metrics import process_registry
 from services.rollout.engine import Engine
 from services.rollout.grpc_server import RolloutServicer
@@ -47,23 +46,16 @@ async def serve_run(settings: Settings, broker: Broker, stop: asyncio.Event) -> 
             registry,
             servicers=[RolloutServicer(engine, replica_id, _limits(section))],
         )
-        consumer = broker.consumer(
-            ConsumerOptions(
-                stage=Stage.TASKS,
-                result_stage=Stage.ROLLOUTS,
-                name=replica_id,
-                lease_s=section.lease_s,
-                max_attempts=section.max_attempts,
-                error_result=error_result,
-            )
-        )
         handler = RolloutHandler(engine, host.receiver)
-        worker = Worker(
+        worker = make_worker(
             handler,
-            consumer=consumer,
-            max_batch_tasks=section.max_batch_tasks,
+            broker,
+            section,
+            name=replica_id,
+            stage=Stage.TASKS,
+            result_stage=Stage.ROLLOUTS,
+            error_result=error_result,
             progress=progress,
-            hang_timeout_s=section.hang_timeout_s,
         )
         await host.run(worker, stop)
         is_lost = engine.serving is None and bool(host.receiver.holding)

@@ -1,7 +1,7 @@
 """What a run's steps say about it: alarms, batches without learning, and the end of a run without any.
 
 Design: the rules are those of :mod:`forethought.run`, on the lines of ``metrics.jsonl``; this module logs
-what they find, and ``up`` prints the log's warnings.
+what they find, and ``up`` prints the log's warnings. The price: a rule knows no more than such a line does.
 """
 
 from __future__ import annotations
