@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from forethought.objectives import Objective
-    from forethought.queue import BrokerMemory
     from trainer.assembly import Assembly
 
 log = logging.getLogger("trainer")
@@ -100,17 +99,11 @@ def dry_run(settings: Settings) -> int:
 
 
 def _redis_note(settings: Settings, objective: Objective) -> str:
-    from forethought.queue import connect
-
-    async def ask() -> BrokerMemory:
-        broker = connect(settings.redis.url, settings.run.name)
-        try:
-            return await broker.memory()
-        finally:
-            await broker.close()
+    from forethought.queue import read_memory
 
     try:
-        return check_memory(settings, objective, asyncio.run(ask()))
+        memory = asyncio.run(read_memory(settings.redis.url, settings.run.name))
+        return check_memory(settings, objective, memory)
     except Unreachable as error:
         return f"Redis's memory is not compared with the run's needs: {error}"
 

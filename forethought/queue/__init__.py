@@ -41,6 +41,7 @@ __all__ = [
     "StageDepth",
     "Watermark",
     "connect",
+    "read_memory",
 ]
 
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -68,3 +69,18 @@ def connect(url: str, run: str) -> Broker:
         f"queue URL has {scheme!r}; expected redis://, rediss://, unix:// or memory://; "
         "set FORETHOUGHT_REDIS_URL to something like redis://127.0.0.1:6379/0"
     )
+
+
+async def read_memory(url: str, run: str) -> BrokerMemory:
+    """The memory that the broker at a URL uses and may use, over a connection of its own.
+
+    Raises:
+        Unreachable: it does not respond, or to no command (see :meth:`Broker.ping`).
+        InvalidInput: as :func:`connect`.
+    """
+    broker = connect(url, run)
+    try:
+        await broker.ping()
+        return await broker.memory()
+    finally:
+        await broker.close()
