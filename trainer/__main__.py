@@ -71,13 +71,16 @@ def dry_run(settings: Settings) -> int:
     objective = check_run(settings)
     check_corpus(settings)
     redis_note = _redis_note(settings, objective) if settings.redis.url else ""
+    from forethought.compute.policy import longest_row_tokens
     from trainer.assembly import assemble
     from trainer.learner.memory import estimate_memory
 
-    language_model = assemble(settings, objective).learner.language_model
+    parts = assemble(settings, objective)
+    language_model = parts.learner.language_model
     if reason := language_model.consistency.weights_fault:
         raise InvalidInput(reason)
-    estimate = estimate_memory(settings)
+    longest = longest_row_tokens(settings, objective, language_model.tokenizer, parts.prompting)
+    estimate = estimate_memory(settings, longest)
     print(f"configuration is valid: {estimate.num_parameters:,} parameters, {settings.model.dtype}")
     for name in (
         "weights",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from forethought.compute.fp32_head import set_fp32_head
 from forethought.compute.model import (
@@ -64,12 +65,7 @@ def check_length(
         InvalidInput: it is longer than the model's context or than the length at which rotary frequencies
             change, or the torch engine is configured and cannot sample from this model.
     """
-    needed = settings.corpus.window_tokens
-    if prompting is None:
-        needed += len(special_tokens_of(language_model.tokenizer).bos_ids)
-    else:
-        needed += prompting.num_thinking_tokens + settings.sampling.max_thought_tokens
-        needed += objective.prediction_tokens
+    needed = longest_row_tokens(settings, objective, language_model.tokenizer, prompting)
     if needed > language_model.max_length_tokens:
         raise InvalidInput(
             f"windows of {settings.corpus.window_tokens} tokens with their thoughts need {needed}, the "
@@ -81,6 +77,17 @@ def check_length(
     fault = consistency.sampling_fault if is_torch else consistency.boundary_fault
     if prompting is not None and (reason := fault(needed)):
         raise InvalidInput(reason)
+
+
+def longest_row_tokens(
+    settings: Settings, objective: Objective, tokenizer: Any, prompting: Prompting | None
+) -> int:
+    """The length of a run's longest row: a window with what precedes it, its thought and its answer."""
+    num_tokens = settings.corpus.window_tokens
+    if prompting is None:
+        return num_tokens + len(special_tokens_of(tokenizer).bos_ids)
+    num_tokens += prompting.num_thinking_tokens + settings.sampling.max_thought_tokens
+    return num_tokens + objective.prediction_tokens
 
 
 def _model(settings: Settings) -> LanguageModel:

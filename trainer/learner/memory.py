@@ -54,8 +54,11 @@ class MemoryEstimate:
         )
 
 
-def estimate_memory(settings: Settings) -> MemoryEstimate:
-    """Count the states of the configured model and estimate its activations."""
+def estimate_memory(settings: Settings, longest_row_tokens: int = 0) -> MemoryEstimate:
+    """Count the states of the configured model and estimate its activations.
+
+    A row longer than ``learner.micro_batch_tokens`` is a micro-batch of its own.
+    """
     config = AutoConfig.from_pretrained(settings.model.path, local_files_only=True)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
@@ -67,6 +70,7 @@ def estimate_memory(settings: Settings) -> MemoryEstimate:
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     layers = _layer_bytes(text, names, width) * text.num_hidden_layers
     per_token = layers + _LOGIT_BYTES * text.vocab_size
+    num_tokens = max(settings.learner.micro_batch_tokens, longest_row_tokens)
     head_copy = 4 * text.vocab_size * text.hidden_size if settings.model.fp32_head else 0
     return MemoryEstimate(
         num_parameters=num,
@@ -75,7 +79,7 @@ def estimate_memory(settings: Settings) -> MemoryEstimate:
         gradients=4 * num,
         moments=8 * num,
         baseline=4 * num if has_baseline else 0,
-        activations=round(per_token * settings.learner.micro_batch_tokens) + head_copy,
+        activations=round(per_token * num_tokens) + head_copy,
         snapshots=width * num * (2 if has_baseline else 1),
     )
 

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Con
 
 from forethought.config import load_settings
 from forethought.types import Document
+from tests import tiny
+from trainer.__main__ import dry_run
 from trainer.batch.thought_tree import trees_of_documents
 from trainer.learner.batching import MicroBatch, micro_batches
 from trainer.learner.loss import batch_loss, policy_logprobs
@@ -62,6 +64,26 @@ def test_activations_are_those_of_a_real_pass(tmp_path: Path, name: str, dtype: 
     words = [f"model.path={tmp_path}", f"model.dtype={dtype}", "learner.micro_batch_tokens=1024"]
     estimate = estimate_memory(load_settings(None, words, {}))
     assert estimate.activations == pytest.approx(peak_bytes(model, batch), rel=0.1)
+
+
+def test_a_dry_run_counts_a_row_longer_than_a_micro_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a micro-batch of its own: 48 of window, 40 of thought and 2 markers."""
+    (tmp_path / "text.txt").write_text("a few words to think about " * 20)
+    model = tiny.build_model_directory(tmp_path / "model")
+    words = [
+        f"model.path={model}", f"run.directory={tmp_path / 'run'}", "corpus.window_tokens=48",
+        f"corpus.path={tmp_path / 'text.txt'}", "objective.name=rlp", "auth.open=true",
+        "sampling.max_thought_tokens=40",
+    ]  # fmt: skip
+    lines = []
+    for num_tokens in (8, 90, 900):
+        changed = load_settings(None, [*words, f"learner.micro_batch_tokens={num_tokens}"], {})
+        assert dry_run(changed) == 0
+        printed = capsys.readouterr().out.splitlines()
+        lines.append(next(line for line in printed if "activations" in line))
+    assert lines[0] == lines[1] != lines[2]
 
 
 def test_gradients_are_float32_whatever_the_dtype(tmp_path: Path) -> None:
