@@ -76,7 +76,7 @@ def backoff(first_s: float = 0.1, longest_s: float = 5.0) -> Iterator[float]:
 
 
 class Outage:
-    """One caller's failures in a row to reach a peer, logged with the recovery that ends them.
+    """One caller's failures in a row to reach a peer, logged once per reason, with the recovery.
 
     Example:
         ``outage = Outage(); await asyncio.sleep(outage.note(error)); ...; outage.end()``
@@ -85,6 +85,7 @@ class Outage:
     def __init__(self) -> None:
         self._waits_s = backoff()
         self._since_s: float | None = None
+        self._logged = ""
 
     @property
     def elapsed_s(self) -> float:
@@ -92,18 +93,20 @@ class Outage:
         return 0.0 if self._since_s is None else time.monotonic() - self._since_s
 
     def note(self, error: Unreachable) -> float:
-        """Log a failure; returns the seconds to wait before the next attempt."""
+        """Log a failure unless it repeats the last; returns the seconds to wait before the next attempt."""
         if self._since_s is None:
             self._since_s = time.monotonic()
         wait_s = next(self._waits_s)
-        log.warning("%s; retrying in %.1f s", error, wait_s)
+        if self._logged != str(error):
+            self._logged = str(error)
+            log.warning("%s; retrying until it answers", error)
         return wait_s
 
     def end(self) -> None:
         """The peer was reached."""
         if self._since_s is not None:
             log.info("reached again after an outage of %.1f s", self.elapsed_s)
-            self._waits_s, self._since_s = backoff(), None
+            self._waits_s, self._since_s, self._logged = backoff(), None, ""
 
 
 class Retry:

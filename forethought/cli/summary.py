@@ -50,16 +50,17 @@ def opening_lines(plan: Plan, redis_url: str) -> list[str]:
 
 
 def closing_lines(
-    directory: RunDirectory, summary: Mapping[str, Any] | None, stopped: bool
+    directory: RunDirectory,
+    summary: Mapping[str, Any] | None,
+    stopped: bool,
+    failed: bool = False,
 ) -> list[str]:
     """The result of the run, the location of the model and how to load it, or why the run failed."""
     lines = ["", *_table(summary, directory.read_metrics())]
-    if failure := (summary or {}).get("failure"):
-        return [
-            *lines,
-            f"{'failed':<16} {failure}",
-            f"{'checkpoint':<16} {directory.latest_checkpoint()}",
-        ]
+    latest, failure = directory.latest_checkpoint(), (summary or {}).get("failure")
+    if failure or (failed and latest is not None):
+        reason = [f"{'failed':<16} {failure}"] if failure else []
+        return [*lines, *reason, f"{'checkpoint':<16} {latest}"]
     return [*lines, *model_lines(directory, stopped)]
 
 

@@ -268,7 +268,8 @@ class _Run:
         summary = self.fresh_summary()
         if outcome.exit_status == REFUSED and summary is None:
             return  # what the directory holds is not of this command
-        for line in closing_lines(self._plan.directory, summary, outcome.stopped):
+        failed = outcome.exit_status != 0
+        for line in closing_lines(self._plan.directory, summary, outcome.stopped, failed):
             self._display.say(line)
 
     def fresh_summary(self) -> dict[str, object] | None:

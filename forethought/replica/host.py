@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry
 
 from forethought.auth.guard import Guard, is_loopback
-from forethought.background import end, first_failure
+from forethought.background import Outage, end, first_failure
 from forethought.config.sections import ReplicaSection, RewardSection, RolloutSection
 from forethought.errors import InvalidInput, Unreachable
 from forethought.queue.interface import Broker, ConsumerOptions, ErrorResult, Stage
@@ -150,12 +150,14 @@ class ReplicaHost:
     async def _heartbeat(
         self, worker: Worker, set_ready: Callable[[bool], Awaitable[None]]
     ) -> None:
+        outage = Outage()
         while True:
             await set_ready(self.is_ready)
             try:
                 await self._announce(worker.num_done)
+                outage.end()
             except Unreachable as error:
-                log.warning("%s; registration not renewed, retrying at the next heartbeat", error)
+                outage.note(error)  # the next heartbeat is the next attempt
             try:
                 async with asyncio.timeout(self._section.heartbeat_s):
                     await self.receiver.wait_for_change()

@@ -415,14 +415,17 @@ class Worker:
         return sum(not self._is_closed(delivery) for delivery in self._in_hand)
 
     async def _renew(self) -> None:
+        outage = Outage()
         while True:
             await asyncio.sleep(self._consumer.options.lease_s / 3)
             held = list(self._held.values())
             try:
                 ours = await self._consumer.renew(held)
             except Unreachable as error:
-                log.warning("%s; leases not renewed", error)
+                outage.note(error)
                 continue
+            if held:
+                outage.end()
             self._leased_at_s = _now_s()
             self.counts.renewals += len(ours)
             for entry_id in {d.entry_id for d in held} - {d.entry_id for d in ours}:

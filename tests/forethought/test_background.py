@@ -33,9 +33,20 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_outage_is_ridden_out_and_its_end_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert await Retry()(Peer(3).answer) == "answer"
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3 + ["INFO"]
+    retry = Retry()
+    for _ in range(2):
+        assert await retry(Peer(3).answer) == "answer"
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
     assert "reached again after an outage" in caplog.text
+
+
+def test_an_outage_logs_each_reason_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A replica whose learner and Redis are gone for good would fill its log."""
+    outage = background.Outage()
+    for reason in ("refused", "refused", "loading", "loading", "loading"):
+        outage.note(Unreachable(reason))
+    found = [record.getMessage().partition(";")[0] for record in caplog.records]
+    assert found == ["refused", "loading"]
 
 
 async def test_patience_ends(caplog: pytest.LogCaptureFixture) -> None:
