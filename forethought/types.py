@@ -78,8 +78,13 @@ class Prompting:
     @property
     def num_thinking_tokens(self) -> int:
         """Tokens a thinking branch has in addition to its context, thought and target."""
-        around = (self.bos_ids, self.head_ids, self.bridge_ids, self.close_ids)
-        return sum(map(len, around))
+        before = len(self.bos_ids) + len(self.head_ids)
+        return before + len(self.bridge_ids) + len(self.close_ids)
+
+    @property
+    def num_no_think_tokens(self) -> int:
+        """Tokens a no-think branch has in addition to its context and target."""
+        return len(self.bos_ids) + len(self.no_think_head_ids)
 
     def thinking_prefix(self, context_ids: tuple[int, ...]) -> tuple[int, ...]:
         """The prompt a thought is sampled from: ``bos + head + context + bridge``."""

@@ -57,9 +57,8 @@ class GroupQuery:
     @property
     def num_tokens(self) -> int:
         """Tokens over all branches; a cheap upper bound on the work."""
-        around = self._num_around_tokens
-        thoughts = sum(around + len(thought.token_ids_L) for thought in self.thoughts_G)
-        return thoughts + self._num_no_think_tokens
+        lengths_G = [len(thought.token_ids_L) for thought in self.thoughts_G]
+        return len(lengths_G) * self._num_around_tokens + sum(lengths_G) + self._num_no_think_tokens
 
     @property
     def longest_row(self) -> int:
@@ -94,7 +93,7 @@ class GroupQuery:
     @property
     def _num_no_think_tokens(self) -> int:
         shared = len(self.context_ids_N) + len(self.target_ids_H)
-        return shared + len(self.prompting.no_think_prefix(()))
+        return shared + self.prompting.num_no_think_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ def _target_tokens(result: ScoredRollout) -> int:
         plain = position.index + len(position.target_ids_H)
         with_thought = plain + prompting.num_thinking_tokens
         thoughts = sum(with_thought + len(thought.thought_ids) for thought in thoughts_G)
-        num_tokens += thoughts + plain + len(prompting.no_think_prefix(()))
+        num_tokens += thoughts + plain + prompting.num_no_think_tokens
     return num_tokens
 
 
@@ -173,7 +173,7 @@ def _prediction_tokens(result: ScoredRollout) -> int:
     task = result.rollout.task
     if "prediction" not in task.models:
         return 0
-    num_around = len(task.prompting.no_think_prefix(())) + 1
+    num_around = task.prompting.num_no_think_tokens + 1
     return sum(
         num_around + position.index
         for position, thoughts_G, _ in zip(
