@@ -25,6 +25,8 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 _MAX_CONNECTIONS = 4096
+_NUM_FREE_CHUNKS = 4096  # of a body, whatever their size
+_MIN_CHUNK_BYTES = 64  # of further ones on average: a chunk costs time and memory of its own
 
 
 @dataclass(slots=True)
@@ -56,6 +58,10 @@ class Bounds:
 
 class _Unreadable(Exception):
     """A request that the parser accepts and the bounds do not."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Refusal:
@@ -89,6 +95,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_ticks = 0  # since the request made progress
         self._num_bytes = self._num_bytes_at_tick = 0
         self._num_bytes_before = self._num_bytes_at_head = 0  # this read; the read of the last head
+        self._num_chunks = self._num_bytes_at_body = 0
         self._num_head_bytes = 0  # read without reaching the end of a head or a part of a body
         self._is_complete = self._is_begun = self._is_in_body = self._is_refused = False
 
@@ -149,10 +156,13 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._num_head_bytes > self._bounds.max_head_bytes:
                 raise self._too_long()
         except _Unreadable as error:
-            self.refuse(431, str(error))
+            self.refuse(error.status, str(error))
         except httptools.HttpParserError as error:
-            is_ours = isinstance(error.__context__, _Unreadable)
-            self.refuse(*(431, str(error.__context__)) if is_ours else (400, "not valid HTTP"))
+            ours = error.__context__
+            if isinstance(ours, _Unreadable):
+                self.refuse(ours.status, str(ours))
+            else:
+                self.refuse(400, "not valid HTTP")
         else:
             if not self._is_complete and self._timer is None:
                 self._watch()
@@ -187,13 +197,25 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._num_bytes - self._num_bytes_at_head > self._bounds.max_head_bytes:
             self._check_head()
         self._num_bytes_at_head = self._num_bytes_before
-        self._num_head_bytes = self._num_ticks = 0
+        self._num_head_bytes = self._num_ticks = self._num_chunks = 0
+        self._num_bytes_at_body = self._num_bytes_before
         self.take_request()
         self._is_in_body = True
 
     def take_request(self) -> None:
         """A request whose head has been read."""
         super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """The size of a chunk of the newest request's body, or of its end."""
+        self._num_chunks += 1
+        num_bytes = self._num_bytes - self._num_bytes_at_body
+        if self._num_chunks > _NUM_FREE_CHUNKS + num_bytes // _MIN_CHUNK_BYTES:
+            raise _Unreadable(
+                400,
+                f"got {self._num_chunks} chunks; expected at least {_MIN_CHUNK_BYTES} bytes in each on "
+                "average; send larger ones, or the body whole with its content-length",
+            )
 
     def on_body(self, body: bytes) -> None:
         """A part of the newest request's body."""
@@ -257,7 +279,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise self._too_long()
 
     def _too_long(self) -> _Unreadable:
-        return _Unreadable(f"expected a head of at most {self._bounds.max_head_bytes} bytes")
+        return _Unreadable(431, f"expected a head of at most {self._bounds.max_head_bytes} bytes")
 
     def _watch(self) -> None:
         self._num_bytes_at_tick = self._num_bytes

@@ -104,17 +104,32 @@ async def test_a_long_head_is_refused_and_a_shorter_one_is_not(port: Port) -> No
         b"\r\n",
         b"POST /v1/match HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1;",
         b"POST /v1/match HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: ",
+        b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\nb",
     ],
-    ids=["header", "path", "empty lines", "chunk extension", "trailer"],
+    ids=["header", "path", "empty lines", "chunk extension", "trailer", "tiny chunks"],
 )
 async def test_no_part_is_read_without_end(port: Port, begin: bytes) -> None:
-    chunk = (b"\r\n" if begin == b"\r\n" else b"bb") * 50_000
+    repeated = {b"\r\n": b"\r\n", b"\nb": b"\r\n1\r\nb"}
+    chunk = repeated.get(begin[-2:], b"bb") * 50_000
     async with port.connection() as (_, writer):
         writer.write(begin)
         sending = asyncio.create_task(send_endlessly(writer, chunk))
         assert await port.is_answered()
         with pytest.raises(ConnectionError):
             await sending
+
+
+@pytest.mark.parametrize("target", ["/v1/match", "/v1/match?x=1"], ids=["fast path", "asgi"])
+async def test_a_body_may_come_in_many_chunks_but_not_in_any_number(
+    policy: ServedModel, target: str
+) -> None:
+    head = f"POST {target} HTTP/1.1\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    content = b'{"kind": "exact", "items": [{"prediction": "a", "truth": "a"}]}'
+    body = b"%x\r\n%b\r\n" % (len(content), content)
+    async with port_of("reward", policy, Bounds()) as port:
+        for number, status in ((4_000, 200), (5_000, 400)):
+            sent = head.encode() + body + b"1\r\n \r\n" * number + b"0\r\n\r\n"
+            assert await port.replies(sent) == [status]
 
 
 @pytest.mark.parametrize(
