@@ -136,9 +136,10 @@ class Batcher(Generic[J, R]):
         self.num_refused += 1
         wait_s = excess / self._tokens_per_s if self._tokens_per_s else 1.0
         retry_s = max(1, min(_MAX_RETRY_S, math.ceil(wait_s)))
+        part = "half, for a request of several batches, of " if is_large else ""
         raise Overloaded(
             f"{waiting} tokens are waiting and the request adds {num_tokens}; expected at most "
-            f"{expected} in total{' for a request of several batches' if is_large else ''}; retry in "
+            f"{expected}, {part}reward.max_waiting_tokens; retry in "
             f"{retry_s} s",
             retry_after_s=retry_s,
         )

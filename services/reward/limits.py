@@ -44,7 +44,7 @@ class Limits:
         if num_items > self.max_request_items:
             raise TooLarge(
                 f"got {num_items} items; expected at most {self.max_request_items} in one request; "
-                "split it into several requests"
+                "split it into several requests, or raise reward.max_request_items"
             )
 
     def check_thoughts(self, num_thoughts: int, what: str = "thoughts over all items") -> None:
@@ -52,7 +52,7 @@ class Limits:
         if num_thoughts > self.max_request_thoughts:
             raise TooLarge(
                 f"got {num_thoughts} {what}; expected at most {self.max_request_thoughts} in one "
-                "request; split it into several requests"
+                "request; split it into several requests, or raise reward.max_request_thoughts"
             )
 
     def check_tokens(self, num_tokens: int) -> None:
@@ -60,7 +60,8 @@ class Limits:
         if num_tokens > self.max_request_tokens:
             raise TooLarge(
                 f"the request has {num_tokens} tokens over all its branches; expected at most "
-                f"{self.max_request_tokens}; split it into several requests"
+                f"{self.max_request_tokens}; split it into several requests, or raise "
+                "reward.max_request_tokens"
             )
 
     def check_row(self, num_tokens: int) -> None:
@@ -77,7 +78,8 @@ class Limits:
         if num_bytes > self.max_reply_bytes:
             raise TooLarge(
                 f"the reply would hold numbers for {num_tokens} tokens, about {num_bytes} bytes; "
-                f"expected at most {self.max_reply_bytes}; split the request into several"
+                f"expected at most {self.max_reply_bytes}; split the request into several, or raise "
+                "reward.max_reply_bytes"
             )
 
 

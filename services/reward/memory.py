@@ -32,9 +32,10 @@ class BodyMemory:
         is_large = num_held + num_bytes > LARGE
         max_bytes = self._max_bytes // 2 if is_large else self._max_bytes
         if self.num_bytes + num_bytes > max_bytes:
+            part = "half, for a large request, of " if is_large else ""
             raise Overloaded(
                 f"{self.num_bytes} bytes of requests are being received or answered; expected at most "
-                f"{max_bytes}{' for a large request' if is_large else ''}; retry later"
+                f"{max_bytes}, {part}reward.max_waiting_bytes; retry later"
             )
         self.num_bytes += num_bytes
 

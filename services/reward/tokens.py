@@ -42,7 +42,7 @@ class BoundedTokenizer:
         if len(text) > self._max_characters:
             raise TooLarge(
                 f"got a text of {len(text)} characters; expected at most {self._max_characters}; "
-                "split it, or send token ids"
+                "split it, send token ids, or raise reward.max_text_characters"
             )
         return self._tokenizer(text, **options)
 

@@ -37,7 +37,8 @@ class GenerateLimits:
         if sampling.group_size > self.max_group_size:
             raise TooLarge(
                 f"got group_size {sampling.group_size}; expected at most {self.max_group_size} thoughts in "
-                "one request; split it into several, each with its own seed"
+                "one request; split it into several, each with its own seed, or raise "
+                "rollout.max_group_size"
             )
         num_stop_ids = len(sampling.stop_ids) + len(sampling.prediction_stop_ids)
         if num_stop_ids > _MAX_STOP_IDS:
@@ -49,7 +50,8 @@ class GenerateLimits:
         if num_tokens > self.max_request_tokens:
             raise TooLarge(
                 f"got a request for {sampling.group_size} thoughts of {num_row_tokens} tokens with their "
-                f"prefix; expected at most {self.max_request_tokens} tokens in all; split it into several"
+                f"prefix; expected at most {self.max_request_tokens} tokens in all; split it into several, "
+                "or raise rollout.max_request_tokens"
             )
         return num_tokens
 
@@ -75,7 +77,7 @@ class Waiting:
         if self._num_tokens and self._num_tokens + num_tokens > self._max_tokens:
             raise Overloaded(
                 f"requests for {self._num_tokens} tokens are in progress and this one adds {num_tokens}; "
-                f"expected at most {self._max_tokens} in total; retry later"
+                f"expected at most {self._max_tokens} in total (rollout.max_waiting_tokens); retry later"
             )
         self._num_tokens += num_tokens
         try:

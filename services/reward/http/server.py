@@ -142,7 +142,7 @@ class RewardApp:
         return self.refusal(
             TooLarge(
                 f"the body has more than {self.max_body_bytes} bytes; expected at most that many; "
-                "send it in several requests"
+                "send it in several requests, or raise reward.max_body_bytes"
             )
         )
 

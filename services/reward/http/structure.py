@@ -47,5 +47,5 @@ def check_structure(body: bytes, max_elements: int, limits: Limits) -> None:
             raise TooLarge(
                 f"the body has more than {max_tokens} brackets, commas and texts; expected at most "
                 f"{limits.max_request_items} items with {limits.max_request_thoughts} thoughts, which "
-                "need fewer; split it into several requests"
+                "need fewer; split it into several requests, or raise reward.max_request_items"
             )

@@ -189,11 +189,14 @@ async def test_requests_of_several_batches_leave_half_of_the_queue_to_small_ones
     batcher = Batcher(thread.run, max_batch_tokens=10, max_waiting_tokens=100)
     large = submit(batcher, *"abcd")
     await thread.started.wait()
-    with pytest.raises(Overloaded, match="at most 50 in total for a request of several batches"):
+    with pytest.raises(
+        Overloaded,
+        match="at most 50, half, for a request of several batches, of reward",
+    ):
         await batcher.submit([Piece("e", 10), Piece("f", 10)])
     small = [submit(batcher, job) for job in "ghijkl"]
     await settle()
-    with pytest.raises(Overloaded, match="at most 100 in total;"):
+    with pytest.raises(Overloaded, match="at most 100, reward"):
         await batcher.submit([Piece("m", 10)])
     thread.release(10)
     await asyncio.gather(large, *small)

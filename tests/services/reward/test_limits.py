@@ -187,7 +187,7 @@ def test_small_requests_have_half_of_the_memory_to_themselves() -> None:
         memory.take(1, num_held=LARGE)
     memory.take(LARGE)
     memory.take(LARGE)
-    with pytest.raises(Overloaded, match=f"expected at most {4 * LARGE};"):
+    with pytest.raises(Overloaded, match=f"expected at most {4 * LARGE}, reward.max_waiting_bytes"):
         memory.take(1)
     memory.release(4 * LARGE)
     memory.take(2 * LARGE)
