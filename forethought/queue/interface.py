@@ -229,6 +229,10 @@ class Broker(Protocol):
     async def raise_watermark(self, watermark: Watermark) -> None:
         """Set the watermark that consumers see, unless theirs is as high. Idempotent."""
 
+    @property
+    def place(self) -> str:
+        """The run and where its queues are, without secrets, for messages."""
+
     async def instance_id(self) -> str:
         """An id that stays the same as long as no data can have been lost.
 

@@ -112,6 +112,11 @@ class MemoryBroker:
         """See ``Broker.raise_watermark``."""
         self.watermark = max(self.watermark, watermark)
 
+    @property
+    def place(self) -> str:
+        """See ``Broker.place``."""
+        return "the run in this process"
+
     async def instance_id(self) -> str:
         """See ``Broker.instance_id``."""
         return self._instance_id

@@ -79,6 +79,11 @@ class RedisBroker:
         args = [watermark.epoch, watermark.task_id]
         await self._link.script(scripts.RAISE_WATERMARK, [self._keys.watermark], args)
 
+    @property
+    def place(self) -> str:
+        """See ``Broker.place``."""
+        return f"run {self._keys.run_name} in Redis at {self._link.shown_url}"
+
     async def instance_id(self) -> str:
         """See ``Broker.instance_id``: the Redis server's run id plus a random id stored in its data."""
         data_id = await self._link.script(

@@ -70,10 +70,10 @@ class RedisLink:
     """
 
     def __init__(self, url: str) -> None:
-        self._shown_url = hide_password(url)
+        self.shown_url = hide_password(url)
         if _split(url) is None:  # its own error would show parts of the password
             raise InvalidInput(
-                f"Redis URL {self._shown_url} cannot be parsed; expected something like "
+                f"Redis URL {self.shown_url} cannot be parsed; expected something like "
                 "redis://:password@host:6379/0; write @ / ? # in a password as %40 %2F %3F %23"
             )
         try:
@@ -89,7 +89,7 @@ class RedisLink:
             )
         except ValueError as error:
             raise InvalidInput(
-                f"Redis URL {self._shown_url} cannot be used ({error}); "
+                f"Redis URL {self.shown_url} cannot be used ({error}); "
                 "expected something like redis://:password@host:6379/0"
             ) from error
         self._scripts: dict[str, Any] = {}
@@ -110,7 +110,7 @@ class RedisLink:
             raise known from error
 
     def _known(self, error: exceptions.RedisError) -> Exception | None:
-        reply, where = _reply(error), f"Redis at {self._shown_url}"
+        reply, where = _reply(error), f"Redis at {self.shown_url}"
         if _UNAUTHENTICATED.search(reply) or isinstance(error, exceptions.AuthenticationError):
             return Unauthenticated(
                 f"{where} does not accept this client: {reply}; correct the password in redis.url or "

@@ -44,6 +44,7 @@ from forethought.weights.receiver import WeightReceiver
 log = logging.getLogger(__name__)
 
 _TTL_HEARTBEATS = 5
+_PATIENT_HEARTBEATS = 10  # without weights, before the log says what is waited for
 
 
 def new_replica_id(kind: str) -> str:
@@ -150,9 +151,12 @@ class ReplicaHost:
     async def _heartbeat(
         self, worker: Worker, set_ready: Callable[[bool], Awaitable[None]]
     ) -> None:
-        outage = Outage()
+        outage, num_waiting = Outage(), 0
         while True:
             await set_ready(self.is_ready)
+            num_waiting = 0 if self.receiver.holding else num_waiting + 1
+            if num_waiting == _PATIENT_HEARTBEATS:
+                self._note_waiting()
             try:
                 await self._announce(worker.num_done)
                 outage.end()
@@ -163,6 +167,13 @@ class ReplicaHost:
                     await self.receiver.wait_for_change()
             except TimeoutError:
                 continue  # nothing changed: an ordinary heartbeat
+
+    def _note_waiting(self) -> None:
+        log.info(
+            "no weights yet: this replica waits for the learner of %s; if its learner has another run or "
+            "Redis, give that as --run and --redis-url",
+            self._broker.place,
+        )
 
     async def _announce(self, num_tasks_done: int) -> None:
         replica = Replica(

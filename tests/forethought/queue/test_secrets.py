@@ -56,6 +56,7 @@ async def test_an_unreachable_redis_shows_no_password() -> None:
         await broker.ping()
     await broker.close()
     assert "s3cret" not in str(failed.value)
+    assert broker.place == "run run in Redis at redis://127.0.0.1:1/0?password=***"
 
 
 async def test_a_failed_command_shows_no_body() -> None:

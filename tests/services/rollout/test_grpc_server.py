@@ -316,12 +316,15 @@ async def test_reflection_lists_the_service(address: str) -> None:
     assert {"forethought.wire.v1.Rollouts", "grpc.health.v1.Health"} <= names
 
 
-async def test_a_replica_serves_it_next_to_weights_and_health(engine: TorchEngine) -> None:
+async def test_a_replica_serves_it_next_to_weights_and_health(
+    engine: TorchEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     broker, stop = MemoryBroker(), asyncio.Event()
     host = ReplicaHost(
         "rollout",
         "rollout-t",
-        RolloutSection(),
+        RolloutSection(heartbeat_s=0.02),
         "redis://127.0.0.1:1",
         broker,
         frozenset({"policy"}),
@@ -351,6 +354,7 @@ async def test_a_replica_serves_it_next_to_weights_and_health(engine: TorchEngin
     async with AsyncRolloutClient(f"grpc://{registered[0].address}") as client:
         generated = await client.generate(SAMPLING, prefix_ids=PREFIX)
     assert len(generated.thoughts_G) == SAMPLING.group_size
+    await until(lambda: f"waits for the learner of {broker.place}" in caplog.text)
     stop.set()
     await serving
 
