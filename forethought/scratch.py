@@ -1,7 +1,7 @@
 """Folders for what one process needs while it runs, which the next process removes if it was killed.
 
 Design: every process makes a folder of its own, with a name that cannot be foreseen and closed to other
-users, and locks a file in it; whoever makes the next one in the same place first removes those of its user
+users, and locks a file in it; making the next one in the same place first removes those of its user
 that no living process has locked. The kernel drops the lock however a process ends, so processes may share
 the place, and a container that restarts finds none of its memory volume taken by the one before. The price:
 what a killed process left stays until the next one starts there.

@@ -2,7 +2,7 @@
 
 Design: the tokenizer's own convention, found by encoding a text with and without special tokens, because no
 attribute states it reliably (a post-processor, ``add_bos_token``, a class's own code). It then holds for
-every row of tokens, whoever makes it: the BOS precedes windows, prompts and requests exactly once, and
+every row of tokens alike: the BOS precedes windows, prompts and requests exactly once, and
 end-of-text follows whole documents only. ``model.bos`` changes the tokenizer and not its readers, so that
 checkpoints and snapshots carry the choice, and neither replicas nor `eval` need the setting. The price:
 with a choice of its own, a run's tokenizer is no longer byte for byte the original's.

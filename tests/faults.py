@@ -84,7 +84,7 @@ ROLLOUT_FAULTS: tuple[Fault, ...] = (
         "versions for 0 of 3",
     ),
 )  # fmt: skip
-"""Faults of thoughts: for whoever receives a rollout."""
+"""Faults of thoughts: for the receivers of a rollout."""
 
 TASK_FAULTS: tuple[Fault, ...] = (
     (

@@ -119,9 +119,7 @@ def measure_consistency(
     rows = [*(row[:n] for n in _PREFIXES if n < num_tokens), row]
     alone = _alone(model, rows)
     name = not_finite(model)
-    if (
-        name or alone[-1].isnan().any()
-    ):  # equal to nothing; whoever samples or scores with it refuses
+    if name or alone[-1].isnan().any():  # equal to nothing; sampling and scoring refuse it
         return Consistency(weights_fault=_weights_fault(model, name))
     tolerance = _tolerance(model, alone)
     return Consistency(

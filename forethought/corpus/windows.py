@@ -13,7 +13,7 @@ One longer than a window is left out and counted. The price: long answers are lo
 ``corpus.window_tokens`` is raised. Text without a prompt is cut: every token is still a true next one.
 
 Windows hold text alone. The BOS that a tokenizer puts before every text is not part of them, even of one
-that was tokenised with it or has it written out: whoever makes rows of windows puts one before each. What
+that was tokenised with it or has it written out: rows made of windows get one each. What
 the tokenizer puts after a text (or, by ``corpus.eos``, its end-of-text token) ends every document given as
 text; its size in bytes is that of its name, as of any special token.
 

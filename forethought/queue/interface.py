@@ -9,9 +9,9 @@ An *attempt* is counted when work on a delivery begins, not when it is received:
 newer weights, or is released on shutdown, has used no attempt. Redis's own delivery counter does not
 make that distinction and is not used.
 
-The *watermark* is the oldest task whose result the learner still waits for. Whoever holds an older one
-drops it: otherwise a run that falls behind once spends its capacity on results that come too late, and
-never catches up.
+The *watermark* is the oldest task whose result the learner still waits for. A worker that holds an older
+one drops it: otherwise a run that falls behind once spends its capacity on results that come too late,
+and never catches up.
 
 Nothing here loads redis.
 """

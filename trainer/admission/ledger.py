@@ -7,7 +7,7 @@ Design: results wait here per batch until the batch is complete or its deadline 
 then *becomes* an error result, so every admitted task comes back exactly once.
 
 A batch's clock starts when its work can: when the learner begins to wait for it, so that all earlier
-batches are closed and whoever held their tasks drops them. Each batch then has ``task_timeout_s`` of the
+batches are closed and workers drop their tasks. Each batch then has ``task_timeout_s`` of the
 replicas to itself. A clock from admission on would also run while earlier batches are worked on: one late
 batch then makes every later one late, however fast the replicas are. Replacements are admitted
 behind the tasks of later batches; their clock runs longer by the share of a batch that is ahead of them.

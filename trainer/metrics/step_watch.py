@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class StepWatch:
-    """Follows the steps of a run, whoever made them.
+    """Follows the steps of a run of any kind.
 
     Example:
         ``watch = StepWatch(settings.learner); watch.resume(directory.read_metrics())``

@@ -1,4 +1,4 @@
-"""A served model: whoever waits for it is next."""
+"""A served model: the first to wait for it is next."""
 
 from __future__ import annotations
 
