@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from typing import TypeAlias
 
@@ -46,6 +46,14 @@ class GroupQuery:
     predictions_G: tuple[TokenBytes | None, ...] = ()
     truth: GroundTruth | None = None
     wants_predictions: bool = False
+    num_tokens: int = field(init=False, repr=False, compare=False)
+    """Tokens over all branches; a cheap upper bound on the work."""
+
+    def __post_init__(self) -> None:
+        """Count the tokens once: admission, pieces and batches all ask."""
+        lengths_G = [len(thought.token_ids_L) for thought in self.thoughts_G]
+        num_tokens = len(lengths_G) * self._num_around_tokens + sum(lengths_G)
+        object.__setattr__(self, "num_tokens", num_tokens + self._num_no_think_tokens)
 
     @property
     def first_ids_G(self) -> tuple[int | None, ...]:
@@ -53,12 +61,6 @@ class GroupQuery:
         if not self.wants_predictions:
             return ()
         return tuple(p.token_ids_L[0] if p else None for p in self.predictions_G)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens over all branches; a cheap upper bound on the work."""
-        lengths_G = [len(thought.token_ids_L) for thought in self.thoughts_G]
-        return len(lengths_G) * self._num_around_tokens + sum(lengths_G) + self._num_no_think_tokens
 
     @property
     def longest_row(self) -> int:

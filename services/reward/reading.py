@@ -122,9 +122,11 @@ def shown(text: str) -> str:
 def _query(item: ScoreItem, tokenizer: Any, prompting: Prompting, ids: IdsReader) -> GroupQuery:
     context = item.context, item.context_ids, "context", "context_ids"
     target = item.target, item.target_ids, "target", "target_ids"
-    special = SpecialTokens(prompting.bos_ids)
+    context_ids = _one_of(*context, tokenizer, ids)
+    if prompting.bos_ids:  # it has one, so that the context needs none
+        context_ids = SpecialTokens(prompting.bos_ids).without_bos(context_ids)
     return GroupQuery(
-        special.without_bos(_one_of(*context, tokenizer, ids)),  # the prompting has one
+        context_ids,
         _one_of(*target, tokenizer, ids),
         prompting,
         tuple(
