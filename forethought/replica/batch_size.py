@@ -1,11 +1,11 @@
 """How many tasks a worker takes at once: fewer while it finishes none of them in time.
 
 Design: tasks taken together finish together, so a replica that needs longer for ``max_batch_tasks`` than a
-batch of the learner may take would never finish any. The size is halved whenever work is closed under
-the worker's hands and none has been finished in time since that happened last; it is doubled after some in
-a row that were in time, and after each halving more of them are asked for. A replica that is only too
-slow for a whole batch keeps its size: smaller works would not make it faster. The price: after a time of
-trouble, a replica works in smaller batches for a while.
+batch of the learner may take would never finish any. The size is halved whenever tasks in hand are closed
+and none has been finished in time since that happened last; it is doubled after some in a row that were
+in time, and each halving raises how many. A replica that is only too slow for a whole batch keeps its
+size: a smaller one would not make it faster. The price: after an overload, a replica works in smaller
+batches for a while.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BatchSize:
     def __init__(self, limit: int) -> None:
         self.limit = self.now = limit
         self._patience = _PATIENCE
-        self._num_in_time = 0  # since work was last closed under the worker's hands
+        self._num_in_time = 0  # since tasks in hand were last closed
 
     def finished_in_time(self) -> None:
         """Work was finished, and no part of it had been closed."""

@@ -132,3 +132,6 @@ class WorkerMetrics(Collector):
             counts.batch_seconds,
         )
         yield gauge("forethought_worker_held_tasks", "Tasks leased to this worker", worker.num_held)
+        yield gauge(
+            "forethought_worker_batch_limit_tasks", "Tasks taken at once", worker.num_to_take
+        )

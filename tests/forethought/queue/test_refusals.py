@@ -138,7 +138,7 @@ async def test_what_a_credential_does_not_grant_is_no_outage(url: str, admin: Ad
     with pytest.raises(Forbidden, match="does not let its user do this"):
         await limited.put(Stage.TASKS, [Message(1, 1, b"task")])  # by a script
     await limited.close()
-    for wrong in ("unix://u:s3cret@", "unix://nobody:s3cret@"):
+    for wrong in ("unix://u:s3cret@", "unix://stranger:s3cret@"):
         stranger = RedisBroker(url.replace("unix://", wrong), "run")
         with pytest.raises(Unauthenticated, match="correct the password") as refused:
             await stranger.ping()

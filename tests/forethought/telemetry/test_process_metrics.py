@@ -264,6 +264,7 @@ def test_workers_count_their_tasks(scrapes: Scrapes, process: str) -> None:
     assert value("deliveries_total") == NUM_TASKS + value("tasks_total", outcome="released")
     assert value("tasks_total", outcome="failed") == value("dead_letters_total") == 0
     assert value("held_tasks") == 0
+    assert value("batch_limit_tasks") == {"rollout": 8, "reward": 16}[process]  # the defaults
     assert 1 <= value("batch_seconds_count") <= NUM_TASKS
     assert value("seconds_total", activity="working") >= value("batch_seconds_sum") * 0.99
     assert value("seconds_total", activity="receiving") > 0
