@@ -1,0 +1,122 @@
+"""Trees packed into one row: where trunks and branches lie, and who sees whom.
+
+    row        trunk of tree 0 | its branches by index | trunk of tree 1 | its branches | …
+    sees       a trunk token: the trunk up to itself; a branch token: trunk[:index], and its branch up to
+               itself; positions count as if each row stood alone
+
+Design: no padding between trees, so a forward pass computes exactly the tokens that differ. Branches are
+padded for their attention to themselves alone, which is small. The price is a model whose attention can be
+replaced; others compute rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+
+from forethought.compute.prefix_trees import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """Tokens ``start`` to ``start + length`` of the packed row.
+
+    Example:
+        ``Trunk(start=0, length=512)``
+    """
+
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class BranchGroup:
+    """Branches that see the same ``trunk[:index]``: branch tokens ``start`` to ``end``, trunks left out.
+
+    Example:
+        ``BranchGroup(Trunk(0, 512), index=300, start=0, end=128)``
+    """
+
+    trunk: Trunk
+    index: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLayout:
+    """The places of packed trees. Shapes: S tokens of the row, Q branch tokens, R branches of up to T.
+
+    ``branch_Q`` are the packed places of all branch tokens. ``padded_RT`` are their indices in Q, 0 where a
+    branch is shorter than the longest, which ``is_token_RT`` tells; ``flat_Q`` is the inverse, into R * T.
+
+    Example:
+        ``layout_of(trees, device).position_ids``
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    trunks: tuple[Trunk, ...]
+    groups: tuple[BranchGroup, ...]
+    branch_Q: torch.Tensor
+    padded_RT: torch.Tensor
+    is_token_RT: torch.Tensor
+    flat_Q: torch.Tensor
+    starts: dict[int, tuple[int, int, int]] = field(repr=False)
+    """By row: the packed place of its trunk, of its branch, and the index at which it leaves the trunk."""
+
+    def places(self, row: int, first: int, last: int) -> list[int]:
+        """The packed places of tokens ``first`` to ``last - 1`` of a row."""
+        trunk, branch, index = self.starts[row]
+        return [trunk + t if t < index else branch + t - index for t in range(first, last)]
+
+
+def layout_of(trees: Sequence[Tree], device: torch.device) -> TreeLayout:
+    """Pack trees into one row."""
+    ids: list[int] = []
+    positions: list[int] = []
+    trunks, groups = [], []
+    starts: dict[int, tuple[int, int, int]] = {}
+    branch_places: list[int] = []
+    lengths: list[int] = []
+    for tree in trees:
+        trunk = Trunk(len(ids), len(tree.trunk_ids))
+        trunks.append(trunk)
+        ids += tree.trunk_ids
+        positions += range(trunk.length)
+        for index, branches in groupby(tree.branches, key=lambda branch: branch.index):
+            first = len(branch_places)
+            for branch in branches:
+                starts[branch.row] = (trunk.start, len(ids), index)
+                length = len(branch.token_ids)
+                branch_places += range(len(ids), len(ids) + length)
+                ids += branch.token_ids
+                positions += range(index, index + length)
+                if length:
+                    lengths.append(length)
+            if index and len(branch_places) > first:
+                groups.append(BranchGroup(trunk, index, first, len(branch_places)))
+    padded, is_token = _padded(lengths)
+    return TreeLayout(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        trunks=tuple(trunk for trunk in trunks if trunk.length),
+        groups=tuple(groups),
+        branch_Q=torch.tensor(branch_places, dtype=torch.long, device=device),
+        padded_RT=padded.to(device),
+        is_token_RT=is_token.to(device),
+        flat_Q=is_token.flatten().nonzero()[:, 0].to(device),
+        starts=starts,
+    )
+
+
+def _padded(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The indices of consecutive branches' tokens, padded on the right with 0, and which are tokens."""
+    offsets = torch.arange(max(lengths, default=0))
+    lengths_R1 = torch.tensor(lengths, dtype=torch.long)[:, None]
+    starts_R1 = lengths_R1.cumsum(0) - lengths_R1
+    is_token = offsets < lengths_R1
+    return torch.where(is_token, starts_R1 + offsets, 0), is_token
