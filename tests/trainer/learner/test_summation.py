@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from forethought.compute.model import load_language_model
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.types import Document
-from tests import tiny
+from tests import architectures, tiny
 from trainer.batch.thought_tree import trees_of_documents
 from trainer.learner.learner import Learner
 from trainer.learner.summation import float32_sums
@@ -24,11 +26,39 @@ class Offset(torch.nn.Embedding):
         return super().forward(input + 2)
 
 
+class Indexed(torch.nn.Module):
+    """As the biases of experts: a parameter's row is taken for every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.bias[token_ids]
+
+
+class OnlyBias(torch.nn.Module):
+    """A layer norm without a weight, as the function allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(input, (2,), None, self.bias)
+
+
 MODULES = {
     "embedding": (torch.nn.Embedding(4, 3), torch.ones(1, 8192, dtype=torch.long)),
     "subclass": (Offset(4, 3), torch.zeros(1, 8192, dtype=torch.long)),
     "layer norm": (torch.nn.LayerNorm(2), torch.tensor([1.0, -1.0]).expand(1, 8192, 2)),
     "no bias": (torch.nn.LayerNorm(2, bias=False), torch.tensor([1.0, -1.0]).expand(1, 8192, 2)),
+    "no weight": (OnlyBias(), torch.tensor([1.0, -1.0]).expand(1, 8192, 2)),
+    "indexed": (Indexed(), torch.ones(1, 8192, dtype=torch.long)),
+    "convolution": (torch.nn.Conv1d(3, 3, 1, groups=3), torch.ones(1, 3, 8192)),
+    "group norm": (torch.nn.GroupNorm(1, 2), torch.tensor([1.0, -1.0]).expand(8192, 2)),
+    "linear": (torch.nn.Linear(2, 3), torch.ones(1, 8192, 2)),
+    "rms norm": (torch.nn.RMSNorm(2), torch.tensor([1.0, -1.0]).expand(1, 8192, 2)),
 }
 
 
@@ -44,6 +74,50 @@ def test_8192_tokens_of_one_micro_batch_add_up(name: str) -> None:
     for parameter in module.parameters():
         assert parameter.grad is not None
         assert float(parameter.grad.abs().max()) == pytest.approx(0.8192, rel=1e-2)
+
+
+def test_an_indexed_parameter_is_the_same_bits() -> None:
+    module, ids = Indexed().bfloat16(), torch.tensor([[2, 0, 2]])
+    torch.nn.init.normal_(module.bias)
+    with float32_sums(module):
+        found = (module(ids), module.bias[1:], module.bias[2], module.bias[:, ids[0, 1:]])
+    b = module.bias
+    assert all(map(torch.equal, found, (b[ids], b[1:], b[2], b[:, ids[0, 1:]])))
+
+
+def test_a_stacked_bias_is_at_risk_on_every_device() -> None:
+    """CUDA's index kernel writes every sum back in the parameter's dtype."""
+    on_gpu = torch.nn.Module().to("meta")  # no device of this test, as seen by the check
+    on_gpu.weight = torch.nn.Parameter(torch.zeros(4, 3, device="meta", dtype=torch.bfloat16))
+    assert isinstance(float32_sums(on_gpu), nullcontext)
+    on_gpu.experts_bias = torch.nn.Parameter(on_gpu.weight.detach().clone())
+    assert not isinstance(float32_sums(on_gpu), nullcontext)
+
+
+@pytest.mark.parametrize("name", sorted(architectures.EVERY.keys() - {"xlstm"}))
+def test_512_equal_rows_have_512_times_the_gradient_of_one(name: str) -> None:
+    """For every parameter of every architecture: a sum in bfloat16 stands still at 256.
+
+    Without :func:`float32_sums` embeddings, layer norms and the biases of experts have half of it.
+    """
+    model = architectures.build(name, torch.bfloat16)
+    one, many = gradients(model, 1), gradients(model, 512)
+    assert one
+    for parameter, gradient in one.items():
+        error = (many[parameter] / 512 - gradient).norm() / gradient.norm()
+        assert float(error) < 0.03, parameter
+
+
+def gradients(model: Any, num_rows: int) -> dict[str, torch.Tensor]:
+    """Of the likelihood of equal rows, by parameter; those that are 0 are left out."""
+    model.zero_grad()
+    ids = torch.tensor([[31, 72, 45, 88, 59, 36, 63, 80]]).expand(num_rows, -1)
+    with float32_sums(model):
+        logits = model(input_ids=ids, use_cache=False).logits
+    logprobs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    logprobs.gather(-1, ids[:, 1:, None]).sum().backward()
+    found = {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: gradient.clone() for name, gradient in found.items() if gradient.any()}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
