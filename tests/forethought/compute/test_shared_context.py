@@ -1,0 +1,104 @@
+"""Scores and samples of rows that share contexts equal those of separate rows, for every architecture."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from forethought.compute.decode_batches import sample_within
+from forethought.compute.logprob import Continuation, score_continuations
+from forethought.compute.model import LanguageModel
+from forethought.compute.sampling import SampleRequest
+from tests import architectures, tiny
+from tests.forethought.compute import separate_rows
+
+BATCH_TOKENS = 256
+TOLERANCE_NATS = 1e-5
+DECODING_ERRORS_NATS = {"nemotron_h": 1e-3, "zamba2": 1e-2}
+"""Their scan has a least time step, which transformers' step of a single token leaves out."""
+
+# Of models whose modules compile or script something on their way.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+_DRAW = random.Random(0)
+_ORDINARY = [i for i in range(2, tiny.VOCAB_SIZE) if i not in (tiny.OPEN_ID, tiny.CLOSE_ID)]
+
+
+def _ids(num_tokens: int) -> tuple[int, ...]:
+    return tuple(_DRAW.choices(_ORDINARY, k=num_tokens))
+
+
+BRIDGE_IDS = (*_ids(1), tiny.OPEN_ID)
+DOCUMENT = _ids(34)  # longer than every window, and past the boundary of the longrope models
+OTHER = DOCUMENT[:9] + _ids(20)
+THOUGHTS = [_ids(n) for n in (1, 7, 4)]
+
+
+def _after_thought(document: tuple[int, ...], index: int, thought: tuple[int, ...]) -> Continuation:
+    prefix_ids = document[:index] + BRIDGE_IDS + thought + (tiny.CLOSE_ID,)
+    return Continuation(prefix_ids, document[index : index + 2])
+
+
+def _queries() -> list[Continuation]:
+    """Three positions of one document and two of another that begins like it, with and without thoughts."""
+    places = [(DOCUMENT, 2), (DOCUMENT, 13), (DOCUMENT, 32), (OTHER, 5), (OTHER, 20)]
+    thinking = [_after_thought(*place, thought) for place in places for thought in THOUGHTS]
+    plain = [Continuation(d[:i], d[i : i + 2], tiny.OPEN_ID) for d, i in places]
+    others = [
+        thinking[4],  # again
+        Continuation(DOCUMENT[:1], DOCUMENT[1:]),  # one token before, the document itself after it
+        Continuation(DOCUMENT[:20], DOCUMENT[20:22]),  # the same rows as without a thought
+        Continuation(DOCUMENT[:20], DOCUMENT[20:21]),
+        Continuation(_ids(11), _ids(3)),  # shares nothing
+        Continuation(_ids(1), _ids(1)),
+    ]
+    queries = thinking + plain + others
+    return random.Random(1).sample(queries, len(queries))
+
+
+QUERIES = _queries()
+REQUESTS = [
+    SampleRequest(DOCUMENT[:2] + BRIDGE_IDS, (1, 2, 3), 5, 1.0, tuple(range(0, 256, 5))),
+    SampleRequest(DOCUMENT[:30] + BRIDGE_IDS, (4, 5), 6, 0.7, (), 2),
+    SampleRequest(OTHER[:12] + BRIDGE_IDS, (6, 7), 4, 1.3, tuple(range(0, 256, 2)), 3, (7, 9)),
+    SampleRequest(DOCUMENT[:30] + BRIDGE_IDS, (4, 8), 6, 0.7, ()),
+]
+
+
+@pytest.fixture(scope="module", params=architectures.EVERY)
+def name(request: pytest.FixtureRequest) -> str:
+    given: str = request.param
+    return given
+
+
+@pytest.fixture(scope="module")
+def language_model(name: str) -> LanguageModel:
+    return architectures.prepared(name)
+
+
+def test_scores_are_those_of_separate_rows(language_model: LanguageModel) -> None:
+    model = language_model.model
+    found = score_continuations(model, QUERIES, BATCH_TOKENS)
+    assert len(found) == len(QUERIES)
+    for query, scored in zip(QUERIES, found, strict=True):
+        expected = separate_rows.score(model, query)
+        assert scored.logprobs_H == pytest.approx(expected.logprobs_H, abs=TOLERANCE_NATS)
+        assert scored.greedy_H == expected.greedy_H
+
+
+def test_samples_are_those_of_separate_rows(name: str, language_model: LanguageModel) -> None:
+    model, tolerance = language_model.model, DECODING_ERRORS_NATS.get(name, TOLERANCE_NATS)
+    longest = max(len(r.prefix_ids) + r.max_length for r in REQUESTS)
+    if fault := language_model.consistency.sampling_fault(longest):
+        pytest.skip(fault)
+    found = sample_within(model, REQUESTS, BATCH_TOKENS)
+    for request, drawn_G in zip(REQUESTS, found, strict=True):
+        for seed, drawn in zip(request.seeds_G, drawn_G, strict=True):
+            expected = separate_rows.redrawn(model, request, seed, drawn)
+            assert drawn.token_ids_L == expected.token_ids_L
+            assert drawn.logprobs_L == pytest.approx(expected.logprobs_L, abs=tolerance)
+            assert (drawn.stopped, drawn.num_prediction_tokens) == (
+                expected.stopped,
+                expected.num_prediction_tokens,
+            )
