@@ -1,15 +1,15 @@
-"""Check that a model is one function: a row alone, padded beside others, and decoded with a KV cache.
+"""Check in which forms a model is one function: packed, padded and cached rows against rows alone.
 
-Scorer and learner pad rows on the left, the sampler decodes with a cache from padded prefixes, and every
-importance ratio and reward relies on their agreement. Recurrent layers may read padding, a cache may be
-ignored or lack an operation, and rotary frequencies may depend on the longest row of a batch.
+Sampler, scorer and learner compute in different forms, and every importance ratio and reward relies on
+their agreement. Recurrent layers read across packed rows, attention may have biases of its own, a cache may
+be ignored or lack an operation, and rotary frequencies may depend on the longest row of a batch.
 
 Design: measured at load with a few short rows instead of looked up by architecture, because a class differs
-between releases of transformers. A difference is relative to the spread of the logits and the median over
-tokens, so that one expert chosen otherwise (rounding) does not count and a fault of every token does. The
-tolerance follows the model's own rounding, seen where a row is computed as the beginning of a longer one.
-The price is about a dozen short forward passes per load. Rotary frequencies that change beyond thousands of
-tokens are not measured but taken from the configuration.
+between releases of transformers; the fastest form that agrees is used. A difference is relative to the
+spread of the logits and the median over tokens, so that one expert chosen otherwise (rounding) does not
+count and a fault of every token does. The tolerance follows the model's own rounding, seen where a row is
+computed as the beginning of a longer one. The price is about a dozen short forward passes per load. Rotary
+frequencies that change beyond thousands of tokens are not measured but taken from the configuration.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from typing import Any
 import torch
 
 from forethought.compute.finite import not_finite
-from forethought.compute.rows import NO_LIMIT, pad_left, tail_logits
+from forethought.compute.forms import NO_LIMIT, Forms, RowForm
+from forethought.compute.packing import Row, packs_of
+from forethought.compute.rows import pad_left, tail_logits
 from forethought.compute.sampling import Sample, SampleRequest, sample
+from forethought.compute.token_logprobs import Predictions
 from forethought.errors import InvalidInput, one_line
 
 _PREFIXES = (2, 4, 7)  # short, because padding changes the first tokens most
 _NUM_TOKENS = 12
+_NUM_OWN = 3  # tokens by which a row differs from all others
+_NUM_OWN = 3  # tokens by which a row differs from all others
 _NUM_SAMPLED = 5
 _LONGEST_WINDOW = 48  # longer sliding windows are not filled
 _TOLERANCES = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.03, 0.15)}  # least and most
@@ -37,7 +42,7 @@ _MAX_CHARACTERS = 160  # of an error of the model's code
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """Where a model's padded and cached passes differ from a row alone; empty texts where they agree.
+    """Where a model's other forms differ from a row alone; empty texts where they agree.
 
     ``weights_fault`` says what is not finite, so that nothing could be compared; ``boundary_tokens`` is the
     row length beyond which rotary frequencies change, if they do.
@@ -47,6 +52,7 @@ class Consistency:
     """
 
     padding_fault: str = ""
+    sharing_fault: str = ""
     cache_fault: str = ""
     boundary_tokens: int = NO_LIMIT
     weights_fault: str = ""
@@ -54,18 +60,23 @@ class Consistency:
     @property
     def is_harmful(self) -> bool:
         """Whether a run would be slow or in vain, not only restricted."""
-        return bool(self.weights_fault or self.padding_fault)
+        return bool(self.weights_fault or (self.padding_fault and self.sharing_fault))
 
     @property
-    def padded_tokens(self) -> int:
-        """Rows up to this length may be padded; longer ones are computed alone."""
-        return 0 if self.padding_fault else self.boundary_tokens
+    def forms(self) -> Forms:
+        """The fastest exact forms."""
+        rows: RowForm = "padded" if self.sharing_fault else "trees"
+        if self.padding_fault and self.sharing_fault:
+            rows = "alone"
+        return Forms(rows, limit_tokens=self.boundary_tokens)
 
     def notes(self) -> Iterator[str]:
         """What differs, and what is done about it, a line each."""
         if self.weights_fault:
             yield self.weights_fault
-        if self.padding_fault:
+        if self.sharing_fault:
+            yield f"thoughts do not share their context, packing changes log-probs: {self.sharing_fault}"
+        if self.padding_fault and self.sharing_fault:
             yield f"padding changes log-probs ({self.padding_fault}): rows are computed one at a time"
         if self.cache_fault:
             yield f"the torch engine cannot sample, decoding with a KV cache differs: {self.cache_fault}"
@@ -115,17 +126,19 @@ def measure_consistency(
     boundary = rotary_boundary(config)
     longest = min(max_length_tokens, boundary)
     num_tokens = max(4, min(longest, _num_tokens(config)))
-    row = tuple(random.Random(0).choices(token_ids, k=num_tokens))
-    rows = [*(row[:n] for n in _PREFIXES if n < num_tokens), row]
+    row, *others = (tuple(random.Random(i).choices(token_ids, k=num_tokens)) for i in range(3))
+    prefixes = [row[:n] for n in _PREFIXES if n < num_tokens]
+    rows = [*(prefix + other[:_NUM_OWN] for prefix in prefixes for other in others), row]
     alone = _alone(model, rows)
     name = not_finite(model)
     if name or alone[-1].isnan().any():  # equal to nothing; sampling and scoring refuse it
         return Consistency(weights_fault=_weights_fault(model, name))
     tolerance = _tolerance(model, alone)
     return Consistency(
-        _fault(lambda: _padded(model, rows, alone), tolerance),
-        _fault(lambda: _cached(model, row), tolerance),
-        boundary if boundary < max_length_tokens else NO_LIMIT,
+        padding_fault=_fault(lambda: _together(model, rows, alone, "padded"), tolerance),
+        sharing_fault=_fault(lambda: _together(model, rows, alone, "trees"), tolerance),
+        cache_fault=_fault(lambda: _cached(model, row), tolerance),
+        boundary_tokens=boundary if boundary < max_length_tokens else NO_LIMIT,
     )
 
 
@@ -175,11 +188,16 @@ def _alone(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         ) from error
 
 
-def _padded(
-    model: Any, rows: Sequence[tuple[int, ...]], alone: Sequence[torch.Tensor]
+def _together(
+    model: Any, rows: Sequence[tuple[int, ...]], alone: Sequence[torch.Tensor], form: RowForm
 ) -> torch.Tensor:
-    beside = _logprobs(model, rows)
-    return torch.cat([_differences(a, b) for a, b in zip(alone[:-1], beside, strict=False)])
+    """The differences of the last tokens of all rows, in one pass of the given form. Shape [tokens]."""
+    asked = [Row((*row, 0), min(_NUM_OWN, len(row))) for row in rows]
+    (pack,) = packs_of(asked, Forms(form), sum(map(len, rows)) * len(rows), _device(model))
+    predictions = Predictions(model, pack)
+    logprobs = torch.log_softmax(predictions.logits(predictions.hidden_MD), dim=-1)
+    reference = torch.cat([alone[i][-asked[i].num_tail :] for i in pack.rows])
+    return _differences(reference, logprobs)
 
 
 def _cached(model: Any, row: tuple[int, ...]) -> torch.Tensor:
@@ -216,7 +234,10 @@ def _differences(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def _tolerance(model: Any, alone: Sequence[torch.Tensor]) -> float:
     """By the model's rounding: how a row changes where it is the beginning of a longer one."""
-    beginnings = [_differences(row, alone[-1][: len(row)]).median() for row in alone[:-1]]
+    beginnings = [
+        _differences(row[:-_NUM_OWN], alone[-1][: len(row) - _NUM_OWN]).median()
+        for row in alone[:-1]
+    ]
     rounding = max((float(one) for one in beginnings), default=0.0)
     least, most = _TOLERANCES[model.dtype]
     return min(max(least, _ROUNDINGS * rounding), most)
@@ -243,8 +264,12 @@ def _described(error: BaseException) -> str:
 
 def _logprobs(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
     """Of all rows in one padded pass, without their padding. Shape [T, V] each."""
-    device = next(iter(model.parameters())).device
-    padded = pad_left(rows, device)
+    padded = pad_left(rows, _device(model))
     logits = tail_logits(model, padded, padded.input_ids.shape[1])
     logprobs = torch.log_softmax(logits, dim=-1)
     return [logprobs[i, -len(row) :] for i, row in enumerate(rows)]
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(iter(model.parameters())).device
+    return device

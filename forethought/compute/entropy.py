@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from forethought.compute.rows import pad_left, padded_tokens, row_batches, tail_logits
+from forethought.compute.forms import forms_of
+from forethought.compute.packing import Pack, Row, packs_of
+from forethought.compute.token_logprobs import Predictions
 
-_LOGITS_PER_TOKEN = 1024
 _CHUNK_TOKENS = 128  # of a row whose logits are held in float64 at once
 
 
@@ -42,36 +43,31 @@ def entropies(
     model: Any, queries: Sequence[EntropyQuery], max_batch_tokens: int
 ) -> list[tuple[float, ...]]:
     """Entropy in nats of predicting tokens 1 to N-1 of every query. Shape [N - 1] each, in order."""
-    width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
-    costs = [len(q.prefix_ids) + (1 + width) * len(q.token_ids_N) for q in queries]
+    rows = [Row(q.prefix_ids + q.token_ids_N, len(q.token_ids_N) - 1) for q in queries]
     results: list[tuple[float, ...]] = [()] * len(queries)
-    lengths = [len(query.prefix_ids) + len(query.token_ids_N) for query in queries]
-    for indices in row_batches(lengths, costs, max_batch_tokens, padded_tokens(model)):
-        batch = _batch(model, [queries[i] for i in indices])
-        for index, result in zip(indices, batch, strict=True):
+    device = next(iter(model.parameters())).device
+    for pack in packs_of(rows, forms_of(model), max_batch_tokens, device):
+        of_pack = _of_pack(model, pack, [queries[i] for i in pack.rows])
+        for index, result in zip(pack.rows, of_pack, strict=True):
             results[index] = result
     return results
 
 
 @torch.inference_mode()
-def _batch(model: Any, queries: list[EntropyQuery]) -> list[tuple[float, ...]]:
-    device = next(iter(model.parameters())).device
-    # No prediction after a row's last token is needed, so it is not an input.
-    rows = pad_left([query.prefix_ids + query.token_ids_N[:-1] for query in queries], device)
-    num_tail = max(len(query.token_ids_N) for query in queries) - 1
-    logits = tail_logits(model, rows, num_tail)  # [B, N - 1, V]
+def _of_pack(model: Any, pack: Pack, queries: Sequence[EntropyQuery]) -> list[tuple[float, ...]]:
+    predictions = Predictions(model, pack)
+    parts = predictions.hidden_MD.split([len(query.token_ids_N) - 1 for query in queries])
     return [
-        tuple(_row(logits[index, -(len(query.token_ids_N) - 1) :], query).tolist())
-        for index, query in enumerate(queries)
+        tuple(
+            torch.cat(
+                [_entropies(predictions.logits(h), query) for h in hidden.split(_CHUNK_TOKENS)]
+            ).tolist()
+        )
+        for hidden, query in zip(parts, queries, strict=True)
     ]
 
 
-def _row(logits: torch.Tensor, query: EntropyQuery) -> torch.Tensor:
-    chunks = torch.split(logits, _CHUNK_TOKENS)
-    return torch.cat([_chunk(chunk, query) for chunk in chunks])
-
-
-def _chunk(logits: torch.Tensor, query: EntropyQuery) -> torch.Tensor:
+def _entropies(logits: torch.Tensor, query: EntropyQuery) -> torch.Tensor:
     """Sum in float64, return float32: the precision of both transports and of files."""
     top = logits.topk(min(query.top_k, logits.shape[-1]), dim=-1).values.double()
     of = top if query.renormalise else logits.double()

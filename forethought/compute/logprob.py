@@ -1,21 +1,23 @@
 """Teacher-forced log-likelihoods of continuations: the only code that scores at temperature 1.
 
 Design: token ids in, natural log-probs out, at temperature 1, in float32 whatever the model's dtype.
-Each row is prefilled separately; prefilling a shared prefix once can be added behind this function.
+Equal queries are scored once, and beginnings are shared; that a query costs less beside others is the price
+of nothing but a sort.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 import torch
 
-from forethought.compute.rows import pad_left, padded_tokens, row_batches, tail_logits
+from forethought.compute.forms import forms_of
+from forethought.compute.packing import Pack, Row, packs_of
+from forethought.compute.token_logprobs import Predictions, Targets
 from forethought.types import Prompting
-
-_LOGITS_PER_TOKEN = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,45 +77,36 @@ def score_continuations(
 ) -> list[ContinuationScore]:
     """Score every query; results are in the order of ``queries``, independent of batching.
 
-    Padded batches hold at most ``max_batch_tokens`` tokens (a longer row is batched alone); a row's
-    logits count too, as one token per 1,024 of them, so that a large vocabulary does not exhaust memory.
+    What queries share at their beginning is computed once, where the model allows it. A forward pass holds
+    at most ``max_batch_tokens`` tokens, padding included (a longer row is computed alone).
     """
-    width = 1 + model.get_input_embeddings().num_embeddings // _LOGITS_PER_TOKEN
-    costs = [len(q.prefix_ids) + width * len(q.continuation_ids) for q in queries]
-    results: list[ContinuationScore | None] = [None] * len(queries)
-    lengths = [len(q.prefix_ids) + len(q.continuation_ids) for q in queries]
-    for indices in row_batches(lengths, costs, max_batch_tokens, padded_tokens(model)):
-        for index, scored in zip(
-            indices, _score_batch(model, [queries[i] for i in indices]), strict=True
-        ):
-            results[index] = scored
-    return [scored for scored in results if scored is not None]
+    asked = list(dict.fromkeys(queries))
+    rows = [Row(q.prefix_ids + q.continuation_ids, len(q.continuation_ids)) for q in asked]
+    scores: dict[Continuation, ContinuationScore] = {}
+    device = next(iter(model.parameters())).device
+    for pack in packs_of(rows, forms_of(model), max_batch_tokens, device):
+        of_pack = [asked[i] for i in pack.rows]
+        scores |= zip(of_pack, _scored(model, pack, of_pack), strict=True)
+    return [scores[query] for query in queries]
 
 
 @torch.inference_mode()
-def _score_batch(model: Any, queries: list[Continuation]) -> list[ContinuationScore]:
-    device = next(iter(model.parameters())).device
-    # No prediction after a row's last token is needed, so it is not an input.
-    rows = pad_left([(q.prefix_ids + q.continuation_ids)[:-1] for q in queries], device)
-    num_tail = max(len(q.continuation_ids) for q in queries)
-    logits = tail_logits(model, rows, num_tail)  # [B, H, V]
-    for index, query in enumerate(queries):
-        if query.removed_id is not None:
-            logits[index, :, query.removed_id] = float("-inf")
-    targets = _targets(queries, num_tail).to(device)
-    logprobs = torch.log_softmax(logits, dim=-1).gather(2, targets[..., None])[..., 0]
-    greedy = logits.argmax(dim=-1) == targets
+def _scored(model: Any, pack: Pack, queries: Sequence[Continuation]) -> list[ContinuationScore]:
+    chunks = list(Predictions(model, pack).chunks(_targets(queries, pack.places_M.device)))
+    logprobs = iter([p for chunk, _ in chunks for p in chunk.tolist()])
+    greedy = iter([is_greedy for _, chunk in chunks for is_greedy in chunk.tolist()])
     return [
-        ContinuationScore(tuple(row[-size:]), tuple(hits[-size:]))
-        for row, hits, size in zip(
-            logprobs.tolist(),
-            greedy.tolist(),
-            (len(q.continuation_ids) for q in queries),
-            strict=True,
+        ContinuationScore(
+            tuple(islice(logprobs, len(q.continuation_ids))),
+            tuple(islice(greedy, len(q.continuation_ids))),
         )
+        for q in queries
     ]
 
 
-def _targets(queries: list[Continuation], num_tail: int) -> torch.Tensor:
-    padded = [(0,) * (num_tail - len(q.continuation_ids)) + q.continuation_ids for q in queries]
-    return torch.tensor(padded, dtype=torch.long)
+def _targets(queries: Sequence[Continuation], device: torch.device) -> Targets:
+    ids = [token_id for q in queries for token_id in q.continuation_ids]
+    removed = [
+        -1 if q.removed_id is None else q.removed_id for q in queries for _ in q.continuation_ids
+    ]
+    return Targets(torch.tensor(ids, device=device), removed_M=torch.tensor(removed, device=device))

@@ -22,9 +22,9 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from forethought.compute.consistency import Consistency, measure_consistency
+from forethought.compute.forms import note_forms
 from forethought.compute.fp32_head import install_fp32_head
 from forethought.compute.new_tokens import add_special_tokens
-from forethought.compute.rows import limit_padding
 from forethought.errors import InvalidInput, one_line
 from forethought.special_tokens import Choice, choose_bos
 
@@ -145,7 +145,7 @@ def load_language_model(
 ) -> LanguageModel:
     """Load and validate a model directory, in evaluation mode; ``bos`` is ``model.bos``.
 
-    Rows that padding would change are computed alone from then on (:mod:`forethought.compute.consistency`).
+    Its rows are computed in the fastest exact form from then on (:mod:`forethought.compute.consistency`).
 
     Raises:
         InvalidInput: unreadable, not a causal LM, incomplete, or its tokenizer has ids the model lacks.
@@ -167,7 +167,7 @@ def load_language_model(
     consistency = measure_consistency(
         model, text_config(model.config), _ordinary_ids(tokenizer), length
     )
-    limit_padding(model, consistency.padded_tokens)
+    note_forms(model, consistency.forms)
     for note in consistency.notes():
         log.log(logging.WARNING if consistency.is_harmful else logging.INFO, "%s: %s", path, note)
     return LanguageModel(model, tokenizer, length, consistency)

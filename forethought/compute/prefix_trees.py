@@ -51,6 +51,20 @@ class Tree:
         """The tokens to compute: the trunk once, and every branch."""
         return len(self.trunk_ids) + sum(len(branch.token_ids) for branch in self.branches)
 
+    def pieces(self, max_tokens: int) -> Iterator[Tree]:
+        """The tree cut between branches into trees of at most ``max_tokens``, or of one branch."""
+        start, num_tokens = 0, 0
+        for end, branch in enumerate(self.branches):
+            num_tokens += len(branch.token_ids)
+            if end > start and branch.index + num_tokens > max_tokens:
+                yield self._piece(start, end)
+                start, num_tokens = end, len(branch.token_ids)
+        yield self._piece(start, len(self.branches))
+
+    def _piece(self, start: int, end: int) -> Tree:
+        branches = self.branches[start:end]
+        return Tree(self.trunk_ids[: branches[-1].index], branches)
+
 
 def trees_of(rows: Sequence[TokenIds]) -> list[Tree]:
     """All rows as trees. A row joins one if the trunk covers at least half of what it shares with any."""

@@ -8,20 +8,12 @@ price is explicit position ids. Rows are batched by length under a token budget.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-
-NO_LIMIT = sys.maxsize
-"""A row length that no row exceeds."""
-
-_PADDED_TOKENS = (
-    "forethought_padded_tokens"  # an attribute of the model, so that copies have it too
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +59,13 @@ def tail_logits(model: Any, rows: PaddedRows, num_tail: int, cache: Any = None) 
     """
     kind: type = type(model)
     options: dict[str, Any] = {"use_cache": cache is not None}
-    if _accepts(kind, "logits_to_keep"):
+    if accepts(kind, "logits_to_keep"):
         options["logits_to_keep"] = num_tail
-    if _accepts(kind, "position_ids"):
+    if accepts(kind, "position_ids"):
         options["position_ids"] = rows.position_ids
     if cache is not None:
         # Renamed in transformers 5; older releases and custom code use the long name.
-        options["cache" if _accepts(kind, "cache") else "past_key_values"] = cache
+        options["cache" if accepts(kind, "cache") else "past_key_values"] = cache
     output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **options)
     logits: torch.Tensor = output.logits[:, -num_tail:].float()
     return logits
@@ -94,27 +86,7 @@ def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[li
         yield batch
 
 
-def limit_padding(model: Any, num_tokens: int) -> None:
-    """Have rows longer than ``num_tokens`` computed alone by whatever batches rows for this model."""
-    setattr(model, _PADDED_TOKENS, num_tokens)
-
-
-def padded_tokens(model: Any) -> int:
-    """The length up to which this model's rows may share a padded batch."""
-    limit: int = getattr(model, _PADDED_TOKENS, NO_LIMIT)
-    return limit
-
-
-def row_batches(
-    lengths: Sequence[int], costs: Sequence[int], max_tokens: int, limit_tokens: int
-) -> Iterator[list[int]]:
-    """:func:`token_budget_batches` of the costs; rows longer than ``limit_tokens`` are alone."""
-    shared = [i for i, length in enumerate(lengths) if length <= limit_tokens]
-    for batch in token_budget_batches([costs[i] for i in shared], max_tokens):
-        yield [shared[i] for i in batch]
-    yield from ([i] for i, length in enumerate(lengths) if length > limit_tokens)
-
-
 @lru_cache(maxsize=64)
-def _accepts(model_type: Any, name: str) -> bool:
+def accepts(model_type: Any, name: str) -> bool:
+    """Whether a model's forward method has an argument of this name."""
     return name in inspect.signature(model_type.forward).parameters

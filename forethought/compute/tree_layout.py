@@ -68,10 +68,14 @@ class TreeLayout:
     starts: dict[int, tuple[int, int, int]] = field(repr=False)
     """By row: the packed place of its trunk, of its branch, and the index at which it leaves the trunk."""
 
-    def places(self, row: int, first: int, last: int) -> list[int]:
-        """The packed places of tokens ``first`` to ``last - 1`` of a row."""
+    def places(self, row: int, length: int, num_last: int) -> list[int]:
+        """The packed places of the last tokens of a row of ``length`` tokens."""
         trunk, branch, index = self.starts[row]
-        return [trunk + t if t < index else branch + t - index for t in range(first, last)]
+        first = length - num_last
+        return [
+            *range(trunk + first, trunk + index),
+            *range(branch + max(0, first - index), branch + length - index),
+        ]
 
 
 def layout_of(trees: Sequence[Tree], device: torch.device) -> TreeLayout:

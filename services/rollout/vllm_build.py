@@ -178,8 +178,8 @@ def with_length(arguments: Mapping[str, Any], directory: Path) -> dict[str, Any]
     from transformers import AutoConfig
 
     from forethought.compute.consistency import rotary_boundary
+    from forethought.compute.forms import NO_LIMIT
     from forethought.compute.model import text_config
-    from forethought.compute.rows import NO_LIMIT
 
     text = text_config(AutoConfig.from_pretrained(str(directory), local_files_only=True))
     boundary = rotary_boundary(text)

@@ -1,51 +1,42 @@
-"""From thought trees to the padded rows of forward passes.
+"""From thought trees to the micro-batches of forward and backward passes.
 
-Design: every branch currently becomes a separate row prefixed with the trunk's context, which is simple
-and exact but computes the trunk again for each thought. Packing a trunk once for all its branches would go
-into this module. Rows of similar length share a micro-batch under a token budget, and weights are already
-normalised over the whole batch, so gradients of micro-batches simply add up.
+Design: every branch becomes a row with the trunk's context before it, and rows are packed so that what
+they share is computed once (:mod:`forethought.compute.packing`), also across the trees of a batch. Arrays
+are flat, one entry per prediction. Weights are already normalised over the whole batch, so gradients of
+micro-batches simply add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from forethought.compute.rows import (
-    NO_LIMIT,
-    PaddedRows,
-    pad_left,
-    pad_left_values,
-    row_batches,
-)
+from forethought.compute.forms import Forms
+from forethought.compute.packing import Pack, Row, packs_of
+from forethought.compute.token_logprobs import Targets
 from trainer.batch.thought_tree import Branch, ThoughtTree
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of one forward pass, and [B, H] arrays for the last H tokens of each row.
+    """The inputs of one forward pass and arrays over its M predictions.
 
-    ``targets_BH[b, h]`` is predicted by the logits at tail position h of row b. Padding has weight 0.
-    Temperatures are the sampler's where the surrogate weight is not 0, and 1 elsewhere.
+    ``sequences_M`` numbers the row that each prediction belongs to. Temperatures are the sampler's where
+    the surrogate weight is not 0, and 1 elsewhere.
 
     Example:
-        ``MicroBatch(rows, targets, weights, advantages, behaviour, nll_weights, temperatures)``
+        ``MicroBatch(pack, targets, sequences, weights, advantages, behaviour, nll_weights)``
     """
 
-    rows: PaddedRows
-    targets_BH: torch.Tensor
-    weights_BH: torch.Tensor
-    advantages_BH: torch.Tensor
-    behaviour_logprobs_BH: torch.Tensor
-    nll_weights_BH: torch.Tensor
-    temperatures_BH: torch.Tensor
-
-    @property
-    def num_tail(self) -> int:
-        """H, the number of logits needed per row."""
-        return self.targets_BH.shape[1]
+    pack: Pack
+    targets: Targets
+    sequences_M: torch.Tensor
+    weights_M: torch.Tensor
+    advantages_M: torch.Tensor
+    behaviour_logprobs_M: torch.Tensor
+    nll_weights_M: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +54,23 @@ def micro_batches(
     trees: Sequence[ThoughtTree],
     max_tokens: int,
     device: torch.device,
-    limit_tokens: int = NO_LIMIT,
+    forms: Forms | None = None,
 ) -> list[MicroBatch]:
     """All rows of the trees, in micro-batches of at most ``max_tokens`` tokens including padding.
 
-    Rows longer than ``limit_tokens`` are alone.
+    ``forms`` are those of the model that will compute them.
     """
     rows = [row for tree in trees for row in _rows(tree)]
-    lengths = [len(row.token_ids_T) for row in rows]
+    packed = [Row(row.token_ids_T, row.num_learned) for row in rows]
     return [
-        _collate([rows[index] for index in indices], device)
-        for indices in row_batches(lengths, lengths, max_tokens, limit_tokens)
+        _collate(pack, [rows[i] for i in pack.rows], device)
+        for pack in packs_of(packed, forms or Forms(), max_tokens, device)
     ]
 
 
-def num_row_tokens(batches: Sequence[MicroBatch]) -> int:
-    """Tokens that the forward passes compute, excluding padding."""
-    return sum(int(batch.rows.attention_mask.sum()) for batch in batches)
+def num_computed_tokens(batches: Sequence[MicroBatch]) -> int:
+    """Tokens that the forward passes compute: shared ones once, padding left out."""
+    return sum(batch.pack.num_tokens for batch in batches)
 
 
 def _rows(tree: ThoughtTree) -> list[_Row]:
@@ -119,22 +110,24 @@ def _trunk_row(tree: ThoughtTree) -> _Row:
     )
 
 
-def _collate(rows: list[_Row], device: torch.device) -> MicroBatch:
-    width = max(row.num_learned for row in rows)
-    targets = pad_left([row.token_ids_T[-row.num_learned :] for row in rows], device).input_ids
+def _collate(pack: Pack, rows: list[_Row], device: torch.device) -> MicroBatch:
+    def flat(values: Iterator[Sequence[float]]) -> torch.Tensor:
+        return torch.tensor([v for of_row in values for v in of_row], dtype=torch.float32).to(
+            device
+        )
 
-    def values(arrays: list[tuple[float, ...]]) -> torch.Tensor:
-        return pad_left_values(arrays, width, device)
-
-    weights_BH = values([row.weights for row in rows])
-    temperatures_B1 = torch.tensor([[row.temperature] for row in rows], device=device)
+    weights_M = flat(row.weights for row in rows)
+    temperatures_M = flat((row.temperature,) * row.num_learned for row in rows)
+    ids = [token_id for row in rows for token_id in row.token_ids_T[-row.num_learned :]]
+    sequences = [b for b, row in enumerate(rows) for _ in range(row.num_learned)]
     return MicroBatch(
-        # The last token of a row predicts nothing, so it is not an input.
-        rows=pad_left([row.token_ids_T[:-1] for row in rows], device),
-        targets_BH=targets,
-        weights_BH=weights_BH,
-        advantages_BH=values([row.advantages for row in rows]),
-        behaviour_logprobs_BH=values([row.behaviour_logprobs for row in rows]),
-        nll_weights_BH=values([row.nll_weights for row in rows]),
-        temperatures_BH=torch.where(weights_BH != 0, temperatures_B1, 1.0),
+        pack=pack,
+        targets=Targets(
+            torch.tensor(ids, device=device), torch.where(weights_M != 0, temperatures_M, 1.0)
+        ),
+        sequences_M=torch.tensor(sequences, device=device),
+        weights_M=weights_M,
+        advantages_M=flat(row.advantages for row in rows),
+        behaviour_logprobs_M=flat(row.behaviour_logprobs for row in rows),
+        nll_weights_M=flat(row.nll_weights for row in rows),
     )

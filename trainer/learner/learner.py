@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from forethought.compute.forms import forms_of
 from forethought.compute.model import LanguageModel
-from forethought.compute.rows import padded_tokens
 from forethought.compute.weights import named_weights, serialise
 from forethought.config.sections import BaselineSection, LearnerSection
 from trainer.batch.thought_tree import ThoughtTree
-from trainer.learner.batching import MicroBatch, micro_batches, num_row_tokens
+from trainer.learner.batching import MicroBatch, micro_batches, num_computed_tokens
 from trainer.learner.ema import Baseline
 from trainer.learner.loss import LossParts, batch_loss, policy_logprobs
 from trainer.learner.optimizer import MasterOptimizer
@@ -83,7 +83,7 @@ class Learner:
         self.version += 1
         device = self.language_model.device
         budget = self._section.micro_batch_tokens
-        batches = micro_batches(trees, budget, device, padded_tokens(self.model))
+        batches = micro_batches(trees, budget, device, forms_of(self.model))
         if not batches:
             return StepResult()
         proximal = self._proximal(batches)
@@ -91,7 +91,7 @@ class Learner:
         is_corrected = self._section.importance_cap > 0
         return replace(
             _of_all_passes(passes),
-            num_forward_tokens=num_row_tokens(batches) if is_corrected else 0,
+            num_forward_tokens=num_computed_tokens(batches) if is_corrected else 0,
         )
 
     def policy_payload(self) -> bytes:
@@ -132,8 +132,8 @@ class Learner:
     ) -> StepResult:
         self._optimizer.zero_grad()
         parts = [
-            self._backward(batch, proximal_logprobs_BH)
-            for batch, proximal_logprobs_BH in zip(batches, proximal, strict=True)
+            self._backward(batch, proximal_logprobs_M)
+            for batch, proximal_logprobs_M in zip(batches, proximal, strict=True)
         ]
         loss = sum(part.surrogate + part.nll for part in parts)
         norm, learning_rate = math.nan, 0.0
@@ -149,7 +149,7 @@ class Learner:
             nll=sum(part.nll for part in parts),
             grad_norm=norm,
             learning_rate=learning_rate,
-            num_tokens=num_row_tokens(batches),
+            num_tokens=num_computed_tokens(batches),
             clipped_share=sum(part.num_clipped for part in parts) / max(1, num_surrogate),
             ratio_max=max(part.ratio_max for part in parts),
             effective_sample_share=_effective_share(parts),
@@ -157,16 +157,16 @@ class Learner:
             skipped=skipped,
         )
 
-    def _backward(self, batch: MicroBatch, proximal_BH: torch.Tensor | None) -> LossParts:
+    def _backward(self, batch: MicroBatch, proximal_M: torch.Tensor | None) -> LossParts:
         with float32_sums(self.model):
-            logprobs_BH = policy_logprobs(self.model, batch)
+            logprobs_M = policy_logprobs(self.model, batch)
         parts = batch_loss(
             batch,
-            logprobs_BH,
+            logprobs_M,
             clip_low=self._section.clip_low,
             clip_high=self._section.clip_high,
             surrogate=self._section.loss,
-            proximal_logprobs_BH=proximal_BH,
+            proximal_logprobs_M=proximal_M,
             importance_cap=self._section.importance_cap,
         )
         parts.loss.backward()  # type: ignore[no-untyped-call]
