@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from forethought.compute.consistency import measure_consistency
+from forethought.compute.forms import note_forms
 from forethought.compute.model import LanguageModel, model_length, text_config
-from forethought.compute.rows import limit_padding
 from tests import tiny
 
 BOUNDARY_TOKENS = 24
@@ -339,7 +339,7 @@ def prepared(name: str) -> LanguageModel:
     model = build(name)
     length = model_length(model.config)
     found = measure_consistency(model, text_config(model.config), range(1, 200), length)
-    limit_padding(model, found.padded_tokens)
+    note_forms(model, found.forms)
     return LanguageModel(model, None, length, found)
 
 

@@ -32,7 +32,6 @@ from forethought.errors import InvalidInput, one_line
 _PREFIXES = (2, 4, 7)  # short, because padding changes the first tokens most
 _NUM_TOKENS = 12
 _NUM_OWN = 3  # tokens by which a row differs from all others
-_NUM_OWN = 3  # tokens by which a row differs from all others
 _NUM_SAMPLED = 5
 _LONGEST_WINDOW = 48  # longer sliding windows are not filled
 _TOLERANCES = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.03, 0.15)}  # least and most

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +14,10 @@ from forethought.compute.answers import Query, answer_queries
 from forethought.compute.consistency import Consistency, measure_consistency, rotary_boundary
 from forethought.compute.entropy import EntropyQuery, entropies
 from forethought.compute.finite import not_finite
+from forethought.compute.forms import NO_LIMIT, Forms, forms_of
 from forethought.compute.logprob import Continuation, score_continuations
 from forethought.compute.model import LanguageModel, load_language_model, model_length
 from forethought.compute.policy import check_length
-from forethought.compute.rows import NO_LIMIT, padded_tokens
 from forethought.compute.sampling import SampleRequest, sample
 from forethought.config import load_settings
 from forethought.errors import InvalidInput
@@ -26,6 +25,8 @@ from forethought.types import Document, Position, Prompting, Sampling
 from tests import architectures, tiny
 
 AGREEING = {**architectures.ATTENTION, **architectures.HYBRIDS}
+UNSHARED = {*architectures.HYBRIDS, "bloom", "mpt"}
+"""Of them, those with recurrent layers or attention code of their own."""
 IDS = range(1, 200)
 PROMPTING = Prompting(bridge_ids=(tiny.OPEN_ID,), close_ids=(tiny.CLOSE_ID,))
 
@@ -61,7 +62,9 @@ def largest_sampling_error_nats(model: Any) -> float:
 @pytest.mark.parametrize("name", AGREEING)
 def test_models_whose_passes_agree_are_not_limited(name: str, dtype: torch.dtype) -> None:
     """Experts, sliding windows, absolute positions, ALiBi, latent attention, recurrent layers."""
-    assert measured(architectures.build(name, dtype)) == Consistency()
+    found = measured(architectures.build(name, dtype))
+    assert found == Consistency(sharing_fault=found.sharing_fault)
+    assert found.forms.rows == ("padded" if name in UNSHARED else "trees")
 
 
 @pytest.mark.parametrize("name", AGREEING)
@@ -88,8 +91,7 @@ def test_a_cache_that_is_ignored_or_foreign_is_found(name: str, dtype: torch.dty
             measured(architectures.build(name, dtype))
         return
     found = measured(architectures.build(name, dtype))
-    assert bool(found.padding_fault) == (name in architectures.UNPADDED)
-    assert found.padded_tokens == (0 if name in architectures.UNPADDED else NO_LIMIT)
+    assert found.forms.rows == "padded"
     reason = found.sampling_fault()
     assert reason is not None
     assert "torch engine cannot sample" in reason
@@ -116,7 +118,9 @@ def test_rotary_frequencies_that_change_limit_padding_and_sampling(
     language_model = loaded(tmp_path, name)
     found = language_model.consistency
     assert found == Consistency(boundary_tokens=architectures.BOUNDARY_TOKENS)
-    assert padded_tokens(language_model.model) == architectures.BOUNDARY_TOKENS
+    assert forms_of(language_model.model) == Forms(
+        "trees", limit_tokens=architectures.BOUNDARY_TOKENS
+    )
     assert found.sampling_fault(24) is None
     assert "change beyond 24" in (found.sampling_fault(25) or "")
     shorter = load_language_model(tmp_path, "float32", "cpu", 24)
@@ -228,8 +232,8 @@ def test_the_boundary_of_a_configuration(config: dict[str, Any], boundary: int) 
 
 def test_notes_name_every_difference_once() -> None:
     assert list(Consistency().notes()) == []
-    every = replace(Consistency("by 9 %", "it fails", 4096))
-    padding, cache, boundary = every.notes()
+    sharing, padding, cache, boundary = Consistency("by 9 %", "by 8 %", "it fails", 4096).notes()
+    assert "packing changes log-probs: by 8 %" in sharing
     assert "padding changes log-probs (by 9 %)" in padding
     assert "cannot sample" in cache
     assert "beyond 4096 tokens" in boundary

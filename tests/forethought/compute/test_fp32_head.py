@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from forethought import estimators, objectives
+from forethought.compute.forms import Forms, forms_of
 from forethought.compute.fp32_head import FLAG, set_fp32_head
 from forethought.compute.logprob import Continuation, score_continuations
 from forethought.compute.model import LanguageModel, load_language_model, read_model_files
@@ -86,14 +87,17 @@ def test_the_flag_is_part_of_the_model_files(
 
 
 def log_ratios(sampler: LanguageModel, learner: LanguageModel) -> list[float]:
-    """log pi_learner - log pi_sampler of every sampled token, by the learner's own code."""
+    """log pi_learner - log pi_sampler of every sampled token, by the learner's own code.
+
+    In rows alone, whose hidden states are rounded most as the sampler's are.
+    """
     builder = BatchBuilder(objectives.load("rlp"), estimators.load("leave_one_out"))
     trees = builder.build(make_results(sampler)).trees
     differences: list[float] = []
     with torch.no_grad():
-        for batch in micro_batches(trees, 4096, torch.device("cpu")):
-            log_ratio = policy_logprobs(learner.model, batch) - batch.behaviour_logprobs_BH
-            differences += log_ratio[batch.weights_BH != 0].abs().tolist()
+        for batch in micro_batches(trees, 4096, torch.device("cpu"), Forms("alone")):
+            log_ratio = policy_logprobs(learner.model, batch) - batch.behaviour_logprobs_M
+            differences += log_ratio[batch.weights_M != 0].abs().tolist()
     return differences
 
 
@@ -114,7 +118,8 @@ def test_scorer_and_learner_agree(directory: Path) -> None:
     )
     total = 0.0
     with torch.no_grad():
-        for batch in micro_batches(builder.build(results).trees, 1, torch.device("cpu")):
+        trees, forms = builder.build(results).trees, forms_of(language_model.model)
+        for batch in micro_batches(trees, 1, torch.device("cpu"), forms):
             logprobs = policy_logprobs(language_model.model, batch)
             total += batch_loss(batch, logprobs, clip_low=0.2, clip_high=0.28).nll
     queries = [

@@ -283,8 +283,8 @@ def learner_errors(model: Any, generated: Generated, temperature: float) -> floa
     trees = [ThoughtTree((), PREFIX, branches=tuple(branches))]
     [batch] = micro_batches(trees, 1 << 16, torch.device("cpu"))
     with torch.no_grad():
-        differences = policy_logprobs(model, batch) - batch.behaviour_logprobs_BH
-    return float((differences * batch.weights_BH).abs().max())
+        differences = policy_logprobs(model, batch) - batch.behaviour_logprobs_M
+    return float((differences * batch.weights_M).abs().max())
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from forethought import estimators, objectives
+from forethought.compute.forms import Forms
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import LearnerSection
 from forethought.types import Document, ScoredRollout
@@ -43,16 +44,14 @@ def trees(name: str, results: list[ScoredRollout], **learner: Any) -> list[Thoug
 
 
 def batch_of(given: list[ThoughtTree]) -> MicroBatch:
-    (batch,) = micro_batches(given, 100_000, torch.device("cpu"))
+    (batch,) = micro_batches(given, 100_000, torch.device("cpu"), Forms("trees"))
     return batch
 
 
 def rows_of(given: list[ThoughtTree]) -> set[tuple[int, ...]]:
-    rows = batch_of(given).rows
-    return {
-        tuple(ids[mask.bool()].tolist())
-        for ids, mask in zip(rows.input_ids, rows.attention_mask, strict=True)
-    }
+    """All but the last token of every row, each computed in a pass of its own."""
+    alone = micro_batches(given, 1, torch.device("cpu"), Forms("alone"))
+    return {tuple(batch.pack.input_ids[0].tolist()) for batch in alone}
 
 
 def test_thoughts_are_trained_after_the_prefix_they_were_sampled_from(
@@ -72,9 +71,9 @@ def test_thoughts_are_trained_after_the_prefix_they_were_sampled_from(
     assert rows_of(given) == sampled
     assert all(row[:3] == (tiny.BOS_ID, 70, 71) for row in sampled)
     batch = batch_of(given)
-    logprobs_BH = policy_logprobs(language_model.model, batch).detach()
-    difference = (logprobs_BH - batch.behaviour_logprobs_BH).abs()
-    assert float(difference[batch.weights_BH != 0].max()) < 1e-4
+    logprobs_M = policy_logprobs(language_model.model, batch).detach()
+    difference = (logprobs_M - batch.behaviour_logprobs_M).abs()
+    assert float(difference[batch.weights_M != 0].max()) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["rft", "cot_cpt", "rlp"])
@@ -86,8 +85,8 @@ def test_every_row_begins_with_one_bos_and_none_predicts_it(
     assert {row[:1] for row in rows} == {BOS}
     assert not any(tiny.BOS_ID in row[1:] for row in rows)
     batch = batch_of(given)
-    learned = (batch.weights_BH != 0) | (batch.nll_weights_BH != 0)
-    assert tiny.BOS_ID not in batch.targets_BH[learned].tolist()
+    learned = (batch.weights_M != 0) | (batch.nll_weights_M != 0)
+    assert tiny.BOS_ID not in batch.targets.ids_M[learned].tolist()
     trunks = {result.rollout.task.document.token_ids_N for result in results}
     assert {BOS + trunk[:-1] for trunk in trunks} <= rows
 

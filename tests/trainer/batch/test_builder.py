@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from forethought import estimators, objectives
+from forethought.compute.forms import forms_of
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import FilterSection, LearnerSection
 from forethought.objectives import Group
@@ -59,7 +60,7 @@ def gradient(language_model: LanguageModel) -> torch.Tensor:
 def ours(language_model: LanguageModel, given: TrainingBatch, size: int = 64) -> torch.Tensor:
     model = language_model.model
     model.zero_grad(set_to_none=True)
-    for batch in micro_batches(given.trees, size, torch.device("cpu")):
+    for batch in micro_batches(given.trees, size, torch.device("cpu"), forms_of(model)):
         parts = batch_loss(batch, policy_logprobs(model, batch), clip_low=0.2, clip_high=0.28)
         parts.loss.backward()
     return gradient(language_model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from forethought import estimators, objectives
+from forethought.compute.forms import Forms, forms_of
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.types import Document, Rollout, ScoredRollout
@@ -18,7 +19,7 @@ from tests import architectures, tiny
 from tests.scored import PROMPTING, TEMPERATURE, make_results, off_policy
 from trainer.batch.builder import BatchBuilder
 from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
-from trainer.learner.batching import micro_batches
+from trainer.learner.batching import MicroBatch, micro_batches
 from trainer.learner.learner import Learner
 from trainer.learner.loss import batch_loss, policy_logprobs
 
@@ -36,6 +37,11 @@ def trees(results: list[ScoredRollout]) -> list[ThoughtTree]:
     return builder.build(results).trees
 
 
+def batches_of(model: Any, given: list[ThoughtTree], max_tokens: int) -> list[MicroBatch]:
+    """As the learner makes them for this model."""
+    return micro_batches(given, max_tokens, torch.device("cpu"), forms_of(model))
+
+
 def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -45,7 +51,7 @@ def learner_gradients(
 ) -> dict[str, torch.Tensor]:
     model = language_model.model
     model.zero_grad(set_to_none=True)
-    for batch in micro_batches(given, SECTION.micro_batch_tokens, torch.device("cpu")):
+    for batch in batches_of(model, given, SECTION.micro_batch_tokens):
         parts = batch_loss(batch, policy_logprobs(model, batch), clip_low=0.1, clip_high=0.3)
         parts.loss.backward()
     return gradients(model)
@@ -107,10 +113,9 @@ def test_a_constant_added_to_rewards_changes_no_gradient(language_model: Languag
 
 def test_ratio_is_one_on_fresh_thoughts(language_model: LanguageModel) -> None:
     given = trees(make_results(language_model))
-    for batch in micro_batches(given, 64, torch.device("cpu")):
-        parts = batch_loss(
-            batch, policy_logprobs(language_model.model, batch), clip_low=0.1, clip_high=0.3
-        )
+    model = language_model.model
+    for batch in batches_of(model, given, 64):
+        parts = batch_loss(batch, policy_logprobs(model, batch), clip_low=0.1, clip_high=0.3)
         assert parts.num_clipped == 0
         assert parts.ratio_max == pytest.approx(1.0, abs=1e-5)
 
@@ -121,15 +126,14 @@ def test_no_gradient_off_the_thought_tokens(language_model: LanguageModel) -> No
     for tree in trees(results):
         for branch in tree.branches:
             single = replace(tree, branches=(branch,))
-            (batch,) = micro_batches([single], 10_000, torch.device("cpu"))
+            (batch,) = batches_of(language_model.model, [single], 10_000)
             logprobs = policy_logprobs(language_model.model, batch).detach().requires_grad_()
             batch_loss(batch, logprobs, clip_low=0.1, clip_high=0.3).loss.backward()
             assert logprobs.grad is not None
             sampled = branch.token_ids_T[len(PROMPTING.bridge_ids) :]
-            assert batch.targets_BH.tolist() == [list(sampled)]
-            assert logprobs.shape[1] == len(
-                sampled
-            )  # nothing but the sampled tokens is even scored
+            # Nothing but the sampled tokens is even scored.
+            assert batch.targets.ids_M.tolist() == list(sampled)
+            assert logprobs.shape == (len(sampled),)
 
 
 def test_padding_and_micro_batches_change_nothing(language_model: LanguageModel) -> None:
@@ -138,7 +142,7 @@ def test_padding_and_micro_batches_change_nothing(language_model: LanguageModel)
     model = language_model.model
     model.zero_grad(set_to_none=True)
     for tree in given:
-        for batch in micro_batches([tree], 1, torch.device("cpu")):
+        for batch in micro_batches([tree], 1, torch.device("cpu"), Forms("alone")):
             batch_loss(
                 batch, policy_logprobs(model, batch), clip_low=0.1, clip_high=0.3
             ).loss.backward()
@@ -147,20 +151,17 @@ def test_padding_and_micro_batches_change_nothing(language_model: LanguageModel)
 
 def test_importance_correction_is_truncated(language_model: LanguageModel) -> None:
     given = trees(off_policy(make_results(language_model)))
-    (batch,) = micro_batches(given, 10_000, torch.device("cpu"))
+    (batch,) = batches_of(language_model.model, given, 10_000)
     logprobs = policy_logprobs(language_model.model, batch).detach()
     cap = 1.05
     got = batch_loss(
-        batch, logprobs, clip_low=0.1, clip_high=0.3, proximal_logprobs_BH=logprobs,
+        batch, logprobs, clip_low=0.1, clip_high=0.3, proximal_logprobs_M=logprobs,
         importance_cap=cap,
     ).surrogate  # fmt: skip
     expected = 0.0
-    for row in range(logprobs.shape[0]):
-        for h in range(logprobs.shape[1]):
-            weight = float(batch.weights_BH[row, h])
-            if weight:
-                factor = math.exp(float(logprobs[row, h] - batch.behaviour_logprobs_BH[row, h]))
-                expected -= weight * min(factor, cap) * float(batch.advantages_BH[row, h])
+    for m, logprob in enumerate(logprobs.tolist()):
+        factor = math.exp(logprob - float(batch.behaviour_logprobs_M[m]))
+        expected -= float(batch.weights_M[m] * batch.advantages_M[m]) * min(factor, cap)
     assert got == pytest.approx(expected, abs=1e-6)
 
 
@@ -169,8 +170,8 @@ def test_next_token_loss_equals_cross_entropy(language_model: LanguageModel) -> 
         Document("a", "s", (5, 60, 7, 80, 9)),
         Document("b", "s", (30, 31, 32), nll_weights_N=(1.0, 0.0, 1.0)),
     ]
-    batches = micro_batches(trees_of_documents(documents), 64, torch.device("cpu"))
     model = language_model.model
+    batches = batches_of(model, trees_of_documents(documents), 64)
     total = sum(
         batch_loss(b, policy_logprobs(model, b), clip_low=0.1, clip_high=0.3).nll for b in batches
     )
@@ -222,9 +223,7 @@ def test_a_skipped_second_pass_is_seen_and_does_not_hide_the_first(
     section = LearnerSection(micro_batch_tokens=64, learning_rate=1e30)
     learner = Learner(language_model, section, BaselineSection(kind="none"))
     given = trees(make_results(language_model))
-    tokens = sum(
-        len(b.rows.input_ids.flatten()) for b in micro_batches(given, 1, torch.device("cpu"))
-    )
+    tokens = sum(b.pack.input_ids.numel() for b in batches_of(learner.model, given, 64))
     result = learner.step(given, num_passes=3)
     assert (result.skipped, result.num_skipped_passes) == (False, 2)
     assert (learner.num_optimizer_steps, learner.version) == (1, 1)
@@ -242,10 +241,10 @@ def test_the_reward_of_a_good_thought_rises(language_model: LanguageModel) -> No
     given = trees(results)
 
     def objective_value() -> float:
-        batches = micro_batches(given, 64, torch.device("cpu"))
+        batches = batches_of(learner.model, given, 64)
         with torch.no_grad():
             return sum(
-                float((b.weights_BH * b.advantages_BH * policy_logprobs(learner.model, b)).sum())
+                float((b.weights_M * b.advantages_M * policy_logprobs(learner.model, b)).sum())
                 for b in batches
             )
 
@@ -296,7 +295,7 @@ def test_a_step_learns_what_rows_alone_say(name: str, tmp_path: Path) -> None:
     documents = [Document("a", "s", tuple(range(5, 5 + n))) for n in (6, 7, 60)]
     given = trees_of_documents(documents)
     model = language_model.model
-    alone = [micro_batches([tree], 1, torch.device("cpu")) for tree in given]
+    alone = [micro_batches([t], 1, torch.device("cpu"), Forms("alone")) for t in given]
     expected = sum(
         batch_loss(b, policy_logprobs(model, b), clip_low=0.1, clip_high=0.3).nll for (b,) in alone
     )

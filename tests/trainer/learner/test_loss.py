@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from forethought import estimators, objectives
+from forethought.compute.forms import forms_of
 from forethought.compute.model import LanguageModel, load_language_model
+from forethought.compute.token_logprobs import Targets
 from forethought.config.sections import BaselineSection, LearnerSection
 from forethought.types import ScoredRollout
 from tests import tiny
@@ -36,30 +39,29 @@ def loss_of(
 ) -> tuple[LossParts, list[list[float]]]:
     """Loss and gradient by log-prob of rows of thought tokens with the given ratios, weight 1 each.
 
-    Rows are padded on the left with garbage that must not matter.
+    Every row begins with two tokens that are not trained and whose log-probs must not matter.
     """
-    width = max(map(len, ratios))
-    pads = [width - len(row) for row in ratios]
 
-    def padded(rows: list[list[float]], garbage: float) -> torch.Tensor:
-        return torch.tensor([[garbage] * p + row for p, row in zip(pads, rows, strict=True)])
+    def flat(rows: Iterable[list[float]], untrained: float) -> torch.Tensor:
+        return torch.tensor([value for row in rows for value in (untrained, untrained, *row)])
 
-    policy = padded([[-1.0] * len(row) for row in ratios], math.inf).requires_grad_()
+    lengths = [len(row) for row in ratios]
+    policy = flat(([-1.0] * n for n in lengths), math.inf).requires_grad_()
     batch = MicroBatch(
-        rows=None,  # type: ignore[arg-type]
-        targets_BH=torch.zeros_like(policy, dtype=torch.long),
-        weights_BH=padded([[1.0] * len(row) for row in ratios], 0.0),
-        advantages_BH=padded([[a] * len(r) for a, r in zip(advantages, ratios, strict=True)], 0.0),
-        behaviour_logprobs_BH=padded([[-1.0 - LN(r) for r in row] for row in ratios], 0.0),
-        nll_weights_BH=torch.zeros_like(policy),
-        temperatures_BH=torch.ones_like(policy),
+        pack=None,  # type: ignore[arg-type]
+        targets=Targets(torch.zeros(len(policy), dtype=torch.long)),
+        sequences_M=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths) + 2),
+        weights_M=flat(([1.0] * n for n in lengths), 0.0),
+        advantages_M=flat(([a] * n for a, n in zip(advantages, lengths, strict=True)), 1.0),
+        behaviour_logprobs_M=flat(([-1.0 - LN(r) for r in row] for row in ratios), 0.0),
+        nll_weights_M=torch.zeros_like(policy),
     )
     parts = batch_loss(batch, policy, clip_low=0.2, clip_high=0.28, surrogate=name, **options)
     parts.loss.backward()
     assert policy.grad is not None
-    got = policy.grad.tolist()
-    assert all(g == 0.0 for row, p in zip(got, pads, strict=True) for g in row[:p])
-    return parts, [row[p:] for row, p in zip(got, pads, strict=True)]
+    got = [row.tolist() for row in policy.grad.split([n + 2 for n in lengths])]
+    assert all(row[:2] == [0.0, 0.0] for row in got)
+    return parts, [row[2:] for row in got]
 
 
 # One row: ratios 1.5, 0.5, 1. Range [0.8, 1.28]. The gradient is of the loss, by the log-prob, so minus.
@@ -115,7 +117,7 @@ def test_the_importance_correction_is_a_factor_of_every_surrogate(name: str) -> 
         name,
         [[1.5, 0.5, 1.0]],
         [1.0],
-        proximal_logprobs_BH=torch.full((1, 3), -1.0),
+        proximal_logprobs_M=torch.full((5,), -1.0),
         importance_cap=1.2,
     )
     expected = [-1.2, -0.5, -1.0]
@@ -169,7 +171,7 @@ def trees(results: list[ScoredRollout], aggregation_name: str) -> list[ThoughtTr
 def gradients(language_model: LanguageModel, given: list[ThoughtTree], size: int) -> Any:
     model = language_model.model
     model.zero_grad(set_to_none=True)
-    for batch in micro_batches(given, size, torch.device("cpu")):
+    for batch in micro_batches(given, size, torch.device("cpu"), forms_of(model)):
         parts = batch_loss(batch, policy_logprobs(model, batch), clip_low=0.1, clip_high=0.3)
         parts.loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
