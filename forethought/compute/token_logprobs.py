@@ -56,21 +56,24 @@ class Predictions:
 
     def __init__(self, model: Any, pack: Pack) -> None:
         self._model, self._body = model, _body(model)
+        computed = self._body or model
         options: dict[str, Any] = {"use_cache": False}
-        if accepts(self._body.__class__, "position_ids"):
+        if accepts(computed.__class__, "position_ids"):
             options["position_ids"] = pack.position_ids
         context: Any = nullcontext()
         if pack.layout is not None:
             context = attending_trees(model, pack.layout)
             options["attention_mask"] = torch.ones_like(pack.input_ids)
         with context:
-            output = self._body(input_ids=pack.input_ids, **options)
+            output = computed(input_ids=pack.input_ids, **options)
         self._kind, self._rest = type(output), dict(output)
-        hidden = self._rest.pop("last_hidden_state")
+        hidden = self._rest.pop("last_hidden_state" if self._body else "logits")
         self.hidden_MD = hidden.flatten(0, 1)[pack.places_M]
 
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         """The model's logits of hidden states, float32. Shape [M, V]."""
+        if self._body is None:
+            return hidden_MD.float()
         ids = torch.zeros(1, len(hidden_MD), dtype=torch.long, device=hidden_MD.device)
         with self._given(hidden_MD[None]):
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits[0].float()
@@ -124,8 +127,10 @@ class Predictions:
 
 
 def _body(model: Any) -> Any:
-    """The module whose output is a model's last hidden states."""
-    found = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    """The module whose output is a model's last hidden states; None if its logits are all it gives."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    found = model.get_decoder()  # type: ignore[no-untyped-call]
     parts = (part for part in model.children() if isinstance(part, PreTrainedModel))
     return next(parts, None) if found is None or found is model else found
 

@@ -285,7 +285,6 @@ class RewardSection(ReplicaSection):
     max_request_thoughts: PositiveInt = 16_384  # over all items; or continuations
     max_request_tokens: PositiveInt = 524_288  # over all rows of a request
     max_text_characters: PositiveInt = 262_144  # of each text of a request
-    max_logits_bytes: PositiveInt = 4 << 30  # of one row, in float32
     max_reply_bytes: PositiveInt = 32 << 20  # estimated before anything is computed
     policy_path: LocalPath = ""  # a model directory to serve standalone: no Redis, no run
     baseline_path: LocalPath = ""  # likewise, the baseline's; empty: the policy is used

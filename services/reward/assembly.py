@@ -139,7 +139,6 @@ def make_scorer(
         ServedModel("baseline", section.device) if has_baseline else None,
         section.max_batch_tokens,
         section.deterministic,
-        max_logits_bytes=section.max_logits_bytes,
         objectives=loaded,
         objective_folder=settings.objective.folder,
         replica=replica_id,

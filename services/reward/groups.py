@@ -22,8 +22,6 @@ from forethought.objectives import Objective
 from forethought.objectives.parts.grading import GroundTruth, TokenBytes
 from forethought.types import Prompting, Thought
 
-_BYTES_PER_LOGIT = 4  # float32
-
 
 @dataclass(frozen=True, slots=True)
 class GroupQuery:
@@ -46,14 +44,19 @@ class GroupQuery:
     predictions_G: tuple[TokenBytes | None, ...] = ()
     truth: GroundTruth | None = None
     wants_predictions: bool = False
-    num_tokens: int = field(init=False, repr=False, compare=False)
-    """Tokens over all branches; a cheap upper bound on the work."""
+    num_thought_tokens: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Count the tokens once: admission, pieces and batches all ask."""
-        lengths_G = [len(thought.token_ids_L) for thought in self.thoughts_G]
-        num_tokens = len(lengths_G) * self._num_around_tokens + sum(lengths_G)
-        object.__setattr__(self, "num_tokens", num_tokens + self._num_no_think_tokens)
+        num_tokens = sum(len(thought.token_ids_L) for thought in self.thoughts_G)
+        object.__setattr__(self, "num_thought_tokens", num_tokens)
+
+    def num_tokens(self, shares: bool) -> int:
+        """The tokens to compute, where thoughts share their context or where each has a row of its own."""
+        num_thoughts = len(self.thoughts_G)
+        num_contexts = 1 if shares else num_thoughts
+        around = num_contexts * self._num_trunk_tokens + num_thoughts * self._num_around_tokens
+        return around + self.num_thought_tokens + self._num_no_think_tokens
 
     @property
     def first_ids_G(self) -> tuple[int | None, ...]:
@@ -66,17 +69,20 @@ class GroupQuery:
     def longest_row(self) -> int:
         """Tokens of the longest branch."""
         longest = max((len(thought.token_ids_L) for thought in self.thoughts_G), default=0)
-        return max(self._num_around_tokens + longest, self._num_no_think_tokens)
+        thinking = self._num_trunk_tokens + self._num_around_tokens + longest
+        return max(thinking, self._num_no_think_tokens)
 
-    def parts(self, max_tokens: int) -> list[GroupQuery]:
+    def parts(self, max_tokens: int, shares: bool) -> list[GroupQuery]:
         """The group in parts of consecutive thoughts, each within ``max_tokens`` or of one thought."""
-        starts, left = [0], max_tokens - self._num_no_think_tokens
+        of_each = self._num_around_tokens + (0 if shares else self._num_trunk_tokens)
+        once = self._num_no_think_tokens + (self._num_trunk_tokens if shares else 0)
+        starts, left = [0], max_tokens - once
         for index, thought in enumerate(self.thoughts_G):
-            cost = self._num_around_tokens + len(thought.token_ids_L)
+            cost = of_each + len(thought.token_ids_L)
             left -= cost
             if left < 0 and index > starts[-1]:
                 starts.append(index)
-                left = max_tokens - self._num_no_think_tokens - cost
+                left = max_tokens - once - cost
         return [
             replace(
                 self,
@@ -87,10 +93,16 @@ class GroupQuery:
         ]
 
     @property
+    def _num_trunk_tokens(self) -> int:
+        """Tokens that thinking branches share."""
+        before = len(self.prompting.bos_ids) + len(self.prompting.head_ids)
+        return before + len(self.context_ids_N)
+
+    @property
     def _num_around_tokens(self) -> int:
-        """Tokens of a thinking branch without its thought."""
-        shared = len(self.context_ids_N) + len(self.target_ids_H)
-        return shared + self.prompting.num_thinking_tokens
+        """Tokens of a thinking branch around its thought, without the context."""
+        prompting = self.prompting
+        return len(prompting.bridge_ids) + len(prompting.close_ids) + len(self.target_ids_H)
 
     @property
     def _num_no_think_tokens(self) -> int:
@@ -172,7 +184,7 @@ def baseline_branches(query: GroupQuery) -> list[Continuation]:
     return [no_think_branch(query)] if query.wants_target else []
 
 
-def fault_of(query: GroupQuery, held: HeldModels, max_logits_bytes: int) -> str | None:
+def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
     """Why this group cannot be scored, or None; the rest of its batch is scored regardless."""
     prompting = query.prompting
     has_context = query.context_ids_N or prompting.bos_ids  # a BOS alone is one
@@ -191,23 +203,7 @@ def fault_of(query: GroupQuery, held: HeldModels, max_logits_bytes: int) -> str 
     for branch in policy_branches(query):
         if fault := branch_fault(branch, held.policy.language_model):
             return fault
-    plain, baseline = no_think_branch(query), held.baseline.language_model
-    num_predicted = len(query.target_ids_H)
-    return branch_fault(plain, baseline) or logits_fault(num_predicted, baseline, max_logits_bytes)
-
-
-def logits_fault(
-    num_predicted: int, language_model: LanguageModel, max_logits_bytes: int
-) -> str | None:
-    """Why the logits of ``num_predicted`` tokens of one row are too many to compute at once, or None."""
-    vocabulary = language_model.vocabulary
-    num_bytes = num_predicted * vocabulary * _BYTES_PER_LOGIT
-    if num_bytes <= max_logits_bytes:
-        return None
-    return (
-        f"predicting {num_predicted} tokens of one row takes {num_bytes} bytes of logits; expected at "
-        f"most {max_logits_bytes}; send fewer tokens at a time, or raise reward.max_logits_bytes"
-    )
+    return branch_fault(no_think_branch(query), held.baseline.language_model)
 
 
 def branch_fault(branch: Continuation, language_model: LanguageModel) -> str | None:

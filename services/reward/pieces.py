@@ -3,7 +3,7 @@
 Design: small groups are packed together; the thoughts of a large one are spread over several pieces, so
 that other requests take turns with it and its caller can leave between two of them. Its likelihoods have
 to be of one pair of versions, so they are computed again if weights changed in between, and it is rewarded
-as a whole, on the compute thread. The price is one more no-think branch for every piece.
+as a whole, on the compute thread. The price is one more pass over its context for every piece.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class GroupScoring:
             Overloaded: too many tokens are waiting already.
             NotReady: no weights yet, or they changed too often.
         """
-        costs = [query.num_tokens for query in queries]
+        shares = self._scorer.shares
+        costs = [query.num_tokens(shares) for query in queries]
         if queries and (num_tokens := sum(costs)) <= self._max_tokens:
             job = ScoreJob(tuple(queries), objective, estimator)
             [result] = await results_of(self._batcher, [Piece(job, num_tokens)])
@@ -83,7 +84,11 @@ class GroupScoring:
             for run in runs([costs[index] for index in small], self._max_tokens)
         ]
         parts = {
-            index: [_part(p) for p in queries[index].parts(self._max_tokens)] for index in large
+            index: [
+                Piece(GroupPartJob(part), part.num_tokens(shares))
+                for part in queries[index].parts(self._max_tokens, shares)
+            ]
+            for index in large
         }
         pieces = [*packed, *(part for index in large for part in parts[index])]
         results = iter(await results_of(self._batcher, pieces))
@@ -119,7 +124,3 @@ def weights_changed(what: str) -> NotReady:
         f"weights changed {MAX_FLIPS} times while the pieces of the request were computed; expected "
         f"one version for all of them; send fewer {what}, or retry"
     )
-
-
-def _part(query: GroupQuery) -> Piece[Job]:
-    return Piece(GroupPartJob(query), query.num_tokens)

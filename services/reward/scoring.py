@@ -28,6 +28,7 @@ from typing import ParamSpec, TypeAlias, TypeVar, cast
 from forethought import objectives
 from forethought.compute.device_failures import device_failures
 from forethought.compute.entropy import EntropyQuery, entropies
+from forethought.compute.forms import forms_of
 from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.served_model import ServedModel, Serving
 from forethought.corpus.token_decoder import decoder_of
@@ -51,10 +52,10 @@ from services.reward.groups import (
     branch_fault,
     fault_of,
     likelihoods_of,
-    logits_fault,
     policy_branches,
 )
 from services.reward.rollouts import check_versions, graded, queries_of, wants_baseline
+from services.reward.scored_branches import ScoredBranches
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ R = TypeVar("R")
 _Planned: TypeAlias = tuple[Rollout, tuple[GroupQuery, ...]]
 
 _MAX_OBJECTIVES = 64  # configured objectives kept; a run has one
+_MAX_SCORED = 65_536  # no-think branches of one version, 16 MB
 
 
 class Scorer:
@@ -73,7 +75,6 @@ class Scorer:
         policy: the served policy.
         baseline: the served baseline, or None: the policy scores the no-think branch too.
         max_batch_tokens: padded tokens of one forward pass.
-        max_logits_bytes: of the logits of one row in float32; a row with more is refused.
         deterministic: score one group (or one rollout) at a time, so that shapes never depend on
             timing.
         objectives: the names loaded at start; rollouts that name others are refused.
@@ -88,7 +89,6 @@ class Scorer:
         max_batch_tokens: int,
         deterministic: bool = False,
         *,
-        max_logits_bytes: int = 4 << 30,
         objectives: Collection[str] = (),
         objective_folder: str = "",
         replica: str = "",
@@ -96,13 +96,13 @@ class Scorer:
         self.policy = policy
         self.baseline = None if baseline is policy else baseline
         self._max_batch_tokens = max_batch_tokens
-        self._max_logits_bytes = max_logits_bytes
         self._deterministic = deterministic
         self._objective_names = frozenset(objectives)
         self._objective_folder = objective_folder
         self._load_objective = lru_cache(maxsize=_MAX_OBJECTIVES)(_load_objective)
         self._replica = replica
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self._scored = ScoredBranches(_MAX_SCORED)
         self.progress = Progress()
 
     @property
@@ -110,6 +110,17 @@ class Scorer:
         """The models that accept weights, by name."""
         held = {"policy": self.policy}
         return held | {"baseline": self.baseline} if self.baseline else held
+
+    @property
+    def shares(self) -> bool:
+        """Whether the thoughts of a position share the computation of their context.
+
+        Raises:
+            NotReady: no policy weights yet.
+        """
+        held = (self.policy, *filter(None, [self.baseline]))
+        models = (one.now.language_model.model for one in held if one.is_ready)
+        return all(forms_of(model).rows == "trees" for model in models)
 
     @property
     def decode(self) -> Callable[[Sequence[int]], str]:
@@ -179,8 +190,7 @@ class Scorer:
         """
         with self._served(name).hold() as serving:
             errors = [
-                _refusal(*(self._fault(c, len(c.continuation_ids), serving) for c in job))
-                for job in jobs
+                _refusal(*(branch_fault(c, serving.language_model) for c in job)) for job in jobs
             ]
             score = partial(
                 score_continuations,
@@ -203,9 +213,7 @@ class Scorer:
         with self.policy.hold() as serving:
             errors = [
                 _refusal(
-                    self._fault(
-                        Continuation(q.prefix_ids, q.token_ids_N), len(q.token_ids_N), serving
-                    )
+                    branch_fault(Continuation(q.prefix_ids, q.token_ids_N), serving.language_model)
                 )
                 for q in queries
             ]
@@ -213,12 +221,6 @@ class Scorer:
                 entropies, serving.language_model.model, max_batch_tokens=self._max_batch_tokens
             )
             return compute_valid(queries, errors, compute), serving.manifest
-
-    def _fault(self, branch: Continuation, num_predicted: int, serving: Serving) -> str | None:
-        model = serving.language_model
-        return branch_fault(branch, model) or logits_fault(
-            num_predicted, model, self._max_logits_bytes
-        )
 
     def _served(self, name: str) -> ServedModel:
         if name not in self.models:
@@ -247,23 +249,31 @@ class Scorer:
             yield HeldModels(policy, baseline)
 
     def _score(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[GroupOutcome]:
-        errors = [_refusal(fault_of(query, held, self._max_logits_bytes)) for query in queries]
+        errors = [_refusal(fault_of(query, held)) for query in queries]
         return compute_valid(queries, errors, lambda valid: self._score_valid(valid, held))
 
     def _score_valid(self, queries: Sequence[GroupQuery], held: HeldModels) -> list[GroupOutcome]:
-        """All thinking branches in one pass of the policy, all no-think branches in one of the baseline."""
-        policy = compute_flat(
-            [policy_branches(query) for query in queries], partial(self._totals, held.policy)
-        )
-        baseline = compute_flat(
-            [baseline_branches(query) for query in queries], partial(self._totals, held.baseline)
-        )
+        """Thinking branches by the policy, no-think branches by the baseline, all groups together."""
+        branches = [policy_branches(query) for query in queries]
+        plain = [baseline_branches(query) for query in queries]
+        if held.baseline is held.policy:  # one pass, in which both share their contexts
+            together = [p + b for p, b in zip(branches, plain, strict=True)]
+            totals = compute_flat(together, partial(self._totals, held.policy))
+            policy = [t[: len(p)] for t, p in zip(totals, branches, strict=True)]
+            baseline = [t[len(p) :] for t, p in zip(totals, branches, strict=True)]
+        else:
+            policy = compute_flat(branches, partial(self._totals, held.policy))
+            baseline = compute_flat(plain, partial(self._baseline_totals, held.baseline))
         return [
             likelihoods_of(query, policy_logprobs, baseline_logprobs, held)
             for query, policy_logprobs, baseline_logprobs in zip(
                 queries, policy, baseline, strict=True
             )
         ]
+
+    def _baseline_totals(self, serving: Serving, branches: list[Continuation]) -> list[float]:
+        version = (serving.manifest.origin, serving.manifest.version)
+        return self._scored.totals(version, branches, partial(self._totals, serving))
 
     def _totals(self, serving: Serving, branches: list[Continuation]) -> list[float]:
         model = serving.language_model.model

@@ -262,7 +262,7 @@ class RewardService:
             nonlocal num_tokens
             try:
                 query = facts.graded(read_item(item, facts.bounded, prompting), objective)
-                size = query.num_tokens
+                size = query.num_tokens(self._scorer.shares)
                 if size > self.limits.max_batch_tokens:  # else no row of it is longer
                     self.limits.check_row(query.longest_row)
             except ForethoughtError as error:

@@ -17,7 +17,6 @@ from services.reward.conversions import LARGE, Conversions
 from services.reward.http.structure import check_structure
 from services.reward.limits import Limits
 from services.reward.memory import BodyMemory
-from services.reward.scoring import Scorer
 from tests.endpoints import RewardEndpoints, reward_endpoints
 from tests.fake_replica import until
 from tests.tiny import build_model_directory, serve
@@ -103,21 +102,6 @@ async def test_an_item_over_a_limit_fails_alone(client: AsyncRewardClient) -> No
     assert "text of 51 characters" in str(text)
     assert isinstance(row, InvalidInput)
     assert "got a row of 64 tokens" in str(row)
-
-
-async def test_the_logits_of_a_row_are_limited(policy: ServedModel) -> None:
-    from forethought.compute.entropy import EntropyQuery
-    from forethought.compute.logprob import Continuation
-
-    scorer = Scorer(policy, None, 400, max_logits_bytes=259 * 4 * 5)
-    outcomes, _ = scorer.entropies([EntropyQuery((1,) * n, 16, False) for n in (5, 6)])
-    assert isinstance(outcomes[0], tuple)
-    assert "6 tokens of one row takes 6216 bytes of logits; expected at most 5180" in str(
-        outcomes[1]
-    )
-    scored, _ = scorer.score_continuations("policy", [(Continuation((1,), (2,) * 6),)])
-    assert "bytes of logits" in str(scored[0])
-    await scorer.close()
 
 
 def test_a_large_body_is_counted_before_it_is_decoded() -> None:

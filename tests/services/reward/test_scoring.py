@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import BaseModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from forethought.compute.model import LanguageModel
 from forethought.compute.served_model import ServedModel, Serving
@@ -211,11 +212,8 @@ class Bigram(torch.nn.Module):
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.table
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> Any:
-        class Output:
-            logits = self.table(input_ids)
-
-        return Output
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
+        return CausalLMOutput(logits=self.table(input_ids))
 
 
 class Held(ServedModel):
@@ -393,7 +391,8 @@ def test_a_batch_that_fails_is_scored_one_by_one(
     models: tuple[ServedModel, ServedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = Scorer(*models, max_batch_tokens=400, objectives={"rlp"})
-    forward = type(model_of(models[0])).forward
+    body = type(model_of(models[0]).base_model)
+    forward = body.forward
 
     def poisoned(self: Any, input_ids: torch.Tensor, **options: Any) -> Any:
         if (input_ids == 77).any():
@@ -404,7 +403,7 @@ def test_a_batch_that_fails_is_scored_one_by_one(
     poison = (Thought((77,), (), (VersionSpan(0, 1),), False),)
     bad = replace(bad, thoughts_KG=(poison,))
     expected = scorer.score_rollouts([good])
-    monkeypatch.setattr(type(model_of(models[0])), "forward", poisoned)
+    monkeypatch.setattr(body, "forward", poisoned)
 
     before, failed = scorer.score_rollouts([good, bad])
 

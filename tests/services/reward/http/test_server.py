@@ -224,7 +224,11 @@ BAD_REQUESTS = {
     "items empty": (request_with(items=[]), 400, "items is an empty array"),
     "items object": (request_with(items={"a": 1}), 400, "items is an object"),
     "too many bytes": (request_with(items=["x" * MAX_BODY_BYTES]), 413, "more than 20000 bytes"),
-    "too many tokens": (request_with(items=[GOOD | {"thoughts": [[]] * 500}]), 413, "at most 2000"),
+    "too many tokens": (
+        request_with(items=[GOOD | {"thoughts": [[]] * 1000}]),
+        413,
+        "at most 2000",
+    ),
 }
 
 
