@@ -35,6 +35,7 @@ _NUM_OWN = 3  # tokens by which a row differs from all others
 _NUM_SAMPLED = 5
 _LONGEST_WINDOW = 48  # longer sliding windows are not filled
 _TOLERANCES = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.03, 0.15)}  # least and most
+_STRICTNESS = 3  # a state that a layer forgets changes the few tokens of the check little
 _ROUNDINGS = 4  # tolerated: this many times the rounding seen
 _MAX_CHARACTERS = 160  # of an error of the model's code
 
@@ -52,6 +53,7 @@ class Consistency:
 
     padding_fault: str = ""
     sharing_fault: str = ""
+    prefix_fault: str = ""
     cache_fault: str = ""
     boundary_tokens: int = NO_LIMIT
     weights_fault: str = ""
@@ -64,17 +66,24 @@ class Consistency:
     @property
     def forms(self) -> Forms:
         """The fastest exact forms."""
-        rows: RowForm = "padded" if self.sharing_fault else "trees"
-        if self.padding_fault and self.sharing_fault:
-            rows = "alone"
-        return Forms(rows, limit_tokens=self.boundary_tokens)
+        if not self.sharing_fault:
+            return Forms("trees", limit_tokens=self.boundary_tokens)
+        whole: RowForm = "alone" if self.padding_fault else "padded"
+        rows = whole if self.prefix_fault else "cached"
+        return Forms(rows, limit_tokens=self.boundary_tokens, gradients=whole)
+
+    @property
+    def _instead(self) -> str:
+        if self.prefix_fault:
+            return f"contexts are computed again for every thought, as with a cache ({self.prefix_fault})"
+        return "contexts are shared through a cache, and computed for every thought by the learner"
 
     def notes(self) -> Iterator[str]:
         """What differs, and what is done about it, a line each."""
         if self.weights_fault:
             yield self.weights_fault
         if self.sharing_fault:
-            yield f"thoughts do not share their context, packing changes log-probs: {self.sharing_fault}"
+            yield f"packing rows as trees changes log-probs ({self.sharing_fault}): {self._instead}"
         if self.padding_fault and self.sharing_fault:
             yield f"padding changes log-probs ({self.padding_fault}): rows are computed one at a time"
         if self.cache_fault:
@@ -136,6 +145,9 @@ def measure_consistency(
     return Consistency(
         padding_fault=_fault(lambda: _together(model, rows, alone, "padded"), tolerance),
         sharing_fault=_fault(lambda: _together(model, rows, alone, "trees"), tolerance),
+        prefix_fault=_fault(
+            lambda: _together(model, rows, alone, "cached"), tolerance / _STRICTNESS
+        ),
         cache_fault=_fault(lambda: _cached(model, row), tolerance),
         boundary_tokens=boundary if boundary < max_length_tokens else NO_LIMIT,
     )

@@ -1,6 +1,7 @@
 """The forms in which a model's rows may be computed, from the fastest to the most general.
 
     rows        trees      what rows share at their beginning is computed once, all packed into one row
+                cached     the same by passes with a cache; without gradient
                 padded     each row whole, beside others
                 alone      each row whole, in a pass of its own: what the others are compared with
     decoding    trees      one trunk for all samples of all its positions
@@ -16,7 +17,7 @@ without one is computed in padded rows and decoded with a cache.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 NO_LIMIT = sys.maxsize
@@ -24,13 +25,15 @@ NO_LIMIT = sys.maxsize
 
 _ATTRIBUTE = "forethought_forms"
 
-RowForm = Literal["trees", "padded", "alone"]
+RowForm = Literal["trees", "cached", "padded", "alone"]
 DecodingForm = Literal["trees", "cache", "recompute"]
 
 
 @dataclass(frozen=True, slots=True)
 class Forms:
     """The forms a model is computed in; rows longer than ``limit_tokens`` are computed alone.
+
+    ``gradients`` is the form of rows with gradient, if it is another.
 
     Example:
         ``Forms("trees", "trees")``
@@ -39,6 +42,17 @@ class Forms:
     rows: RowForm = "padded"
     decoding: DecodingForm = "cache"
     limit_tokens: int = NO_LIMIT
+    gradients: RowForm | None = None
+
+    @property
+    def with_gradient(self) -> Forms:
+        """Those for a backward pass."""
+        return replace(self, rows=self.gradients or self.rows)
+
+    @property
+    def shares(self) -> bool:
+        """Whether what rows share is computed once, without gradient."""
+        return self.rows in ("trees", "cached")
 
 
 def note_forms(model: Any, forms: Forms) -> None:

@@ -1,6 +1,7 @@
 """Rows as the inputs of forward passes, in the form that the model allows.
 
     trees     [1, S]  what rows share is computed once; no padding
+    cached    [1, S]  the same places, computed by several passes with a cache
     padded    [B, T]  padded on the right, without a mask: no token of a causal model sees what follows it
     alone     [1, T]
 
@@ -12,7 +13,7 @@ exact too. The price: predictions are gathered by index where a slice would do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -59,6 +60,7 @@ class Pack:
     places_M: torch.Tensor
     num_tokens: int
     layout: TreeLayout | None = None
+    is_cached: bool = False
 
 
 def packs_of(
@@ -70,8 +72,9 @@ def packs_of(
     """
     limit = 0 if forms.rows == "alone" else forms.limit_tokens
     together = [i for i, row in enumerate(rows) if len(row.token_ids) <= limit]
-    if forms.rows == "trees":
-        yield from _packed(rows, together, max_tokens, device)
+    if forms.shares:
+        for pack in _packed(rows, together, max_tokens, device):
+            yield replace(pack, is_cached=forms.rows == "cached")
     else:
         lengths = [len(rows[i].token_ids) for i in together]
         for batch in token_budget_batches(lengths, max_tokens):

@@ -95,10 +95,10 @@ def _trees(rows: Sequence[TokenIds], members: list[int]) -> Iterator[Tree]:
         most = np.maximum(np.append(shared, 0), np.insert(shared, 0, 0))
         covered = [_shared_with(shared, i) for i in range(len(members))]
         best = int(np.argmax([of_row.sum() for of_row in covered]))
-        trunk_ids = rows[members[best]][: most[best]]
-        indices = np.minimum(covered[best], len(trunk_ids))
+        trunk_ids = rows[members[best]]
+        indices = covered[best]
+        indices[best] = len(trunk_ids)
         joins = 2 * indices >= most
-        joins[best] = True
         yield _tree(rows, trunk_ids, [(int(indices[i]), members[i]) for i in np.flatnonzero(joins)])
         members = [members[i] for i in np.flatnonzero(~joins)]
 
@@ -109,11 +109,10 @@ def _tree(rows: Sequence[TokenIds], trunk_ids: TokenIds, joined: list[tuple[int,
 
 
 def _shared_with(shared: np.ndarray, row: int) -> np.ndarray:
-    """The beginning that one of the sorted rows shares with each of them; its own length is left open."""
+    """The beginning that one of the sorted rows shares with each of them; 0 for itself."""
     before = np.minimum.accumulate(shared[:row][::-1])[::-1]
     after = np.minimum.accumulate(shared[row:])
-    own = max(shared[row - 1] if row else 0, shared[row] if row < len(shared) else 0)
-    return np.concatenate([before, [own], after])
+    return np.concatenate([before, [0], after])
 
 
 def _shared_with_next(rows: Sequence[TokenIds]) -> np.ndarray:

@@ -10,7 +10,7 @@ that for a plain head, but on a CPU it was 7 to 15 times slower than this, and i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from forethought.compute.cached_trees import cached_output
 from forethought.compute.packing import Pack
 from forethought.compute.rows import accepts
 from forethought.compute.tree_attention import attending_trees
@@ -60,12 +61,14 @@ class Predictions:
         options: dict[str, Any] = {"use_cache": False}
         if accepts(computed.__class__, "position_ids"):
             options["position_ids"] = pack.position_ids
-        context: Any = nullcontext()
-        if pack.layout is not None:
-            context = attending_trees(model, pack.layout)
-            options["attention_mask"] = torch.ones_like(pack.input_ids)
-        with context:
+        if pack.layout is None:
             output = computed(input_ids=pack.input_ids, **options)
+        elif pack.is_cached:
+            output = cached_output(computed, model.config, pack.layout)
+        else:
+            options["attention_mask"] = torch.ones_like(pack.input_ids)
+            with attending_trees(model, pack.layout):
+                output = computed(input_ids=pack.input_ids, **options)
         self._kind, self._rest = type(output), dict(output)
         hidden = self._rest.pop("last_hidden_state" if self._body else "logits")
         self.hidden_MD = hidden.flatten(0, 1)[pack.places_M]

@@ -83,13 +83,7 @@ class GroupScoring:
             )
             for run in runs([costs[index] for index in small], self._max_tokens)
         ]
-        parts = {
-            index: [
-                Piece(GroupPartJob(part), part.num_tokens(shares))
-                for part in queries[index].parts(self._max_tokens, shares)
-            ]
-            for index in large
-        }
+        parts = {index: self._parts(queries[index], shares) for index in large}
         pieces = [*packed, *(part for index in large for part in parts[index])]
         results = iter(await results_of(self._batcher, pieces))
         outcomes = [one for _ in packed for one in cast(_Scored, next(results))]
@@ -101,6 +95,10 @@ class GroupScoring:
                 reward, objective, estimator, queries[index], likelihoods, self._scorer.decode
             )
         return [scored[index] for index in range(len(queries))]
+
+    def _parts(self, query: GroupQuery, shares: bool) -> list[Piece[Job]]:
+        parts = query.parts(self._max_tokens, shares)
+        return [Piece(GroupPartJob(part), part.num_tokens(shares)) for part in parts]
 
     async def _whole(
         self, parts: Sequence[Piece[Job]], outcomes: Sequence[GroupOutcome]

@@ -120,7 +120,7 @@ class Scorer:
         """
         held = (self.policy, *filter(None, [self.baseline]))
         models = (one.now.language_model.model for one in held if one.is_ready)
-        return all(forms_of(model).rows == "trees" for model in models)
+        return all(forms_of(model).shares for model in models)
 
     @property
     def decode(self) -> Callable[[Sequence[int]], str]:

@@ -83,7 +83,7 @@ class Learner:
         self.version += 1
         device = self.language_model.device
         budget = self._section.micro_batch_tokens
-        batches = micro_batches(trees, budget, device, forms_of(self.model))
+        batches = micro_batches(trees, budget, device, forms_of(self.model).with_gradient)
         if not batches:
             return StepResult()
         proximal = self._proximal(batches)

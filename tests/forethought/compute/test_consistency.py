@@ -25,8 +25,8 @@ from forethought.types import Document, Position, Prompting, Sampling
 from tests import architectures, tiny
 
 AGREEING = {**architectures.ATTENTION, **architectures.HYBRIDS}
-UNSHARED = {*architectures.HYBRIDS, "bloom", "mpt"}
-"""Of them, those with recurrent layers or attention code of their own."""
+CACHED = {*architectures.HYBRIDS, "bloom", "mpt"} - {"jamba"}
+"""Of them, those with recurrent layers or attention code of their own, which continue a cached prefix."""
 IDS = range(1, 200)
 PROMPTING = Prompting(bridge_ids=(tiny.OPEN_ID,), close_ids=(tiny.CLOSE_ID,))
 
@@ -63,8 +63,9 @@ def largest_sampling_error_nats(model: Any) -> float:
 def test_models_whose_passes_agree_are_not_limited(name: str, dtype: torch.dtype) -> None:
     """Experts, sliding windows, absolute positions, ALiBi, latent attention, recurrent layers."""
     found = measured(architectures.build(name, dtype))
-    assert found == Consistency(sharing_fault=found.sharing_fault)
-    assert found.forms.rows == ("padded" if name in UNSHARED else "trees")
+    assert found == Consistency(sharing_fault=found.sharing_fault, prefix_fault=found.prefix_fault)
+    expected = "cached" if name in CACHED else "padded" if name == "jamba" else "trees"
+    assert found.forms.rows == expected
 
 
 @pytest.mark.parametrize("name", AGREEING)
@@ -232,8 +233,11 @@ def test_the_boundary_of_a_configuration(config: dict[str, Any], boundary: int) 
 
 def test_notes_name_every_difference_once() -> None:
     assert list(Consistency().notes()) == []
-    sharing, padding, cache, boundary = Consistency("by 9 %", "by 8 %", "it fails", 4096).notes()
-    assert "packing changes log-probs: by 8 %" in sharing
+    sharing, padding, cache, boundary = Consistency(
+        "by 9 %", "by 8 %", "by 7 %", "it fails", 4096
+    ).notes()
+    assert "as trees changes log-probs (by 8 %)" in sharing
+    assert "as with a cache (by 7 %)" in sharing
     assert "padding changes log-probs (by 9 %)" in padding
     assert "cannot sample" in cache
     assert "beyond 4096 tokens" in boundary
