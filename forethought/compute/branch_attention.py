@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from forethought.compute.tree_layout import BranchGroup, TreeLayout
 from forethought.compute.tree_mask import TreeMask
@@ -21,13 +22,44 @@ _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def branch_attention(
+def split_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: TreeMask, scale: float
 ) -> torch.Tensor:
-    """The output at all branch tokens; query, key and value are those of the packed row.
+    """The output of the packed row: trunks are causal attention as ever, branches come in two parts.
 
-    Shapes: query [1, heads, S, D], key and value [1, KV heads, S, D]; returned [1, heads, Q, D].
+    Shapes: query [1, heads, S, D], key and value [1, KV heads, S, D].
     """
+    width = value.shape[-1]
+    if width != query.shape[-1]:  # multi-head latent attention; the kernel wants one width
+        value = pad(value, (0, query.shape[-1] - width))
+    layout = mask.layout
+    parts = []
+    for trunk, trunk_mask in zip(layout.trunks, mask.trunks, strict=True):
+        at = slice(trunk.start, trunk.start + trunk.length)
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, at],
+                key[:, :, at],
+                value[:, :, at],
+                attn_mask=trunk_mask,
+                is_causal=trunk_mask is None,
+                scale=scale,
+                enable_gqa=True,
+            )
+        )
+    out = torch.empty_like(query) if not query.requires_grad else torch.zeros_like(query)
+    places = [torch.arange(t.start, t.start + t.length) for t in layout.trunks]
+    if len(layout.branch_Q):
+        parts.append(_branch_attention(query, key, value, mask, scale))
+        places.append(layout.branch_Q)
+    out = out.index_copy(2, torch.cat(places).to(query.device), torch.cat(parts, 2))
+    return out[..., :width]
+
+
+def _branch_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: TreeMask, scale: float
+) -> torch.Tensor:
+    """The output at all branch tokens. Shape [1, heads, Q, D]."""
     out: torch.Tensor = _BranchAttention.apply(query, key, value, mask, scale)  # type: ignore[no-untyped-call]
     return out
 

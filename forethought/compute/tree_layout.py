@@ -18,6 +18,7 @@ from itertools import groupby
 import torch
 
 from forethought.compute.prefix_trees import Tree
+from forethought.compute.visible_keys import VisibleKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class TreeLayout:
 
     ``branch_Q`` are the packed places of all branch tokens. ``padded_RT`` are their indices in Q, 0 where a
     branch is shorter than the longest, which ``is_token_RT`` tells; ``flat_Q`` is the inverse, into R * T.
+    ``visible_keys`` say the same token by token, for kernels that compute the row as a whole.
 
     Example:
         ``layout_of(trees, device).position_ids``
@@ -65,6 +67,7 @@ class TreeLayout:
     padded_RT: torch.Tensor
     is_token_RT: torch.Tensor
     flat_Q: torch.Tensor
+    visible_keys: VisibleKeys = field(repr=False)
     starts: dict[int, tuple[int, int, int]] = field(repr=False)
     """By row: the packed place of its trunk, of its branch, and the index at which it leaves the trunk."""
 
@@ -86,9 +89,15 @@ def layout_of(trees: Sequence[Tree], device: torch.device) -> TreeLayout:
     starts: dict[int, tuple[int, int, int]] = {}
     branch_places: list[int] = []
     lengths: list[int] = []
+    trunk_starts: list[int] = []
+    trunk_ends: list[int] = []
+    own_starts: list[int] = []
     for tree in trees:
         trunk = Trunk(len(ids), len(tree.trunk_ids))
         trunks.append(trunk)
+        trunk_starts += [trunk.start] * trunk.length
+        trunk_ends += range(trunk.start + 1, trunk.start + trunk.length + 1)
+        own_starts += range(trunk.start, trunk.start + trunk.length)
         ids += tree.trunk_ids
         positions += range(trunk.length)
         for index, branches in groupby(tree.branches, key=lambda branch: branch.index):
@@ -97,6 +106,9 @@ def layout_of(trees: Sequence[Tree], device: torch.device) -> TreeLayout:
                 starts[branch.row] = (trunk.start, len(ids), index)
                 length = len(branch.token_ids)
                 branch_places += range(len(ids), len(ids) + length)
+                trunk_starts += [trunk.start] * length
+                trunk_ends += [trunk.start + index] * length
+                own_starts += [len(ids)] * length
                 ids += branch.token_ids
                 positions += range(index, index + length)
                 if length:
@@ -113,6 +125,9 @@ def layout_of(trees: Sequence[Tree], device: torch.device) -> TreeLayout:
         padded_RT=padded.to(device),
         is_token_RT=is_token.to(device),
         flat_Q=is_token.flatten().nonzero()[:, 0].to(device),
+        visible_keys=VisibleKeys(
+            *(torch.tensor(s, device=device) for s in (trunk_starts, trunk_ends, own_starts))
+        ),
         starts=starts,
     )
 

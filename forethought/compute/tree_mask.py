@@ -1,56 +1,70 @@
 """What the tokens of packed trees see in one layer: the layout's masks, cut by the layer's own.
 
 Design: what a layer leaves out (sliding windows, chunks) is asked of the mask function that the model
-itself builds for it, at the tokens' positions, so that no architecture has to be known here. Masks exist
-only where they leave something out. The price is that a window costs masks as large as the parts it cuts.
+itself builds for it, at the tokens' positions, so that no architecture has to be known here. Each kernel's
+form of it is made when first asked for. In parts, for the CPU, masks exist only where they leave something
+out; the price is that a window costs masks as large as the parts it cuts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import cached_property
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
+from forethought.compute.block_mask import block_mask_of
 from forethought.compute.tree_layout import BranchGroup, TreeLayout
-
-MaskFunction = Callable[[Any, Any, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of transformers: batch, head, query and key, each an index, to whether it is seen."""
+from forethought.compute.visible_keys import MaskFunction, VisibleKeys
 
 
 class TreeMask:
-    """What a layer's tokens see: the layout, and the layer's own mask, as additive masks where it matters.
+    """What a layer's tokens see: the layout, and the layer's own mask.
 
-    A mask is None where every token of the part sees every key (or every earlier one, in causal parts).
+    In parts, a mask is None where every token sees every key (or every earlier one, in causal parts), else
+    additive.
     """
 
     def __init__(self, layout: TreeLayout, allows: MaskFunction, dtype: torch.dtype) -> None:
         self.layout = layout
         self._allows, self._dtype = allows, dtype
-        positions = layout.position_ids[0]
-        self.trunks = [
-            self._causal(positions[trunk.start : trunk.start + trunk.length])
-            for trunk in layout.trunks
-        ]
-        branch_positions = positions[layout.branch_Q]
-        self.groups = [self._seen(branch_positions, group) for group in layout.groups]
-        self.own = self._own(branch_positions[layout.padded_RT])
 
-    def allowed(self) -> torch.Tensor:
-        """Which token sees which, of the whole packed row. Shape [S, S]."""
-        positions, layout = self.layout.position_ids[0], self.layout
-        seen = torch.zeros(len(positions), len(positions), dtype=torch.bool)
-        for trunk in layout.trunks:
-            part = slice(trunk.start, trunk.start + trunk.length)
-            seen[part, part] = True
-        for group in layout.groups:
-            of_trunk = slice(group.trunk.start, group.trunk.start + group.index)
-            seen[layout.branch_Q[group.start : group.end], of_trunk] = True
-        for own_T, is_token_T in zip(layout.padded_RT, layout.is_token_RT, strict=True):
-            places = layout.branch_Q[own_T[is_token_T]]
-            seen[places[:, None], places] = True
-        seen &= positions[:, None] >= positions
-        return seen & self._allow(positions[:, None], positions[None])
+    @cached_property
+    def visible_keys(self) -> VisibleKeys:
+        """Token by token.
+
+        Raises:
+            TypeError: the layer's mask is not one of the latest tokens.
+        """
+        return self.layout.visible_keys.within(self.layout.position_ids[0], self._allows)
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """Block by block. It raises as :attr:`visible_keys`."""
+        return block_mask_of(self.visible_keys)
+
+    @cached_property
+    def trunks(self) -> list[torch.Tensor | None]:
+        """In parts: each trunk to itself."""
+        positions = self.layout.position_ids[0]
+        return [
+            self._causal(positions[trunk.start : trunk.start + trunk.length])
+            for trunk in self.layout.trunks
+        ]
+
+    @cached_property
+    def groups(self) -> list[torch.Tensor | None]:
+        """In parts: each group of branches to its trunk."""
+        return [self._seen(self._branch_positions, group) for group in self.layout.groups]
+
+    @cached_property
+    def own(self) -> torch.Tensor | None:
+        """In parts: all branches to themselves. Shape [R, 1, T, T]."""
+        return self._own(self._branch_positions[self.layout.padded_RT])
+
+    @property
+    def _branch_positions(self) -> torch.Tensor:
+        return self.layout.position_ids[0][self.layout.branch_Q]
 
     def _allow(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         zero = torch.zeros((), dtype=torch.long, device=queries.device)
