@@ -68,6 +68,13 @@ def test_models_whose_passes_agree_are_not_limited(name: str, dtype: torch.dtype
     assert found.forms.rows == expected
 
 
+def test_rounding_of_many_layers_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 % between kernels, and nothing between a row and the beginning of a longer one."""
+    deep = architectures.EVERY["llama"] | {"num_hidden_layers": 32, "initializer_range": 0.3}
+    monkeypatch.setitem(architectures.EVERY, "llama/deep", deep)
+    assert measured(architectures.build("llama/deep", torch.bfloat16)) == Consistency()
+
+
 @pytest.mark.parametrize("name", AGREEING)
 def test_samples_have_the_log_probs_of_a_pass_over_the_whole_row(name: str) -> None:
     """Two prefixes, one padded; groups of a size; one sample ends before the others.
