@@ -46,6 +46,7 @@ def ours(case: str, settings: dict[str, Any], model: Path, scratch: Path) -> dic
     cost = cost_of_steps(
         (
             f"model.path={model}",
+            "model.dtype=float32",  # as the peer
             f"corpus.path={corpus}",
             f"corpus.window_tokens={context + 1}",
             "corpus.eos=never",

@@ -45,6 +45,7 @@ def trainer() -> None:
     directory = RunDirectory(settings.run.directory)
     print("model", settings.model.path, "redis", settings.redis.url, flush=True)
     _log("trainer.assembly", "INFO", "corpus: 12 windows of 32 tokens: books 12")
+    _log("trainer", "INFO", "precision: float32 (as configured)")
     _log("trainer.assembly", "INFO", "something else")
     step = _steps_done(directory)
     with directory.metrics.open("a") as metrics:

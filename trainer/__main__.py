@@ -57,6 +57,7 @@ def train(settings: Settings) -> int:
         from trainer.assembly import assemble
 
         parts = assemble(settings, objective)
+        log.info("%s", parts.precision_line)
         summary = _supervised(parts)
         directory.write_summary(summary)
     log.info("step %d, checkpoint %s", summary["steps"], summary["checkpoint"])
@@ -80,8 +81,9 @@ def dry_run(settings: Settings) -> int:
     if reason := language_model.consistency.weights_fault:
         raise InvalidInput(reason)
     longest = longest_row_tokens(settings, objective, language_model.tokenizer, parts.prompting)
-    estimate = estimate_memory(settings, longest)
-    print(f"configuration is valid: {estimate.num_parameters:,} parameters, {settings.model.dtype}")
+    estimate = estimate_memory(parts.settings, longest)
+    print(f"configuration is valid: {estimate.num_parameters:,} parameters")
+    print(parts.precision_line)
     for name in (
         "weights",
         "masters",

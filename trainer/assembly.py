@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Assembly:
-    """The parts of a run.
+    """The parts of a run; ``settings`` name the type that ``model.dtype = auto`` has become.
 
     Example:
         ``assemble(settings, check_run(settings))``
@@ -45,6 +45,13 @@ class Assembly:
     corpus: Corpus
     markers: Markers | None
     prompting: Prompting | None  # markers and prompting: None if the objective has no thoughts
+
+    @property
+    def precision_line(self) -> str:
+        """What the run computes in, and why; ``up`` prints it (:mod:`forethought.cli.notices`)."""
+        precision = self.learner.language_model.precision
+        kept = ", sums of gradients and master weights in float32"
+        return f"precision: {precision}{kept if precision.dtype != 'float32' else ''}"
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -122,6 +129,8 @@ def assemble(settings: Settings, objective: Objective) -> Assembly:
     )
     log.info("corpus: %s", _what_was_read(corpus, settings.corpus.window_tokens))
     learner = Learner(language_model, settings.learner, settings.baseline)
+    model = settings.model.model_copy(update={"dtype": language_model.precision.dtype})
+    settings = settings.model_copy(update={"model": model})
     return Assembly(
         settings, directory, objective, learner, corpus, policy.markers, policy.prompting
     )

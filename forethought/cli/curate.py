@@ -44,7 +44,9 @@ def curate(
         False, "--skip-invalid", help="Skip and count records that cannot be read."
     ),
     device: str = typer.Option("auto", "--device", help="cpu, cuda or cuda:N."),
-    dtype: str = typer.Option("float32", "--dtype", help="float32 or bfloat16."),
+    dtype: str = typer.Option(
+        "float32", "--dtype", help="float32, bfloat16, or auto: bfloat16 where it is faster."
+    ),
     bos: str = typer.Option(
         "tokenizer", "--bos", help="tokenizer, always or never; see model.bos in the settings."
     ),
@@ -92,8 +94,11 @@ def curate(
 def _run(request: CurationRequest) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from forethought.compute.model import precision_of
     from forethought.lab.curation import curate as write_parts
 
+    precision = precision_of(request.model, request.dtype, request.device)
+    typer.echo(f"computing in {precision}", err=True)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         _show_what_was_read()
@@ -137,5 +142,5 @@ def _choice(option: str, value: str) -> Choice:
 
 
 def _check_dtype(dtype: str) -> None:
-    if dtype not in ("float32", "bfloat16"):
-        raise InvalidInput(f"--dtype is {dtype!r}; expected float32 or bfloat16")
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise InvalidInput(f"--dtype is {dtype!r}; expected auto, float32 or bfloat16")

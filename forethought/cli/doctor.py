@@ -108,6 +108,7 @@ def configuration_checks(path: Path | None, overrides: Sequence[str]) -> Iterato
     model = _model(settings)
     yield model
     if settings.model.path and model.level is Level.OK:
+        yield _precision(settings)
         yield _passes(settings, objective)
 
 
@@ -294,6 +295,16 @@ def _model(settings: Settings) -> Check:
     bos = tokenizer.convert_ids_to_tokens(list(special_tokens_of(tokenizer).bos_ids))
     found = f"{model.path}, {len(tokenizer)} tokens, markers {ids}, {' '.join(bos) or 'no'} BOS"
     return Check("model", Level.OK, found)
+
+
+def _precision(settings: Settings) -> Check:
+    """What ``model.dtype`` stands for here."""
+    from forethought.compute.policy import planned_precision
+
+    try:
+        return Check("precision", Level.OK, f"computes in {planned_precision(settings)}")
+    except InvalidInput as error:
+        return Check("precision", Level.FAIL, str(error), "correct model.path or model.device")
 
 
 def _passes(settings: Settings, objective: Objective) -> Check:

@@ -7,6 +7,7 @@ price is that two runs with different settings are both evaluated with the first
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,10 @@ _Out = Annotated[
 _Compute = Annotated[str, _option("Unit of compute of a series: flops, tokens or steps.")]
 _Seed = Annotated[int, _option("Seed of positions, thoughts and intervals.", min=0)]
 _Device = Annotated[str, _option("cpu, cuda or cuda:N.")]
-_Dtype = Annotated[str, _option("float32 or bfloat16.")]
+_Dtype = Annotated[
+    str,
+    _option("float32, bfloat16, or auto: bfloat16 where it is faster. Figures differ by rounding."),
+]
 _CacheGb = Annotated[
     float,
     _option(
@@ -129,7 +133,7 @@ def evaluate(
     from forethought.lab.evaluation.request import EvalRequest, Overrides
     from forethought.lab.evaluation.text import Noise
 
-    _check("--dtype", dtype, ("float32", "bfloat16"))
+    _check("--dtype", dtype, ("auto", "float32", "bfloat16"))
     overrides = Overrides(
         corpus=corpus,
         text_field=text_field,
@@ -174,6 +178,7 @@ def _run(request: EvalRequest, out: Path | None, num_threads: int) -> None:
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True) as progress:
+        _show_log()
         tasks: dict[str, Any] = {}
 
         def report_progress(stage: str, num_done: int, num_all: int) -> None:
@@ -183,6 +188,16 @@ def _run(request: EvalRequest, out: Path | None, num_threads: int) -> None:
 
         report = evaluate_checkpoints(request, report_progress)
     _show(report, out)
+
+
+def _show_log() -> None:
+    """Print what an evaluation logs at its start, above the progress bar."""
+    import logging
+
+    handler = logging.StreamHandler(sys.stderr)  # the progress display's, while it is shown
+    log = logging.getLogger("forethought.lab.evaluation")
+    log.setLevel(logging.INFO)
+    log.handlers = [handler]
 
 
 def _show(report: dict[str, Any], out: Path | None) -> None:

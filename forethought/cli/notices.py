@@ -1,4 +1,4 @@
-"""What the processes of ``up`` have to say: their warnings and alarms, and what the corpus reader read.
+"""What the processes of ``up`` have to say: warnings and alarms, what was read, the type computed in.
 
 Design: the logs are read as they grow, so a process says a thing once, in its own words, and the log has
 the rest (times, tracebacks). A message that differs from an earlier one only in its numbers is not
@@ -15,8 +15,9 @@ from forethought.cli.progress import LineTail
 
 _RECORD = re.compile(r"\d\d:\d\d:\d\d\.\d{3} \S+ ([A-Z]+) (\S+): (.*)")  # forethought.telemetry.log
 _LEVELS = {"WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
-_CORPUS = "corpus: "
-"""How :mod:`trainer.assembly` begins the line that says what was read."""
+_SAID = re.compile(r"(corpus|precision): (.*)")
+"""The learner's lines that are for people: what was read, and what it computes in."""
+_LEARNER = ("trainer", "trainer.assembly")
 _READER = "forethought.corpus"
 """Of all its processes the corpus says the same, and ``up`` says it once."""
 
@@ -66,5 +67,7 @@ def notice(name: str, line: str) -> str | None:
     is_reader = logger.startswith(_READER)
     if level in _LEVELS:
         return f"{_LEVELS[level]:<10} {'corpus' if is_reader else name}: {message}"
-    is_corpus = is_reader or (logger == "trainer.assembly" and message.startswith(_CORPUS))
-    return f"{'corpus':<10} {message.removeprefix(_CORPUS)}" if is_corpus else None
+    if is_reader:
+        return f"{'corpus':<10} {message}"
+    said = _SAID.fullmatch(message) if logger in _LEARNER else None
+    return f"{said[1]:<10} {said[2]}" if said else None

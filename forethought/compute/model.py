@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,12 +26,12 @@ from forethought.compute.consistency import Consistency, measure_consistency
 from forethought.compute.forms import note_forms
 from forethought.compute.fp32_head import install_fp32_head
 from forethought.compute.new_tokens import add_special_tokens
+from forethought.compute.precision import AUTO, DTYPES, Precision, choose_precision, slowness
 from forethought.errors import InvalidInput, one_line
 from forethought.special_tokens import Choice, choose_bos
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}  # False: refuse without a prompt
 _TOKENIZER_FILES = (
     "the files that save_pretrained writes (tokenizer.json, tokenizer_config.json), readable by "
@@ -57,7 +58,7 @@ class Markers:
 
 @dataclass(slots=True)
 class LanguageModel:
-    """A causal LM, its tokenizer, its maximum input length, and where its passes differ.
+    """A causal LM, its tokenizer, its maximum input length, where its passes differ, and its type.
 
     Example:
         ``load_language_model("models/base", "float32", "cpu")``
@@ -67,6 +68,7 @@ class LanguageModel:
     tokenizer: Any
     max_length_tokens: int
     consistency: Consistency = field(default_factory=Consistency)
+    precision: Precision = field(default_factory=Precision)
 
     @property
     def device(self) -> torch.device:
@@ -143,17 +145,66 @@ def load_language_model(
     max_length_tokens: int = 0,
     bos: Choice = "tokenizer",
 ) -> LanguageModel:
-    """Load and validate a model directory, in evaluation mode; ``bos`` is ``model.bos``.
+    """Load and validate a model directory, in evaluation mode.
 
     Its rows are computed in the fastest exact form from then on (:mod:`forethought.compute.consistency`).
+    A model that ``auto`` would compute in bfloat16, and that cannot (it mixes types, or overflows), is
+    loaded in float32.
+
+    Args:
+        path: the directory.
+        dtype: a value of ``model.dtype``; the result's ``precision`` says what became of ``auto``.
+        device: a device's name, or ``auto``.
+        max_length_tokens: of a row; 0: the model's own limit.
+        bos: a value of ``model.bos``.
 
     Raises:
         InvalidInput: unreadable, not a causal LM, incomplete, or its tokenizer has ids the model lacks.
     """
     tokenizer = load_tokenizer(path, bos)
+    chosen = precision_of(path, dtype, device)
+    fallback = Precision("float32", "bfloat16 fails")
+    load = partial(_load, path, tokenizer, device=device, max_length_tokens=max_length_tokens)
+    if dtype != AUTO or chosen.dtype == fallback.dtype:
+        return load(chosen)
+    with suppress(InvalidInput):
+        loaded = load(chosen)
+        if not loaded.consistency.weights_fault:
+            return loaded
+        del loaded
+    return load(fallback)
+
+
+def precision_of(path: str | Path, dtype: str, device: str) -> Precision:
+    """The type in which a model directory would be computed, by its configuration alone.
+
+    Raises:
+        InvalidInput: the configuration cannot be read.
+    """
+    _require_directory(path)
+    with _one_line("causal language model", path, _MODEL_FILES):
+        config = AutoConfig.from_pretrained(str(path), **_LOCAL)
+    return choose_precision(dtype, text_config(config), resolve_device(device))
+
+
+def stored_dtype(path: str | Path) -> str:
+    """The type that a model directory was saved in, if a model can compute in it; else ``auto``.
+
+    Raises:
+        InvalidInput: the configuration cannot be read.
+    """
+    with _one_line("causal language model", path, _MODEL_FILES):
+        config = AutoConfig.from_pretrained(str(path), **_LOCAL)
+    names = [name for name, dtype in DTYPES.items() if dtype == config.dtype]
+    return names[0] if names else AUTO
+
+
+def _load(
+    path: str | Path, tokenizer: Any, precision: Precision, device: str, max_length_tokens: int
+) -> LanguageModel:
     with _ONE_LOAD_AT_A_TIME, _one_line("causal language model", path, _MODEL_FILES):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=DTYPES[dtype], output_loading_info=True, **_LOCAL
+            str(path), dtype=DTYPES[precision.dtype], output_loading_info=True, **_LOCAL
         )
     model, loading = loaded
     _check_complete(loading["missing_keys"], path)
@@ -168,9 +219,11 @@ def load_language_model(
         model, text_config(model.config), _ordinary_ids(tokenizer), length
     )
     note_forms(model, consistency.forms)
+    if slow := slowness(precision.dtype, text_config(model.config), resolve_device(device)):
+        log.warning("%s", slow)
     for note in consistency.notes():
         log.log(logging.WARNING if consistency.is_harmful else logging.INFO, "%s: %s", path, note)
-    return LanguageModel(model, tokenizer, length, consistency)
+    return LanguageModel(model, tokenizer, length, consistency, precision)
 
 
 def text_config(config: Any) -> Any:

@@ -17,11 +17,15 @@ from forethought.compute.model import (
     add_markers,
     find_markers,
     load_language_model,
+    precision_of,
+    stored_dtype,
 )
+from forethought.compute.precision import AUTO, Precision
 from forethought.compute.prompting import prompting_of
 from forethought.config import Settings
 from forethought.errors import InvalidInput
 from forethought.objectives import Objective
+from forethought.run.directory import RunDirectory
 from forethought.special_tokens import special_tokens_of
 from forethought.types import Prompting
 
@@ -90,6 +94,25 @@ def longest_row_tokens(
     return num_tokens + objective.prediction_tokens
 
 
+def planned_precision(settings: Settings) -> Precision:
+    """The type in which a run of these settings would compute, without loading its model.
+
+    Raises:
+        InvalidInput: the configuration of the model, or of the run's checkpoint, cannot be read.
+    """
+    section = settings.model
+    return _kept_precision(settings) or precision_of(section.path, section.dtype, section.device)
+
+
+def _kept_precision(settings: Settings) -> Precision | None:
+    """A run that is resumed computes as before, on whatever machine, unless another type is given."""
+    checkpoint = RunDirectory(settings.run.directory).latest_checkpoint()
+    if settings.model.dtype != AUTO or checkpoint is None:
+        return None
+    dtype = stored_dtype(checkpoint / "model")
+    return None if dtype == AUTO else Precision(dtype, "as the run's checkpoint")
+
+
 def _model(settings: Settings) -> LanguageModel:
     section = settings.model
     if not section.path:
@@ -97,9 +120,16 @@ def _model(settings: Settings) -> LanguageModel:
             "model.path is empty; expected the directory of a transformers causal language model "
             "(`forethought up` trains a small one from the corpus when there is none)"
         )
-    return load_language_model(
-        Path(section.path), section.dtype, section.device, section.max_length_tokens, section.bos
+    kept = _kept_precision(settings)
+    language_model = load_language_model(
+        Path(section.path),
+        kept.dtype if kept else section.dtype,
+        section.device,
+        section.max_length_tokens,
+        section.bos,
     )
+    language_model.precision = kept or language_model.precision
+    return language_model
 
 
 def _markers(settings: Settings, language_model: LanguageModel) -> Markers:

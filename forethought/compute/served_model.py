@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forethought.compute.model import LanguageModel, load_language_model
@@ -104,6 +104,7 @@ class ServedModel:
                 self._serving = Serving(current.language_model, manifest)
             return
         fresh = load_language_model(directory, manifest.dtype, self._device)
+        manifest = replace(manifest, dtype=fresh.precision.dtype)  # what auto has become
         if self._fault and (reason := self._fault(fresh)):
             raise InvalidInput(reason)
         with self._turn():

@@ -81,7 +81,7 @@ class ModelSection(Section):
     """The model to train: a directory with a transformers causal LM and its tokenizer."""
 
     path: LocalPath = ""  # a local directory; empty: `up` trains a small base first
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where it is faster
     device: str = "auto"  # cpu, cuda, cuda:1; auto: the first GPU if there is one
     max_length_tokens: NonNegativeInt = 0  # 0: the model's own limit
     think_open: str = "<think>"

@@ -51,6 +51,7 @@ class CurationSettings:
     num_shards: int
     bos: Choice = "tokenizer"
     eos: Choice = "tokenizer"
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def curate(request: CurationRequest, report: Callable[[int, int], None]) -> int:
         cache,
         request.eos,
     )
-    settings = _settings(request, windows)
+    settings = _settings(request, windows, language_model.precision.dtype)
     _claim(request.out, settings)
     mine = range(request.shard - 1, len(windows), request.num_shards)
     report(0, len(mine))
@@ -151,7 +152,7 @@ def _write(path: Path, columns: dict[str, list[Any]], settings: CurationSettings
     partial.replace(path)
 
 
-def _settings(request: CurationRequest, windows: Any) -> CurationSettings:
+def _settings(request: CurationRequest, windows: Any, dtype: str) -> CurationSettings:
     return CurationSettings(
         corpus=digest_of(windows),
         model=str(request.model),
@@ -161,6 +162,7 @@ def _settings(request: CurationRequest, windows: Any) -> CurationSettings:
         num_shards=request.num_shards,
         bos=request.bos,
         eos=request.eos,
+        dtype=dtype,
     )
 
 

@@ -3,7 +3,7 @@
 Design: the same scorer and the same servers, with weights that never change (epoch 0, version 0). The price
 of accepting any directory is that its tokenizer may lack think markers; then ``/v1/score`` fails with a
 clear message and everything else works. Policy and baseline must share one vocabulary, because both score
-the same token ids.
+the same token ids, and compute in one type, because their difference is a reward.
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ def load_models(settings: Settings, scorer: Scorer) -> None:
     Raises:
         InvalidInput: a directory cannot be loaded, or the vocabularies of the two differ.
     """
+    dtype: str = settings.model.dtype
     paths = {"policy": settings.reward.policy_path, "baseline": settings.reward.baseline_path}
     for name, served in scorer.models.items():
         directory = Path(paths[name])
-        served.load(directory, _manifest(name, directory, settings.model.dtype))
+        served.load(directory, _manifest(name, directory, dtype))
+        dtype = served.now.manifest.dtype  # what auto has become for the policy holds for both
+        log.info("%s: computing in %s", name, served.now.language_model.precision)
         choose_bos(served.now.language_model.tokenizer, settings.model.bos)
         if settings.model.add_think_tokens:
             add_markers(

@@ -47,6 +47,7 @@ def run(settings: Settings) -> int:
         from trainer.assembly import assemble
 
         parts = assemble(settings, objective)
+        log.info("%s", parts.precision_line)
         summary: dict[str, Any] = {}
 
         async def train(stop: asyncio.Event) -> int:

@@ -96,6 +96,8 @@ async def check_all(client: httpx2.AsyncClient, standalone: Alone, number: int) 
         found = await ask(client, "logprobs", model=name, prefix=context, continuations=[target])
         logprobs = plain.logprobs(plain.ids(context), plain.ids(target))
         assert found["continuations"][0]["logprobs"] == pytest.approx(logprobs, abs=CLOSE)
+    assert "policy: computing in float32 (bfloat16 gains nothing" in standalone.process.log
+    assert "baseline: computing in float32 (as configured)" in standalone.process.log
     entropies = (await ask(client, "entropy", text=context))["entropies"]
     assert entropies == pytest.approx(policy.entropies(policy.ids(context), 16), abs=CLOSE)
     match = {"prediction": target[:1], "truth": target}  # one token per byte

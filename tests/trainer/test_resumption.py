@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from forethought.config import Settings, load_settings
 from forethought.errors import InvalidInput
@@ -86,6 +87,33 @@ def test_a_run_that_goes_on_records_its_new_settings(settings: Callable[..., Set
     assert train(more) == 0
     recorded = load_settings(RunDirectory(more.run.directory).config, (), {})
     assert (recorded.learner.steps, recorded.learner.learning_rate) == (3, 0.25)
+
+
+def test_a_resumed_run_computes_in_the_type_it_began_with(
+    settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever auto would be: on another machine, after an upgrade."""
+    caplog.set_level("INFO")
+    assert train(settings()) == 0
+    assert recorded_dtype(settings()) == "float32"  # resolved: the model is small
+    assert "precision: float32 (bfloat16 gains nothing at hidden size 32)" in caplog.text
+    assert train(settings("learner.steps=3", "model.dtype=bfloat16")) == 0
+    for start, steps in ((train, 4), (run_single, 5)):
+        assert start(settings(f"learner.steps={steps}")) == 0
+        assert recorded_dtype(settings()) == "bfloat16"
+    assert (
+        caplog.text.count("precision: bfloat16 (as the run's checkpoint), sums of gradients") == 2
+    )
+    assert train(settings("learner.steps=6", "model.dtype=float32")) == 0
+    assert recorded_dtype(settings()) == "float32"
+
+
+def recorded_dtype(settings: Settings) -> str:
+    directory = RunDirectory(settings.run.directory)
+    (weights,) = (directory.model()).glob("*.safetensors")
+    recorded = load_settings(directory.config, (), {}).model.dtype
+    assert {str(t.dtype) for t in load_file(weights).values()} == {f"torch.{recorded}"}
+    return recorded
 
 
 @pytest.mark.parametrize("content", [None, "", '{"steps": 2, "done": false, "tokens": 1}'])

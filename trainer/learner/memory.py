@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from forethought.compute.policy import planned_precision
 from forethought.config import Settings
 
 _LOGIT_BYTES = 12.3  # per trained token and vocabulary entry
@@ -63,7 +64,7 @@ def estimate_memory(settings: Settings, longest_row_tokens: int = 0) -> MemoryEs
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     num = sum(parameter.numel() for parameter in model.parameters())
-    is_float32 = settings.model.dtype == "float32"
+    is_float32 = planned_precision(settings).dtype == "float32"
     width = 4 if is_float32 else 2
     has_baseline = settings.baseline.kind != "none"
     text = config.get_text_config()

@@ -96,6 +96,7 @@ class DemoPlan:
             f"run.directory={self.arm_directory(arm)}",
             f"run.seed={self.seed}",
             f"model.path={base_model()}",
+            "model.dtype=float32",  # the figures of a demo are to be those of any machine
             f"corpus.path={self.corpus / 'train.jsonl'}",
             f"corpus.window_tokens={WINDOW_TOKENS}",
         ]

@@ -7,6 +7,7 @@ model is loaded twice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,15 @@ if TYPE_CHECKING:
     from forethought.compute.answers import Query
     from forethought.compute.model import LanguageModel, Markers
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Questions:
     """The queries shared by all models: ``queries`` are those of ``drawn.places``, in the same order.
 
-    ``vocabulary`` and ``num_parameters`` are the first model's; ``proxy`` names the source of the
-    entropies.
+    ``vocabulary``, ``num_parameters`` and ``dtype`` are the first model's; ``proxy`` names the source of
+    the entropies.
 
     Example:
         ``make_questions(request, conditions(request.checkpoints, request.overrides), progress).queries[0]``
@@ -52,6 +55,7 @@ class Questions:
     window_tokens: int
     vocabulary: dict[str, int]
     num_parameters: int
+    dtype: str
     proxy: str
 
 
@@ -67,6 +71,7 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
 
     section = given.settings.model
     model = load_model(request.checkpoints[0].model, request, section.bos)
+    log.info("computing in %s", model.precision)
     markers = find_markers(model.tokenizer, section.think_open, section.think_close)
     prompting = prompting_of(given.objective, model.tokenizer, markers)
     sampling = _sampling(given, model, markers)
@@ -87,6 +92,7 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
         window_tokens=window_tokens,
         vocabulary=model.tokenizer.get_vocab(),
         num_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+        dtype=model.precision.dtype,
         proxy=proxy,
     )
 

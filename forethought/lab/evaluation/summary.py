@@ -72,6 +72,7 @@ def _circumstances(request: EvalRequest, given: Conditions, questions: Questions
     return {
         "versions": versions(),
         "seed": request.seed,
+        "dtype": questions.dtype,
         "conditions_from": given.origin,
         "corpus": {
             "paths": [source.path for source in corpus.resolved_sources()],

@@ -48,7 +48,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"proxy       {report['proxy']}",
         f"thoughts    {sampling['group_size']} per position, at most {sampling['max_thought_tokens']} "
         f"tokens, temperature {sampling['temperature']:g}, prompt of {report['objective']['name']}, seed "
-        f"{report['seed']}; settings from {report['conditions_from']}",
+        f"{report['seed']}; computed in {report['dtype']}; settings from {report['conditions_from']}",
         *(
             f"{name:<11} {split['num_positions']} of {split['num_candidates']} positions: "
             f"{split['definition']}"

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -399,9 +399,15 @@ def test_doctor_says_how_a_models_passes_differ(
     directory = architectures.build_directory(tmp_path, name)
     sizes = ("corpus.window_tokens=24", "sampling.max_thought_tokens=8")
     checks = configuration_checks(None, (f"model.path={directory}", *sizes, *words))
-    (passes,) = (check for check in checks if check.name == "passes")
+    passes, precision = named(checks, "passes", "precision")
     assert passes.level is level
     assert found in passes.found
+    assert precision.found.startswith("computes in float32 (")
+
+
+def named(checks: Iterable[Check], *names: str) -> list[Check]:
+    by_name = {check.name: check for check in checks}
+    return [by_name[name] for name in names]
 
 
 def test_doctor_names_weights_that_are_not_finite(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_warnings_of_the_processes_and_what_was_read_are_said_once(up: Up) -> No
     process.send_signal(signal.SIGINT)
     output = up.output(process)
     assert output.count("corpus     12 windows of 32 tokens: books 12\n") == 1
+    assert output.count("precision  float32 (as configured)\n") == 1
     assert output.count("warning    trainer: step 1: thoughts shrink: floor them\n") == 1
     assert output.count("thoughts shrink") == 1, "the later ones differ only in their numbers"
     assert len(re.findall(r"warning    rollout-\d: registered late, \d+ ms\n", output)) == 1

@@ -172,6 +172,7 @@ def test_shards_partition_the_windows(corpus: Path, model: Path, tmp_path: Path)
     [
         ({"top_k": 8}, r"top_k 16, now 8.*another --out"),
         ({"renormalise": True}, "renormalised False, now True"),
+        ({"dtype": "bfloat16"}, "dtype 'float32', now 'bfloat16'"),
         ({"num_shards": 2}, "num_shards 1, now 2"),
         ({"window_tokens": 12}, "window_tokens 24, now 12"),
         ({"shard": 2}, "shard 2/1"),
@@ -223,6 +224,7 @@ def test_the_command(corpus: Path, model: Path, tmp_path: Path) -> None:
         done.output.split()
     )
     assert f"corpus.window_tokens={WINDOW}" in done.output
+    assert "computing in float32 (as configured)" in done.output
     for wrong in (["--shard", "4"], ["--dtype", "int8"]):
         refused = CliRunner().invoke(app, [*words, *wrong])
         assert isinstance(refused.exception, InvalidInput)

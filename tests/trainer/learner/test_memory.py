@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
+from forethought.compute import precision
 from forethought.config import load_settings
 from forethought.types import Document
 from tests import tiny
@@ -83,7 +84,25 @@ def test_a_dry_run_counts_a_row_longer_than_a_micro_batch(
         assert dry_run(changed) == 0
         printed = capsys.readouterr().out.splitlines()
         lines.append(next(line for line in printed if "activations" in line))
+        assert "precision: float32 (bfloat16 gains nothing at hidden size 32)" in printed
     assert lines[0] == lines[1] != lines[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_type_of_auto_is_estimated(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CONFIGS["llama"].save_pretrained(tmp_path)
+    auto, given = (
+        load_settings(None, [f"model.path={tmp_path}", f"model.dtype={one}"], {})
+        for one in ("auto", dtype)
+    )
+    expected = estimate_memory(given)
+    monkeypatch.setattr(precision, "_MIN_HIDDEN_SIZE", 1)
+    monkeypatch.setattr(
+        precision, "product_speedup", lambda size: 5.0 if dtype == "bfloat16" else 0.5
+    )
+    assert estimate_memory(auto) == expected
 
 
 def test_gradients_are_float32_whatever_the_dtype(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_without_a_run_a_corpus_is_needed(run: Path) -> None:
     [
         ([], "got 0 checkpoints and no --series; expected one of them"),
         (["RUN", "--series", "RUN"], "got 1 checkpoints and a --series; expected one of them"),
-        (["RUN", "--dtype", "int8"], "--dtype is 'int8'; expected one of float32, bfloat16"),
+        (["RUN", "--dtype", "int8"], "--dtype is 'int8'; expected one of auto, float32, bfloat16"),
         (["RUN", "--compute", "joules"], "--compute is 'joules'; expected one of flops"),
         (["RUN", "--pass-at", "1,x"], "--pass-at is '1,x'; expected numbers"),
         (["RUN", "--pass-at", "9"], "pass@9 of 8 thoughts"),
