@@ -13,15 +13,15 @@ takes the run's tasks from its journal, and for each step
   - samples as many thoughts after the same contexts,
   - scores the run's thoughts with the policy, and their contexts with the moving average,
   - computes the gradient of RLP's loss on them in micro-batches, and updates the weights and the average.
-It has no queues, no transport and no checkpoints. How far its rewards of the first step, before any update,
-are from the run's is printed too.
+Both learners hold micro-batches of as many tokens (a longer row or tree is one of its own), so that their
+memory is alike. The peer has no queues, no transport and no checkpoints. How far its rewards of the first
+step, before any update, are from the run's is printed too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +33,7 @@ from typing import Any
 from transformers.utils import logging
 
 from benchmarks.real_step_peer import DECAY, LEARNING_RATE
-from benchmarks.whole_run import ALLOCATOR, ONE_THREAD, cost_of_steps
+from benchmarks.whole_run import ENVIRONMENT, cost_of_steps
 from forethought.compute.model import add_markers, load_language_model
 
 NUM_DOCUMENTS, GROUP, THOUGHT_TOKENS, WINDOW_TOKENS = 16, 8, 48, 512
@@ -49,7 +49,9 @@ def prepare(model: Path, into: Path) -> None:
     language_model.tokenizer.save_pretrained(into)
 
 
-def ours(model: Path, corpus: Path, num_steps: int, directory: Path) -> dict[str, float]:
+def ours(
+    model: Path, corpus: Path, num_steps: int, micro_batch_tokens: int, directory: Path
+) -> dict[str, float]:
     """CPU seconds of a step of a real run, and its peak memory."""
     cost = cost_of_steps(
         (
@@ -60,11 +62,11 @@ def ours(model: Path, corpus: Path, num_steps: int, directory: Path) -> dict[str
             f"sampling.max_thought_tokens={THOUGHT_TOKENS}",
             f"learner.batch_tasks={NUM_DOCUMENTS}",
             f"learner.learning_rate={LEARNING_RATE}",
+            f"learner.micro_batch_tokens={micro_batch_tokens}",
             f"baseline.decay={DECAY}",
         ),
         directory,
         num_steps,
-        ALLOCATOR,
     )
     print("  by process:", {role: round(s, 2) for role, s in cost.cpu_s.items()}, flush=True)
     return {
@@ -74,12 +76,12 @@ def ours(model: Path, corpus: Path, num_steps: int, directory: Path) -> dict[str
     }
 
 
-def peer(model: Path, directory: Path, max_batch_tokens: int) -> dict[str, float]:
+def peer(model: Path, directory: Path, micro_batch_tokens: int) -> dict[str, float]:
     """The same for the padded steps, in a process of its own."""
-    given = json.dumps([str(model), str(directory), max_batch_tokens])
+    given = json.dumps([str(model), str(directory), micro_batch_tokens])
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks.real_step_peer", given],
-        env={**os.environ, **ONE_THREAD, **ALLOCATOR, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help='lines of {"text": …}')
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1, help="measured steps of a round")
-    parser.add_argument("--peer-batch-tokens", type=int, default=4096, help="of its micro-batches")
+    parser.add_argument("--micro-batch-tokens", type=int, default=512, help="of both learners")
     settings = vars(parser.parse_args())
     case = measure(settings)
     print(
@@ -113,8 +115,9 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
         prepare(settings["model"], model)
         for number in range(1, settings["rounds"] + 1):
             run = Path(scratch) / f"run-{number}"
-            costs["ours"].append(ours(model, settings["corpus"], settings["steps"], run))
-            costs["padded"].append(peer(model, run, settings["peer_batch_tokens"]))
+            budget = settings["micro_batch_tokens"]
+            costs["ours"].append(ours(model, settings["corpus"], settings["steps"], budget, run))
+            costs["padded"].append(peer(model, run, budget))
             for side, of_side in costs.items():
                 print(f"  round {number}, {side}: {_line(of_side[-1])}", flush=True)
     used_s = {side: median(cost["cpu_s"] for cost in of_side) for side, of_side in costs.items()}

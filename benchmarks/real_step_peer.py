@@ -21,15 +21,16 @@ from forethought.run.journal import read_journal
 from forethought.types import ScoredRollout, Thought
 
 LEARNING_RATE, DECAY = 1e-5, 0.999
+MAX_BATCH_TOKENS = 16_384  # of one forward pass without gradients
 
 
 class PaddedSteps:
     """Policy, moving average and optimizer of the peer."""
 
-    def __init__(self, model: Path, max_batch_tokens: int) -> None:
+    def __init__(self, model: Path, micro_batch_tokens: int) -> None:
         self.policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.average = copy.deepcopy(self.policy).requires_grad_(False)
-        self.max_batch_tokens = max_batch_tokens
+        self.micro_batch_tokens = micro_batch_tokens
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0
         )
@@ -42,7 +43,7 @@ class PaddedSteps:
             [_prefix(group) for group in groups],
             sampling.group_size,
             sampling.max_thought_tokens,
-            max_batch_tokens=self.max_batch_tokens,
+            max_batch_tokens=MAX_BATCH_TOKENS,
             stop_ids=sampling.stop_ids,
         )
         rewards = self.rewards(groups)
@@ -54,11 +55,9 @@ class PaddedSteps:
         thinking = padded.score(
             self.policy,
             [_thinking_row(g, thought) for g in groups for thought in g.rollout.thoughts_KG[0]],
-            self.max_batch_tokens,
+            MAX_BATCH_TOKENS,
         )
-        without = padded.score(
-            self.average, [_no_think_row(g) for g in groups], self.max_batch_tokens
-        )
+        without = padded.score(self.average, [_no_think_row(g) for g in groups], MAX_BATCH_TOKENS)
         logprobs = iter(thinking)
         return [
             [sum(next(logprobs)) - sum(baseline) for _ in group.rollout.thoughts_KG[0]]
@@ -76,7 +75,7 @@ class PaddedSteps:
                 row = padded.Row(_prefix(group), thought.token_ids_L)
                 rows.append(padded.LearnedRow(row, thought.behaviour_logprobs_L, advantage, weight))
         self.optimizer.zero_grad()
-        padded.learn(self.policy, rows, self.max_batch_tokens)
+        padded.learn(self.policy, rows, self.micro_batch_tokens)
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
         self.optimizer.step()
         with torch.no_grad():
@@ -106,10 +105,10 @@ def _context(group: ScoredRollout) -> tuple[int, ...]:
     return task.document.token_ids_N[: task.positions_K[0].index]
 
 
-def measure(model: Path, directory: Path, max_batch_tokens: int) -> dict[str, float]:
+def measure(model: Path, directory: Path, micro_batch_tokens: int) -> dict[str, float]:
     """Repeat the steps of the run in ``directory``; all but the first are measured."""
     torch.set_num_threads(1)
-    steps, cpu_s, lengths, difference = PaddedSteps(model, max_batch_tokens), [], [], 0.0
+    steps, cpu_s, lengths, difference = PaddedSteps(model, micro_batch_tokens), [], [], 0.0
     for record in read_journal(RunDirectory(directory).journal):
         rewards, length = steps.step(record.results)
         lengths.append(length)
@@ -130,8 +129,8 @@ def measure(model: Path, directory: Path, max_batch_tokens: int) -> dict[str, fl
 
 def main() -> None:
     """Measure what one JSON argument names and print the result as JSON."""
-    model, directory, max_batch_tokens = json.loads(sys.argv[1])
-    print(json.dumps(measure(Path(model), Path(directory), max_batch_tokens)))
+    model, directory, micro_batch_tokens = json.loads(sys.argv[1])
+    print(json.dumps(measure(Path(model), Path(directory), micro_batch_tokens)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,13 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.trl_model import write_model, write_windows
-from benchmarks.whole_run import ALLOCATOR, ONE_THREAD, cost_of_steps
+from benchmarks.whole_run import ENVIRONMENT, cost_of_steps
 
 GROUP, NUM_CONTEXTS = 8, 4
 NUM_THOUGHTS = GROUP * NUM_CONTEXTS
 CASES = {"c512": (512, 32), "c1024": (1024, 64)}
 VARIANTS = ("stock", "tuned")
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 _GIB = 1 << 30
 
 
@@ -57,7 +55,6 @@ def ours(case: str, settings: dict[str, Any], model: Path, scratch: Path) -> dic
         ),
         scratch / "run",
         settings["steps"],
-        ALLOCATOR,
     )
     print(f"  {case} ours by process:", _spelled(cost.cpu_s), "CPU s a step", flush=True)
     return {
@@ -86,7 +83,7 @@ def peer(
     }
     finished = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.trl_peer", json.dumps(given)],
-        env={**os.environ, **ONE_THREAD, **ALLOCATOR, **QUIET},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

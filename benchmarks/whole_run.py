@@ -25,15 +25,17 @@ from typing import Any
 
 import psutil
 
+from forethought.cli.plan import ALLOCATOR
 from forethought.run.directory import RunDirectory
 
-ALLOCATOR = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:"
-    "glibc.malloc.top_pad=268435456:glibc.malloc.hugetlb=1"
+ENVIRONMENT = {
+    **ALLOCATOR,
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
 }
-"""Keeps freed memory in the process: without it, page faults cost every torch process about a tenth."""
-
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Of every process on either side: one thread, and the allocator settings that ``up`` gives its own."""
 
 _POLL_S = 0.02
 _ROLES = {"services.rollout": "rollout", "services.reward": "reward", "trainer": "learner"}
@@ -70,9 +72,7 @@ class RunCost:
         return sum(self.cpu_s.values())
 
 
-def cost_of_steps(
-    overrides: Sequence[str], directory: Path, num_steps: int, environment: Mapping[str, str]
-) -> RunCost:
+def cost_of_steps(overrides: Sequence[str], directory: Path, num_steps: int) -> RunCost:
     """Run ``1 + num_steps`` steps in an empty ``directory`` and measure all but the first.
 
     Raises:
@@ -83,9 +83,7 @@ def cost_of_steps(
     directory.mkdir(parents=True)
     output = directory / "output.txt"
     with output.open("w") as out:
-        child = subprocess.Popen(
-            command, stdout=out, stderr=out, env={**os.environ, **ONE_THREAD, **environment}
-        )
+        child = subprocess.Popen(command, stdout=out, stderr=out, env=ENVIRONMENT)
     run = RunDirectory(directory)
     try:
         before = _at_step(1, run, child)

@@ -26,6 +26,13 @@ from forethought.config.loading import ENVIRONMENT_PREFIX
 from forethought.errors import InvalidInput
 from forethought.run.directory import RunDirectory
 
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:"
+    "glibc.malloc.top_pad=67108864:glibc.malloc.hugetlb=1"
+}
+"""Keeps freed memory in the process, in huge pages: the page faults of large tensors that come and go cost
+a learner or replica 5 to 10 % of its CPU time. The price is a tenth more resident memory."""
+
 _EVERY_INTERFACE = ("", "0.0.0.0", "::")
 
 
@@ -158,7 +165,8 @@ def prepare(config: Path | None, overrides: Sequence[str]) -> Plan:
 def child_environment(environment: Mapping[str, str], secrets: Mapping[str, str]) -> dict[str, str]:
     """A child's environment: the parent's, without settings already in its file, plus ``secrets``.
 
-    ``secrets`` are settings that must not appear in a file or command line, by name without the prefix.
+    The allocator's settings are the parent's, else those of :data:`ALLOCATOR`. ``secrets`` are settings
+    that must not appear in a file or command line, by name without the prefix.
     """
     kept = {
         name: value
@@ -166,7 +174,7 @@ def child_environment(environment: Mapping[str, str], secrets: Mapping[str, str]
         if not name.startswith(ENVIRONMENT_PREFIX)
     }
     secret = {f"{ENVIRONMENT_PREFIX}{name}": value for name, value in secrets.items()}
-    return kept | secret | {"PYTHONUNBUFFERED": "1"}
+    return ALLOCATOR | kept | secret | {"PYTHONUNBUFFERED": "1"}
 
 
 def _check_corpus(settings: Settings) -> None:

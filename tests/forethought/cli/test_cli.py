@@ -19,7 +19,7 @@ import pytest
 from forethought import __version__, cli
 from forethought.cli import launch
 from forethought.cli.doctor import Check, Level, configuration_checks, machine_checks, render
-from forethought.cli.plan import child_environment, prepare
+from forethought.cli.plan import ALLOCATOR, child_environment, prepare
 from forethought.cli.progress import MetricsTail, Reading, plain_line
 from forethought.errors import InvalidInput
 from forethought.lab.report.numbers import duration
@@ -246,7 +246,13 @@ def test_children_do_not_inherit_settings_already_in_their_file() -> None:
         "FORETHOUGHT_AUTH_TOKEN": "s3cret",
         "PATH": "/bin",
         "PYTHONUNBUFFERED": "1",
+        **ALLOCATOR,
     }
+
+
+def test_children_get_the_allocator_settings_of_whoever_starts_them() -> None:
+    given = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+    assert child_environment(given, {})["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
 
 
 # Progress
