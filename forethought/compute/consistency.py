@@ -18,13 +18,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forethought.compute.finite import not_finite
-from forethought.compute.forms import NO_LIMIT, Forms, RowForm
+from forethought.compute.forms import NO_LIMIT, DecodingForm, Forms, RowForm
 from forethought.compute.packing import Row, packs_of
 from forethought.compute.rows import pad_left, tail_logits
 from forethought.compute.sampling import Sample, SampleRequest, sample
@@ -38,16 +38,24 @@ _NUM_SAMPLED = 5
 _LONGEST_WINDOW = 48  # longer sliding windows are not filled
 _TOLERANCES = {torch.float32: (1e-4, 1e-2), torch.bfloat16: (0.03, 0.15)}  # least and most
 _STRICTNESS = 3  # a state that a layer forgets changes the few tokens of the check little
+_CACHE_STRICTNESS = 2  # likewise, but rounding adds up over the steps of decoding
 _ROUNDINGS = 4  # tolerated: this many times the rounding seen
 _MAX_CHARACTERS = 160  # of an error of the model's code
+_DECODED: dict[DecodingForm | None, str] = {
+    "cache": "thoughts are sampled with a cache for each, decoding with trees differs",
+    "unpadded": "thoughts are sampled beside those of equally long contexts, decoding with padding differs",
+    "recompute": "thoughts are sampled slowly, by a pass over the whole row for every token; with a cache",
+    None: "the torch engine cannot sample, no form of decoding agrees with a pass over the whole row",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
     """Where a model's other forms differ from a row alone; empty texts where they agree.
 
-    ``weights_fault`` says what is not finite, so that nothing could be compared; ``boundary_tokens`` is the
-    row length beyond which rotary frequencies change, if they do.
+    ``decoding`` is the fastest exact form of decoding, None if there is none, and ``decoding_fault`` why it
+    is not a faster one. ``weights_fault`` says what is not finite, so that nothing could be compared;
+    ``boundary_tokens`` is the row length beyond which rotary frequencies change, if they do.
 
     Example:
         ``Consistency(padding_fault="by 93 % of the logits' spread, of which 0.01 % is tolerated")``
@@ -56,23 +64,26 @@ class Consistency:
     padding_fault: str = ""
     sharing_fault: str = ""
     prefix_fault: str = ""
-    cache_fault: str = ""
+    decoding: DecodingForm | None = "trees"
+    decoding_fault: str = ""
     boundary_tokens: int = NO_LIMIT
     weights_fault: str = ""
 
     @property
     def is_harmful(self) -> bool:
         """Whether a run would be slow or in vain, not only restricted."""
-        return bool(self.weights_fault or (self.padding_fault and self.sharing_fault))
+        is_slow = (self.padding_fault and self.sharing_fault) or self.decoding == "recompute"
+        return bool(self.weights_fault or is_slow)
 
     @property
     def forms(self) -> Forms:
         """The fastest exact forms."""
+        decoding = self.decoding or "recompute"
         if not self.sharing_fault:
-            return Forms("trees", limit_tokens=self.boundary_tokens)
+            return Forms("trees", decoding, self.boundary_tokens)
         whole: RowForm = "alone" if self.padding_fault else "padded"
         rows = whole if self.prefix_fault else "cached"
-        return Forms(rows, limit_tokens=self.boundary_tokens, gradients=whole)
+        return Forms(rows, decoding, self.boundary_tokens, gradients=whole)
 
     @property
     def _instead(self) -> str:
@@ -88,8 +99,8 @@ class Consistency:
             yield f"packing rows as trees changes log-probs ({self.sharing_fault}): {self._instead}"
         if self.padding_fault and self.sharing_fault:
             yield f"padding changes log-probs ({self.padding_fault}): rows are computed one at a time"
-        if self.cache_fault:
-            yield f"the torch engine cannot sample, decoding with a KV cache differs: {self.cache_fault}"
+        if self.decoding_fault and self.decoding_fault != self.sharing_fault:
+            yield f"{_DECODED[self.decoding]}: {self.decoding_fault}"
         if self.boundary_tokens != NO_LIMIT:
             yield (
                 f"rotary frequencies change beyond {self.boundary_tokens} tokens: longer rows are "
@@ -98,10 +109,10 @@ class Consistency:
 
     def sampling_fault(self, num_tokens: int = 1) -> str | None:
         """Why the torch engine cannot sample rows of this length, prefix included, or None."""
-        if self.cache_fault:
+        if self.decoding is None:
             return (
-                "the torch engine cannot sample from this model, because decoding with a KV cache differs "
-                f"from a pass over the whole row ({self.cache_fault}); choose another model, "
+                "the torch engine cannot sample from this model, because no form of decoding agrees with a "
+                f"pass over the whole row ({self.decoding_fault}); choose another model, "
                 "rollout.engine=vllm if vLLM knows it, or an objective without thoughts"
             )
         return self.boundary_fault(num_tokens)
@@ -122,7 +133,7 @@ class Consistency:
 def measure_consistency(
     model: Any, config: Any, token_ids: Sequence[int], max_length_tokens: int
 ) -> Consistency:
-    """Compare a loaded model's padded and cached passes with rows alone.
+    """Compare a loaded model's packed, padded and decoding passes with rows alone.
 
     Args:
         model: in evaluation mode, on its device.
@@ -144,13 +155,16 @@ def measure_consistency(
     if name or alone[-1].isnan().any():  # equal to nothing; sampling and scoring refuse it
         return Consistency(weights_fault=_weights_fault(model, name))
     tolerance = _tolerance(model, row, alone)
+    sharing_fault = _fault(lambda: _together(model, rows, alone, "trees"), tolerance)
+    decoding, decoding_fault = _decoding(model, row, tolerance, sharing_fault)
     return Consistency(
         padding_fault=_fault(lambda: _together(model, rows, alone, "padded"), tolerance),
-        sharing_fault=_fault(lambda: _together(model, rows, alone, "trees"), tolerance),
+        sharing_fault=sharing_fault,
         prefix_fault=_fault(
             lambda: _together(model, rows, alone, "cached"), tolerance / _STRICTNESS
         ),
-        cache_fault=_fault(lambda: _cached(model, row), tolerance),
+        decoding=decoding,
+        decoding_fault=decoding_fault,
         boundary_tokens=boundary if boundary < max_length_tokens else NO_LIMIT,
     )
 
@@ -213,15 +227,30 @@ def _together(
     return _differences(reference, logprobs)
 
 
-def _cached(model: Any, row: tuple[int, ...]) -> torch.Tensor:
+def _decoding(
+    model: Any, row: tuple[int, ...], tolerance: float, sharing_fault: str
+) -> tuple[DecodingForm | None, str]:
+    """The fastest exact form of decoding, and why no faster one is exact."""
+    fault, forms = sharing_fault, list(get_args(DecodingForm))
+    for form in forms[1:] if sharing_fault else forms:
+        allowed = tolerance / _CACHE_STRICTNESS if form in ("cache", "unpadded") else tolerance
+        found = _fault(lambda form=form: _decoded(model, row, form), allowed)  # type: ignore[misc]
+        if not found:
+            return form, fault
+        fault = found
+    return None, fault
+
+
+def _decoded(model: Any, row: tuple[int, ...], form: DecodingForm) -> torch.Tensor:
     """The sampler's log-probs of its own samples against passes over whole rows. Shape [tokens]."""
     num_new = max(3, min(_NUM_SAMPLED, len(row) // 2))
-    prefixes = (row[:-num_new], row[: max(1, len(row) // 4)])
+    whole, short = row[:-num_new], row[: max(1, len(row) // 4)]
     requests = [
-        SampleRequest(prefixes[0], (0, 1), num_new, temperature=1.0, stop_ids=()),
-        SampleRequest(prefixes[1], (2,), num_new - 1, temperature=1.0, stop_ids=()),
+        SampleRequest(whole, (0, 1), num_new, temperature=1.0, stop_ids=()),
+        SampleRequest(short, (2,), num_new - 1, temperature=1.0, stop_ids=()),
+        SampleRequest((*whole[:-1], row[0]), (3, 4), num_new, temperature=1.0, stop_ids=()),
     ]
-    drawn = sample(model, requests)
+    drawn = sample(model, requests, form=form)
     return torch.cat(
         [
             _decoded_differences(model, request.prefix_ids, one)

@@ -5,7 +5,8 @@
                 padded     each row whole, beside others
                 alone      each row whole, in a pass of its own: what the others are compared with
     decoding    trees      one trunk for all samples of all its positions
-                cache      one prefix for its samples, with transformers' cache
+                cache      one prefix for its samples, padded beside others, with transformers' cache
+                unpadded   the same, beside prefixes of its length only
                 recompute  the whole row for every token
 
 Design: which forms give the same numbers is measured when a model is loaded
@@ -26,7 +27,7 @@ NO_LIMIT = sys.maxsize
 _ATTRIBUTE = "forethought_forms"
 
 RowForm = Literal["trees", "cached", "padded", "alone"]
-DecodingForm = Literal["trees", "cache", "recompute"]
+DecodingForm = Literal["trees", "cache", "unpadded", "recompute"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,29 @@ def tail_logits(model: Any, rows: PaddedRows, num_tail: int, cache: Any = None) 
     return logits
 
 
+def logits_at(
+    model: Any,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    places: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Logits at some places of a packed row (None: all), float32. Shape [places, V]."""
+    kind: type = type(model)
+    options: dict[str, Any] = {}
+    index = None if places is None else torch.tensor(places, device=input_ids.device)
+    if index is not None and accepts(kind, "logits_to_keep"):
+        options["logits_to_keep"], index = index, None
+    output = model(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=torch.ones_like(input_ids),
+        use_cache=False,
+        **options,
+    )
+    logits: torch.Tensor = output.logits[0] if index is None else output.logits[0, index]
+    return logits.float()
+
+
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Indices grouped by similar length so that rows x longest stays within ``max_tokens``.
 

@@ -1,9 +1,10 @@
-"""Sample thoughts with a transformers model: prefill the context once, then decode G branches.
+"""Sample thoughts with a transformers model: prefill a document once, then decode all thoughts in it.
 
 Design: a custom decode loop instead of ``generate``, which repeats every context G times before the
-prefill and has no seed per sequence. Every sample has its own generator and samples by inverse CDF, so
-its tokens do not depend on the rest of the batch (up to rounding). The price is that the random numbers
-are drawn on the host, one per token.
+prefill and has no seed per sequence. How the next logits are computed is what a model allows
+(:mod:`forethought.compute.decoding`); how a token is chosen is the same for all. Every sample has its own
+generator and samples by inverse CDF, so its tokens do not depend on the rest of the batch (up to rounding).
+The price is that the random numbers are drawn on the host, one per token.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from forethought.compute.rows import PaddedRows, pad_left, tail_logits
+from forethought.compute.decoding import decoded_together, decoding
+from forethought.compute.decoding.decoder import Group
+from forethought.compute.forms import DecodingForm, forms_of
+
+_PART_LOGITS = {True: 1 << 16, False: 1 << 25}  # on a CPU what its caches hold, on a GPU 256 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,11 @@ class SampleRequest:
         """The maximum number of tokens of a sample."""
         return self.max_tokens + self.prediction_tokens
 
+    @property
+    def group(self) -> Group:
+        """The rows to decode."""
+        return Group(self.prefix_ids, len(self.seeds_G), self.max_length)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -66,72 +75,81 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-@torch.inference_mode()
 def sample(
     model: Any,
     requests: Sequence[SampleRequest],
     is_cancelled: Callable[[], bool] = lambda: False,
+    form: DecodingForm | None = None,
 ) -> list[list[Sample]]:
     """Sample every request; shape [requests][G]. Requests may differ in length, group size and limits.
+
+    ``form`` is the form of decoding, by default the one noted on the model.
 
     Raises:
         CancelledError: of :mod:`concurrent.futures`; ``is_cancelled`` became true between two tokens.
     """
-    device = next(iter(model.parameters())).device
-    prefixes = pad_left([request.prefix_ids for request in requests], device)
-    cache: Any = DynamicCache(config=model.config)
-    logits = tail_logits(model, prefixes, 1, cache)
-    owners = [i for i, request in enumerate(requests) for _ in request.seeds_G]
-    # Unlike batch_select_indices, every kind of cache layer has it, recurrent ones included.
-    cache.reorder_cache(torch.tensor(owners, device=device))
-    decode = _Decode(requests, owners, prefixes, device)
-    logits = logits[owners, -1]
-    while decode.advance(logits):
-        if is_cancelled():
-            raise CancelledError
-        decode.compact(cache)
-        logits = tail_logits(model, decode.next_rows(), 1, cache)[:, -1]
-    return decode.results()
+    form = form or forms_of(model).decoding
+    results: list[list[Sample]] = [[] for _ in requests]
+    for members in decoded_together([request.prefix_ids for request in requests], form):
+        drawn = _sample_together(model, [requests[i] for i in members], is_cancelled, form)
+        for index, samples_G in zip(members, drawn, strict=True):
+            results[index] = samples_G
+    return results
 
 
-class _Decode:
-    """The decode state: the tokens sampled for each row, and the rows still alive."""
+@torch.inference_mode()
+def _sample_together(
+    model: Any,
+    requests: Sequence[SampleRequest],
+    is_cancelled: Callable[[], bool],
+    form: DecodingForm,
+) -> list[list[Sample]]:
+    with decoding(model, [request.group for request in requests], form) as decoder:
+        choice = _Choice(requests, decoder.owners_R)
+        ids_R = choice.advance(decoder.first_logits())
+        while choice.kept:
+            if is_cancelled():
+                raise CancelledError
+            if len(choice.kept) < len(ids_R):
+                decoder.keep(choice.kept)
+                ids_R = ids_R[choice.kept]
+                choice.compact()
+            ids_R = choice.advance(decoder.next_logits(ids_R))
+    return choice.results()
 
-    def __init__(
-        self,
-        requests: Sequence[SampleRequest],
-        owners: list[int],
-        prefixes: PaddedRows,
-        device: torch.device,
-    ) -> None:
-        self._requests, self._owners, self._device = requests, owners, device
-        self._mask = prefixes.attention_mask[owners]
-        self._positions = prefixes.position_ids[owners, -1:]
-        self._uniforms = _uniforms(requests).to(device)  # [R, L]
-        temperatures = [requests[owner].temperature for owner in owners]
-        self._temperatures = torch.tensor(temperatures, device=device)[:, None]
-        self._alive = list(range(len(owners)))
-        self._kept: list[int] = []
-        self._last_ids = torch.empty(0, dtype=torch.long, device=device)
-        self._ids: list[list[int]] = [[] for _ in owners]
-        self._logprobs: list[list[float]] = [[] for _ in owners]
-        self._stopped = [False] * len(owners)
-        self._num_predicted = [0] * len(owners)
 
-    def advance(self, logits: torch.Tensor) -> bool:
-        """Sample one token for every alive row; False once no row is left."""
-        step = len(self._ids[self._alive[0]])
-        logprobs = torch.log_softmax(logits / self._temperatures[self._alive], dim=-1)
-        ids = _inverse_cdf(logprobs, self._uniforms[self._alive, step])
+class _Choice:
+    """The tokens sampled for each row, and which rows are still alive."""
+
+    def __init__(self, requests: Sequence[SampleRequest], owners_R: Sequence[int]) -> None:
+        self._requests, self._owners = requests, list(owners_R)
+        self._uniforms = _uniforms(requests, self._owners)  # [R, L]
+        self._temperatures = torch.tensor([requests[i].temperature for i in self._owners])[:, None]
+        self._alive = list(range(len(self._owners)))
+        self.kept: list[int] = []
+        self._ids: list[list[int]] = [[] for _ in self._owners]
+        self._logprobs: list[list[float]] = [[] for _ in self._owners]
+        self._stopped = [False] * len(self._owners)
+        self._num_predicted = [0] * len(self._owners)
+
+    def advance(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sample one token for every alive row; ``kept`` are the places of those that go on. Shape [R]."""
+        step, device = len(self._ids[self._alive[0]]), logits.device
+        logits = logits / self._temperatures[self._alive].to(device)
+        logprobs = torch.log_softmax(logits, dim=-1)
+        ids = _inverse_cdf(logprobs, self._uniforms[self._alive, step].to(device))
         chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
-        self._kept = []
-        for slot, (row, token_id) in enumerate(zip(self._alive, ids.tolist(), strict=True)):
+        self.kept = []
+        for place, (row, token_id) in enumerate(zip(self._alive, ids.tolist(), strict=True)):
             self._ids[row].append(token_id)
-            self._logprobs[row].append(chosen[slot])
+            self._logprobs[row].append(chosen[place])
             if self._continues(row, token_id):
-                self._kept.append(slot)
-        self._last_ids = ids
-        return bool(self._kept)
+                self.kept.append(place)
+        return ids
+
+    def compact(self) -> None:
+        """Only rows that go on are alive."""
+        self._alive = [self._alive[place] for place in self.kept]
 
     def _continues(self, row: int, token_id: int) -> bool:
         """Record a row's newest token; False if it was the last."""
@@ -145,22 +163,6 @@ class _Decode:
             return request.prediction_tokens > 0
         return len(self._ids[row]) < request.max_tokens
 
-    def compact(self, cache: Any) -> None:
-        """Drop finished rows from the cache and from the alive set."""
-        if len(self._kept) == len(self._alive):
-            return
-        kept = torch.tensor(self._kept, device=self._device)
-        cache.reorder_cache(kept)
-        self._alive = [self._alive[slot] for slot in self._kept]
-        self._last_ids, self._mask = self._last_ids[kept], self._mask[kept]
-        self._positions = self._positions[kept]
-
-    def next_rows(self) -> PaddedRows:
-        """The last sampled token of every alive row, as input of the next forward pass."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._alive), 1)], dim=1)
-        self._positions = self._positions + 1
-        return PaddedRows(self._last_ids[:, None], self._mask, self._positions)
-
     def results(self) -> list[list[Sample]]:
         """The samples, grouped by request."""
         grouped: list[list[Sample]] = [[] for _ in self._requests]
@@ -171,18 +173,25 @@ class _Decode:
         return grouped
 
 
-def _uniforms(requests: Sequence[SampleRequest]) -> torch.Tensor:
+def _uniforms(requests: Sequence[SampleRequest], owners_R: Sequence[int]) -> torch.Tensor:
+    """The random numbers of every row, a request's rows by its seeds in order. Shape [R, L]."""
     longest = max(request.max_length for request in requests)
+    seeds = [iter(request.seeds_G) for request in requests]
+    generators = [torch.Generator().manual_seed(next(seeds[owner])) for owner in owners_R]
     return torch.stack(
-        [
-            torch.rand(longest, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            for request in requests
-            for seed in request.seeds_G
-        ]
+        [torch.rand(longest, generator=one, dtype=torch.float64) for one in generators]
     )
 
 
 def _inverse_cdf(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    """A token for every row. In parts, because double precision takes twice the memory of the logits."""
+    most = _PART_LOGITS[logprobs.device.type == "cpu"]
+    num_rows = max(1, most // logprobs.shape[1])
+    parts = zip(torch.split(logprobs, num_rows), torch.split(uniforms, num_rows), strict=True)
+    return torch.cat([_inverse_cdf_of(*part) for part in parts])
+
+
+def _inverse_cdf_of(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    cumulative = logprobs.double().exp_().cumsum(dim=-1)
     drawn = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp_max(logprobs.shape[1] - 1)

@@ -36,13 +36,22 @@ _current: ContextVar[TreeLayout] = ContextVar("layout")
 @contextmanager
 def attending_trees(model: Any, layout: TreeLayout) -> Iterator[None]:
     """Have a model's attention follow the layout within this context."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
     token = _current.set(layout)
+    try:
+        with attention_named(model, NAME):
+            yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def attention_named(model: Any, name: str) -> Iterator[None]:
+    """Have a model use a registered attention function within this context."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
-        _current.reset(token)
         model.set_attn_implementation(before)
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from forethought.compute.answers import Answer, Query, answer_queries, evaluate, thought_ids
 from forethought.compute.decode_batches import cache_bytes_per_token
+from forethought.compute.forms import Forms, note_forms
 from forethought.compute.model import LanguageModel, load_language_model
 from forethought.errors import InvalidInput
 from forethought.types import Document, Position, Prompting, Sampling
@@ -117,8 +118,10 @@ def test_random_numbers_depend_on_the_index_not_on_the_batch(
         assert one.think_nll == pytest.approx(other.think_nll, abs=1e-4)
 
 
-def test_a_decode_batch_stays_within_its_cache_and_changes_no_thought(model: LanguageModel) -> None:
+def test_a_decode_batch_stays_within_its_cache_and_changes_no_thought(directory: Path) -> None:
     """64 positions x G rows of a large model and a long window took hundreds of GB."""
+    model = load_language_model(directory, "float32", "cpu")
+    note_forms(model.model, Forms(decoding="cache"))
     queries = queries_of(TEXT, 4, 9, 14, 19, 24, 29)
     sampling = replace(SAMPLING, group_size=16)
     whole, unbounded = widest_forward(model, queries, sampling, 1 << 40)

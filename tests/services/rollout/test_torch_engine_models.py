@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import torch
 
+from forethought.compute import consistency
 from forethought.errors import InvalidInput
 from forethought.types import Document, Position, Prompting, Sampling, Task
 from services.rollout.torch_engine import TorchEngine
@@ -29,11 +31,12 @@ async def engine() -> AsyncIterator[TorchEngine]:
     await made.close()
 
 
-async def test_a_model_without_a_usable_cache_is_refused_and_the_old_one_serves(
-    engine: TorchEngine, tmp_path: Path
+async def test_a_model_without_an_exact_form_of_decoding_is_refused_and_the_old_one_serves(
+    engine: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await engine.load(tiny.manifest("policy"), tiny.build_model_directory(tmp_path / "llama"))
     mamba = architectures.build_directory(tmp_path / "mamba", "mamba")
+    monkeypatch.setattr(consistency, "_decoded", lambda *_: torch.ones(9))
     with pytest.raises(InvalidInput, match=r"cannot sample from this model.*rollout\.engine=vllm"):
         await engine.load(tiny.manifest("policy", version=1, files="other"), mamba)
     (rollout,) = await engine.generate([TASK])
@@ -41,9 +44,12 @@ async def test_a_model_without_a_usable_cache_is_refused_and_the_old_one_serves(
     assert engine.serving == tiny.manifest("policy")
 
 
-async def test_a_hybrid_model_is_sampled(engine: TorchEngine, tmp_path: Path) -> None:
-    """Its cache layers know ``reorder_cache``, not ``batch_select_indices``."""
-    directory = architectures.build_directory(tmp_path, "nemotron_h")
+@pytest.mark.parametrize("name", ["nemotron_h", "recurrent_gemma", "rwkv"])
+async def test_a_hybrid_or_recurrent_model_is_sampled(
+    name: str, engine: TorchEngine, tmp_path: Path
+) -> None:
+    """Cache layers know ``reorder_cache``, not ``batch_select_indices``; some models have other caches."""
+    directory = architectures.build_directory(tmp_path, name)
     await engine.load(tiny.manifest("policy"), directory)
     (rollout,) = await engine.generate([TASK])
     assert rollout.error is None
