@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from forethought.compute.decode_batches import cache_bytes_per_token, sample_within
+from forethought.compute.decode_batches import sample_within, tokens_within
 from forethought.compute.finite import check_finite
 from forethought.compute.logprob import Continuation, ContinuationScore, score_continuations
 from forethought.compute.model import LanguageModel
@@ -31,7 +31,7 @@ from forethought.types import Document, Position, Prompting, Sampling
 _BATCH_TOKENS = 16_384
 _BATCH_POSITIONS = 64
 MAX_CACHE_BYTES = 4_000_000_000
-"""Key-value cache of one decode batch: 17,000 tokens of a Qwen3 of 1.7B parameters in float32."""
+"""Keys and values of one decode batch: 17,000 tokens of a Qwen3 of 1.7B parameters in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,8 @@ def answer_queries(
 ) -> list[Answer]:
     """The model's answer to every query, in order; ``report(num_done)`` is called after each batch.
 
-    Decode batches hold up to 64 queries and ``max_cache_bytes`` of key-value cache.
+    Decode batches hold up to 64 queries, those of a document together, and ``max_cache_bytes`` of keys and
+    values: a document once, and every thought with its maximum length.
 
     A thought's random numbers depend on the seed, the query's index and the thought's index, not on the
     model: models evaluated on the same queries and seed form paired samples.
@@ -173,16 +174,26 @@ def answer_queries(
         InvalidInput: a log-prob is not finite, or the model cannot be sampled here, or not at this length.
     """
     _check_sampled(language_model, queries, prompting, sampling)
-    model, answers = language_model.model, list[Answer]()
-    max_tokens = max(1, max_cache_bytes // cache_bytes_per_token(model))
+    model, answers = language_model.model, dict[int, Answer]()
+    max_tokens = tokens_within(model, max_cache_bytes)
+    order = _by_document(queries)
     for start in range(0, len(queries), _BATCH_POSITIONS):
-        batch = range(start, min(start + _BATCH_POSITIONS, len(queries)))
+        batch = order[start : start + _BATCH_POSITIONS]
         requests = [_request(queries[q], q, prompting, sampling, seed) for q in batch]
         thoughts_QG = sample_within(model, requests, max_tokens)
-        answers += _scored(model, [queries[q] for q in batch], thoughts_QG, prompting)
+        scored = _scored(model, [queries[q] for q in batch], thoughts_QG, prompting)
+        answers |= zip(batch, scored, strict=True)
         if report:
             report(len(answers))
-    return answers
+    return [answers[q] for q in range(len(queries))]
+
+
+def _by_document(queries: Sequence[Query]) -> list[int]:
+    """The indices of all queries, those of a document together, because they share it."""
+    firsts: dict[str, int] = {}
+    for q, query in enumerate(queries):
+        firsts.setdefault(query.document.document_id, q)
+    return sorted(range(len(queries)), key=lambda q: (firsts[queries[q].document.document_id], q))
 
 
 def thought_ids(thought: Sample) -> tuple[int, ...]:

@@ -37,11 +37,6 @@ def sample_requests(task: Task) -> list[SampleRequest]:
     ]
 
 
-def num_tokens(task: Task) -> int:
-    """An upper bound of the tokens that this task occupies in a decode batch."""
-    return longest_branch(task) * task.sampling.group_size * len(task.positions_K)
-
-
 def longest_branch(task: Task) -> int:
     """Tokens of the longest branch as sampled or scored, including close and target or prediction."""
     prompting, sampling = task.prompting, task.sampling

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from forethought.compute.decode_batches import decode_batches, sample_within
+from forethought.compute.decode_batches import decode_batches, row_tokens
 from forethought.compute.device_failures import device_failures
+from forethought.compute.forms import forms_of
 from forethought.compute.model import LanguageModel
-from forethought.compute.rows import token_budget_batches
-from forethought.compute.sampling import Sample, SampleRequest
+from forethought.compute.sampling import Sample, SampleRequest, sample
 from forethought.compute.served_model import ServedModel, Serving
 from forethought.errors import NotReady
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
@@ -26,14 +26,13 @@ from services.rollout.tasks import (
     ThoughtsKG,
     fault,
     longest_branch,
-    num_tokens,
     rollouts_of,
     sample_requests,
 )
 
 
 class TorchEngine:
-    """Batched, KV-cached sampling; the context of a position is prefilled once for its G samples."""
+    """Batched sampling; a document is computed once for all samples of all its positions."""
 
     def __init__(
         self,
@@ -114,7 +113,9 @@ class TorchEngine:
         loop = asyncio.get_running_loop()
         requests = [request for task in tasks for request in sample_requests(task)]
         drawn: list[Thought] = []
-        for turn in decode_batches(requests, self._max_batch_tokens):
+        form = forms_of(model.model).decoding
+        budget = (self._max_batch_tokens, form, row_tokens(model.model))
+        for turn in decode_batches(requests, *budget):
             pieces = [request for _, request in turn]
             drawn += await loop.run_in_executor(
                 self._compute, self._draw, pieces, model, is_cancelled
@@ -138,16 +139,14 @@ class TorchEngine:
         with device_failures(), self._served.hold() as serving:
             if serving.language_model is not model:
                 raise NotReady("the model was replaced while sampling; expected one: retry")
-            groups = sample_within(
-                model.model, requests, self._max_batch_tokens, is_cancelled=is_cancelled
-            )
+            groups = sample(model.model, requests, is_cancelled)
             version = serving.manifest.version
         return [_thought(drawn, version) for samples_G in groups for drawn in samples_G]
 
-    def _batches(self, tasks: list[Task]) -> Iterator[list[int]]:
-        if self._deterministic:
-            return iter([[index] for index in range(len(tasks))])
-        return token_budget_batches([num_tokens(task) for task in tasks], self._max_batch_tokens)
+    def _batches(self, tasks: list[Task]) -> list[list[int]]:
+        """Tasks that may be decoded together, the short ones first: other forms than trees pad them."""
+        order = sorted(range(len(tasks)), key=lambda index: (longest_branch(tasks[index]), index))
+        return [[index] for index in range(len(tasks))] if self._deterministic else [order]
 
 
 def _fault(task: Task, serving: Serving) -> str | None:

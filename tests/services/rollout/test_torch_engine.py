@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from forethought.compute import decode_batches
+from forethought.compute.decode_batches import num_tokens
 from forethought.compute.model import load_language_model
 from forethought.compute.sampling import SampleRequest, sample
 from forethought.types import Document, Position, Prompting, Sampling, Task
@@ -32,17 +32,14 @@ async def test_a_cancelled_call_frees_the_compute_thread(
     sampling = threading.Event()
 
     def sample_for_ever(
-        model: Any,
-        requests: Sequence[SampleRequest],
-        max_batch_tokens: int,
-        is_cancelled: Callable[[], bool],
+        model: Any, requests: Sequence[SampleRequest], is_cancelled: Callable[[], bool]
     ) -> None:
         sampling.set()
         while not is_cancelled():
             pass
         raise CancelledError
 
-    monkeypatch.setattr(torch_engine, "sample_within", sample_for_ever)
+    monkeypatch.setattr(torch_engine, "sample", sample_for_ever)
     engine = TorchEngine(replica="rollout-t", device="cpu", max_batch_tokens=1 << 16)
     await engine.load(tiny.manifest("policy", version=1), tiny.build_model_directory(tmp_path))
     calling = asyncio.create_task(engine.generate([TASK]))
@@ -72,11 +69,10 @@ async def test_a_task_larger_than_a_decode_batch_is_decoded_in_parts(
     sizes: list[int] = []
 
     def measured(model: Any, requests: Sequence[SampleRequest], *rest: Any) -> Any:
-        longest = max(len(request.prefix_ids) + request.max_length for request in requests)
-        sizes.append(longest * sum(len(request.seeds_G) for request in requests))
+        sizes.append(num_tokens(requests, "trees"))
         return sample(model, requests, *rest)
 
-    monkeypatch.setattr(decode_batches, "sample", measured)
+    monkeypatch.setattr(torch_engine, "sample", measured)
     rollouts = []
     for max_batch_tokens in (1 << 16, 40):
         sizes.clear()

@@ -31,7 +31,8 @@ async def engine_of(directory: Path, max_batch_tokens: int) -> TorchEngine:
 
 @pytest.fixture
 async def engine(directory: Path) -> AsyncIterator[TorchEngine]:
-    engine = await engine_of(directory, 2 * longest_branch(TASKS[0]))
+    two_rows = longest_branch(TASKS[0]) + SAMPLING.max_thought_tokens + 2
+    engine = await engine_of(directory, two_rows)
     yield engine
     await engine.close()
 
@@ -41,14 +42,12 @@ class Draws:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_samples: list[int] = []
-        self._sample = torch_engine.sample_within
-        monkeypatch.setattr(torch_engine, "sample_within", self)
+        self._sample = torch_engine.sample
+        monkeypatch.setattr(torch_engine, "sample", self)
 
-    def __call__(
-        self, model: Any, requests: Any, max_batch_tokens: int, is_cancelled: Callable[[], bool]
-    ) -> Any:
+    def __call__(self, model: Any, requests: Any, is_cancelled: Callable[[], bool]) -> Any:
         self.num_samples.append(sum(len(request.seeds_G) for request in requests))
-        return self._sample(model, requests, max_batch_tokens, is_cancelled)
+        return self._sample(model, requests, is_cancelled)
 
 
 async def test_a_task_over_the_budget_is_decoded_in_turns(
