@@ -11,6 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from forethought.compute.tree_mask import TreeMask
+from forethought.compute.visible_keys import VisibleKeys
 
 _QUERIES_AT_ONCE = 128
 
@@ -25,24 +26,21 @@ def explicit_attention(
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The output of the packed row. Shapes: query [1, heads, S, D], key and value [1, KV heads, S, D]."""
-    places = torch.arange(query.shape[2], device=query.device)
+    options = (mask.visible_keys, scale, softcap, sinks)
     outs = []
-    for start in range(0, len(places), _QUERIES_AT_ONCE):
-        queries = places[start : start + _QUERIES_AT_ONCE]
-        end = start + len(queries)
-        seen = mask.visible_keys.sees(queries[:, None], places[:end])
-        inputs = query[:, :, start:end], key[:, :, :end], value[:, :, :end]
-        part = checkpoint(  # type: ignore[no-untyped-call]
+    for start in range(0, query.shape[2], _QUERIES_AT_ONCE):
+        part = query[:, :, start : start + _QUERIES_AT_ONCE]
+        end = start + part.shape[2]
+        out = checkpoint(  # type: ignore[no-untyped-call]
             _part,
-            *inputs,
-            seen,
-            scale,
-            softcap,
-            sinks,
+            part,
+            key[:, :, :end],
+            value[:, :, :end],
+            *options,
             use_reentrant=False,
             preserve_rng_state=False,
         )
-        outs.append(part)
+        outs.append(out)
     return torch.cat(outs, 2)
 
 
@@ -50,13 +48,16 @@ def _part(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    seen: torch.Tensor,
+    visible: VisibleKeys,
     scale: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The output of some queries; ``seen`` says of each which keys it sees. Shape [queries, keys]."""
-    num_heads, num_kv_heads, num_queries, num_keys = query.shape[1], key.shape[1], *seen.shape
+    """The output of the last queries of those whose keys are given."""
+    num_heads, num_kv_heads = query.shape[1], key.shape[1]
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    places = torch.arange(num_keys, device=key.device)
+    seen = visible.sees(places[-num_queries:, None], places)
     folded = query.reshape(1, num_kv_heads, -1, query.shape[3])  # those of one key head together
     scores = (folded @ key.transpose(2, 3)).float() * scale
     scores = scores.view(1, num_heads, num_queries, num_keys)
