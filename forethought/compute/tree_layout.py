@@ -37,14 +37,17 @@ class Trunk:
 class BranchGroup:
     """Branches that see the same ``trunk[:index]``: branch tokens ``start`` to ``end``, trunks left out.
 
+    They follow each other in the packed row, from ``place`` on.
+
     Example:
-        ``BranchGroup(Trunk(0, 512), index=300, start=0, end=128)``
+        ``BranchGroup(Trunk(0, 512), index=300, start=0, end=128, place=512)``
     """
 
     trunk: Trunk
     index: int
     start: int
     end: int
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def layout_of(trees: Sequence[Tree], device: torch.device) -> TreeLayout:
         ids += tree.trunk_ids
         positions += range(trunk.length)
         for index, branches in groupby(tree.branches, key=lambda branch: branch.index):
-            first = len(branch_places)
+            first, place = len(branch_places), len(ids)
             for branch in branches:
                 starts[branch.row] = (trunk.start, len(ids), index)
                 length = len(branch.token_ids)
@@ -114,7 +117,7 @@ def layout_of(trees: Sequence[Tree], device: torch.device) -> TreeLayout:
                 if length:
                     lengths.append(length)
             if index and len(branch_places) > first:
-                groups.append(BranchGroup(trunk, index, first, len(branch_places)))
+                groups.append(BranchGroup(trunk, index, first, len(branch_places), place))
     padded, is_token = _padded(lengths)
     return TreeLayout(
         input_ids=torch.tensor([ids], device=device),
