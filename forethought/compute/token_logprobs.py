@@ -23,7 +23,9 @@ from forethought.compute.packing import Pack
 from forethought.compute.rows import accepts
 from forethought.compute.tree_attention import attending_trees
 
-_KEPT_LOGITS = 1 << 26  # with gradient, at most as many are kept for the backward pass
+KEPT_LOGITS = 1 << 26
+"""With gradient, at most as many are kept for the backward pass."""
+
 _CHUNK_LOGITS = 1 << 24  # 64 MiB in float32
 
 
@@ -92,7 +94,7 @@ class Predictions:
 
     def logprobs(self, targets: Targets) -> torch.Tensor:
         """The log-prob of every target, with gradient. Shape [M]."""
-        if len(self.hidden_MD) * self._vocabulary <= _KEPT_LOGITS:
+        if len(self.hidden_MD) * self._vocabulary <= KEPT_LOGITS:
             return self._part(self.hidden_MD, targets)
         size = self._chunk_size
         return torch.cat(
@@ -108,7 +110,9 @@ class Predictions:
         )
 
     def _part(self, hidden_MD: torch.Tensor, targets: Targets) -> torch.Tensor:
-        return _chosen(_adjusted(self.logits(hidden_MD), targets), targets.ids_M)
+        # The backward pass of cross entropy holds three copies of the logits, that of logsumexp five.
+        logits = _adjusted(self.logits(hidden_MD), targets)
+        return -torch.nn.functional.cross_entropy(logits, targets.ids_M, reduction="none")
 
     @property
     def _vocabulary(self) -> int:

@@ -4,9 +4,10 @@ Design: parameters are counted on the meta device, so a 70B configuration can be
 States are exact; activations are the tensors kept for the backward pass, counted per layer of a gated MLP
 and RMS norms and checked against allocations (tests/trainer/learner/test_memory.py). Measured on a CPU, in
 bytes per token, layer and hidden unit, bfloat16 and float32: Llama 44 and 79, Qwen3 55 and 96, GPT-2 56 and
-112, by which every other architecture is estimated. Logits peak at three float32 copies per token and
-vocabulary entry (12.0 to 12.3 bytes). The price is an upper bound: every token of a micro-batch is taken to
-be trained on.
+112, by which every other architecture is estimated. Logits peak at three float32 copies (12.0 to 12.3
+bytes each), of as many as are kept for the backward pass; more are computed in smaller chunks. Tokens are
+those that a micro-batch computes: what rows share counts once. The price is an upper bound: every token of
+a micro-batch is taken to be trained on.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from forethought.compute.policy import planned_precision
+from forethought.compute.token_logprobs import KEPT_LOGITS
 from forethought.config import Settings
 
-_LOGIT_BYTES = 12.3  # per trained token and vocabulary entry
+_LOGIT_BYTES = 12.3
 _OTHER_BYTES = {2: 57.5, 4: 112.0}  # per token, layer and hidden unit, by bytes of an activation
 
 
@@ -70,8 +72,8 @@ def estimate_memory(settings: Settings, longest_row_tokens: int = 0) -> MemoryEs
     text = config.get_text_config()
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     layers = _layer_bytes(text, names, width) * text.num_hidden_layers
-    per_token = layers + _LOGIT_BYTES * text.vocab_size
     num_tokens = max(settings.learner.micro_batch_tokens, longest_row_tokens)
+    num_logits = min(text.vocab_size * num_tokens, KEPT_LOGITS)
     head_copy = 4 * text.vocab_size * text.hidden_size if settings.model.fp32_head else 0
     return MemoryEstimate(
         num_parameters=num,
@@ -80,7 +82,7 @@ def estimate_memory(settings: Settings, longest_row_tokens: int = 0) -> MemoryEs
         gradients=4 * num,
         moments=8 * num,
         baseline=4 * num if has_baseline else 0,
-        activations=round(per_token * num_tokens) + head_copy,
+        activations=round(layers * num_tokens + _LOGIT_BYTES * num_logits) + head_copy,
         snapshots=width * num * (2 if has_baseline else 1),
     )
 

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from forethought.compute import precision
+from forethought.compute.forms import Forms
 from forethought.config import load_settings
 from forethought.types import Document
 from tests import tiny
@@ -61,10 +62,27 @@ def test_activations_are_those_of_a_real_pass(tmp_path: Path, name: str, dtype: 
     documents = [
         Document(str(n), "s", tuple((7 * n + i) % 1000 for i in range(129))) for n in range(8)
     ]
-    (batch,) = micro_batches(trees_of_documents(documents), 10_000, torch.device("cpu"))
+    trees = trees_of_documents(documents)
+    (batch,) = micro_batches(trees, 10_000, torch.device("cpu"), Forms("trees"))
     words = [f"model.path={tmp_path}", f"model.dtype={dtype}", "learner.micro_batch_tokens=1024"]
     estimate = estimate_memory(load_settings(None, words, {}))
     assert estimate.activations == pytest.approx(peak_bytes(model, batch), rel=0.1)
+
+
+def test_logits_in_chunks_are_counted_once(tmp_path: Path) -> None:
+    """From 2**26 of them on: 65,536 tokens of this vocabulary."""
+    CONFIGS["llama"].save_pretrained(tmp_path)
+    words = [f"model.path={tmp_path}", "model.dtype=float32"]
+    sizes = [1 << 15, 1 << 16, 1 << 17, 1 << 18]
+    found = [
+        estimate_memory(
+            load_settings(None, [*words, f"learner.micro_batch_tokens={size}"], {})
+        ).activations
+        for size in sizes
+    ]
+    assert found[1] == pytest.approx(2 * found[0])
+    assert found[3] - found[2] == pytest.approx(2 * (found[2] - found[1]))
+    assert 2 * found[1] - found[2] == pytest.approx(12.3 * 2**26)
 
 
 def test_a_dry_run_counts_a_row_longer_than_a_micro_batch(
