@@ -16,7 +16,8 @@ that six operations modulo 7 lead to, more than two layers can follow in one pas
     score_no_think   forethought/compute/logprob.py             (called here)
     rewards          forethought/objectives/rlp.py              floored, clipped, as probabilities
     advantages       forethought/estimators.py                  over the batch, by standard deviation
-    surrogate_loss   trainer/batch/builder.py                   filters, aggregations, micro-batches
+    surrogate_loss   trainer/batch/builder.py                   filters, aggregations
+                     forethought/compute/packing.py             (called here: trees in micro-batches)
                      trainer/learner/loss.py                    other surrogates, importance correction
     optimizer.step   trainer/learner/learner.py                 float32 masters, schedules, skipped steps
     update_baseline  trainer/learner/ema.py                     frozen, or none
@@ -36,10 +37,12 @@ from typing import Any
 import torch
 
 from forethought.compute.answers import Evaluation, Query, evaluate
+from forethought.compute.forms import forms_of
 from forethought.compute.logprob import Continuation, score_continuations
 from forethought.compute.model import LanguageModel, find_markers, load_language_model
-from forethought.compute.rows import pad_left, pad_left_values, tail_logits
+from forethought.compute.packing import Row, packs_of
 from forethought.compute.sampling import Sample, SampleRequest, derive_seed, sample
+from forethought.compute.token_logprobs import Targets, logprobs
 from forethought.lab.demo.arms import base_model
 from forethought.lab.demo.corpus import ANSWER_PLACE, THINK_CLOSE, THINK_OPEN, documents
 from forethought.special_tokens import special_tokens_of
@@ -139,25 +142,28 @@ def surrogate_loss(
 ) -> torch.Tensor:
     """Eq. 8: -1/(BG) sum_i 1/|c_i| sum_u min(rho_u A_i, clip(rho_u, 1-eps_low, 1+eps_high) A_i).
 
-    Only thought tokens are trained on. Rows are padded on the left, so the last logits of a row are those
-    that predict its thought.
+    Only thought tokens are trained on. The G thoughts of a context are branches of one tree: the context is
+    computed once, and all trees are packed into one row, in which M thought tokens are predicted.
     """
-    thoughts = list(chain.from_iterable(thoughts_BG))
     prefixes = [
         prompting.thinking_prefix(q.context_ids) for q in queries_B for _ in range(GROUP_SIZE)
     ]
-    rows = pad_left([p + c.token_ids_L[:-1] for p, c in zip(prefixes, thoughts, strict=True)], CPU)
-    targets = pad_left([c.token_ids_L for c in thoughts], CPU)
-    ids_BL, mask_BL = targets.input_ids, targets.attention_mask.bool()
-    behaviour_logprobs_BL = pad_left_values([c.logprobs_L for c in thoughts], ids_BL.shape[1], CPU)
+    thoughts = list(chain.from_iterable(thoughts_BG))
+    rows = [
+        Row(prefix + c.token_ids_L, num_tail=len(c.token_ids_L))
+        for prefix, c in zip(prefixes, thoughts, strict=True)
+    ]
+    (pack,) = packs_of(rows, forms_of(policy), MAX_BATCH_TOKENS, CPU)
+    targets = Targets(torch.tensor([i for row in pack.rows for i in rows[row].target_ids]))
+    behaviour_logprobs_M = torch.tensor([p for row in pack.rows for p in thoughts[row].logprobs_L])
+    lengths_R = torch.tensor([rows[row].num_tail for row in pack.rows])
+    advantages_M = advantages_BG.flatten()[list(pack.rows)].repeat_interleave(lengths_R)
+    weights_M = (1 / (lengths_R * len(rows))).repeat_interleave(lengths_R)
 
-    logprobs_BLV = tail_logits(policy, rows, ids_BL.shape[1]).log_softmax(dim=-1)
-    policy_logprobs_BL = logprobs_BLV.gather(2, ids_BL[..., None])[..., 0]
-    ratio_BL = torch.where(mask_BL, policy_logprobs_BL - behaviour_logprobs_BL, 0.0).exp()
-    clipped_BL = ratio_BL.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH)
-    advantages_B1 = advantages_BG.reshape(-1, 1)
-    surrogate_BL = torch.minimum(ratio_BL * advantages_B1, clipped_BL * advantages_B1)
-    return -((surrogate_BL * mask_BL).sum(dim=1) / mask_BL.sum(dim=1)).mean()
+    ratio_M = (logprobs(policy, pack, targets) - behaviour_logprobs_M).exp()
+    clipped_M = ratio_M.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH)
+    surrogate_M = torch.minimum(ratio_M * advantages_M, clipped_M * advantages_M)
+    return -(weights_M * surrogate_M).sum()
 
 
 @torch.no_grad()

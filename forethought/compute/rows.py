@@ -1,8 +1,8 @@
-"""Padding ragged rows for one forward pass.
+"""Padding ragged rows before they are decoded with a cache.
 
-Design: rows are padded on the *left*, so that the needed part of the output (the last tokens) is the same
-slice for every row and transformers' ``logits_to_keep`` computes the vocabulary projection only there. The
-price is explicit position ids. Rows are batched by length under a token budget.
+Design: rows are padded on the *left*, so that the last token of every row, from which the next one follows,
+is at the same place and transformers' ``logits_to_keep`` computes the vocabulary projection only there. The
+price is explicit position ids and a mask. Batches are by length under a token budget.
 """
 
 from __future__ import annotations
@@ -39,17 +39,6 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> PaddedRows:
         mask[index, width - len(row) :] = 1
     position_ids = (mask.cumsum(1) - 1).clamp_min(0)
     return PaddedRows(input_ids.to(device), mask.to(device), position_ids.to(device))
-
-
-def pad_left_values(
-    rows: Sequence[Sequence[float]], width: int, device: torch.device
-) -> torch.Tensor:
-    """Per-token values aligned with :func:`pad_left`, 0 on the padding. Shape [B, width]."""
-    values = torch.zeros(len(rows), width)
-    for index, row in enumerate(rows):
-        if row:
-            values[index, width - len(row) :] = torch.tensor(row)
-    return values.to(device)
 
 
 def tail_logits(model: Any, rows: PaddedRows, num_tail: int, cache: Any = None) -> torch.Tensor:

@@ -12,8 +12,9 @@
     Not counted: tasks whose result never arrived, and measurements (learner.no_think_every_steps).
 
 Design: rows are counted without prefix sharing (a group's context once per thought), so a run is charged
-the most it could have cost, and its compute-matched next-token controls get no less than they are due.
-The price: an engine that shares prefixes computes less than reported here.
+the most it could have cost, the same whether or not its model can share, and its compute-matched next-token
+controls get no less than they are due. The price: sampler, scorer and learner share prefixes, and compute
+a fraction of what is reported here.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A tree is one trunk with branches that leave it at some index; everything to be 
 per-token arrays: a surrogate weight with its advantage and behaviour log-prob, or a next-token weight.
 Next-token prediction, SFT, best-of-G cloning and reinforcement differ only in these numbers.
 
-Design: trees hold the trunk once, although batching currently repeats it per branch, so that
-computing it once for all thoughts would change the batching and nothing before it.
+Design: trees hold the trunk once. Batching makes a row of every branch and finds anew what rows share,
+because trees of one document share with each other too; whether it is computed once depends on the model.
 """
 
 from __future__ import annotations

@@ -24,10 +24,11 @@ class MicroBatch:
     """The inputs of one forward pass and arrays over its M predictions.
 
     ``sequences_M`` numbers the row that each prediction belongs to. Temperatures are the sampler's where
-    the surrogate weight is not 0, and 1 elsewhere.
+    the surrogate weight is not 0, and 1 elsewhere. ``num_row_tokens`` are those of whole rows: what rows
+    share counts in each.
 
     Example:
-        ``MicroBatch(pack, targets, sequences, weights, advantages, behaviour, nll_weights)``
+        ``MicroBatch(pack, targets, sequences, weights, advantages, behaviour, nll_weights, 8_704)``
     """
 
     pack: Pack
@@ -37,6 +38,7 @@ class MicroBatch:
     advantages_M: torch.Tensor
     behaviour_logprobs_M: torch.Tensor
     nll_weights_M: torch.Tensor
+    num_row_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,9 @@ def micro_batches(
     device: torch.device,
     forms: Forms | None = None,
 ) -> list[MicroBatch]:
-    """All rows of the trees, in micro-batches of at most ``max_tokens`` tokens including padding.
+    """All rows of the trees, in micro-batches of at most ``max_tokens`` computed tokens, padding included.
 
-    ``forms`` are those of the model that will compute them.
+    ``forms`` are those of the model that will compute them (None: padded rows).
     """
     rows = [row for tree in trees for row in _rows(tree)]
     packed = [Row(row.token_ids_T, row.num_learned) for row in rows]
@@ -66,11 +68,6 @@ def micro_batches(
         _collate(pack, [rows[i] for i in pack.rows], device)
         for pack in packs_of(packed, forms or Forms(), max_tokens, device)
     ]
-
-
-def num_computed_tokens(batches: Sequence[MicroBatch]) -> int:
-    """Tokens that the forward passes compute: shared ones once, padding left out."""
-    return sum(batch.pack.num_tokens for batch in batches)
 
 
 def _rows(tree: ThoughtTree) -> list[_Row]:
@@ -130,4 +127,5 @@ def _collate(pack: Pack, rows: list[_Row], device: torch.device) -> MicroBatch:
         advantages_M=flat(row.advantages for row in rows),
         behaviour_logprobs_M=flat(row.behaviour_logprobs for row in rows),
         nll_weights_M=flat(row.nll_weights for row in rows),
+        num_row_tokens=sum(len(row.token_ids_T) - 1 for row in rows),
     )

@@ -21,7 +21,7 @@ from forethought.compute.model import LanguageModel
 from forethought.compute.weights import named_weights, serialise
 from forethought.config.sections import BaselineSection, LearnerSection
 from trainer.batch.thought_tree import ThoughtTree
-from trainer.learner.batching import MicroBatch, micro_batches, num_computed_tokens
+from trainer.learner.batching import MicroBatch, micro_batches
 from trainer.learner.ema import Baseline
 from trainer.learner.loss import LossParts, batch_loss, policy_logprobs
 from trainer.learner.optimizer import MasterOptimizer
@@ -32,10 +32,11 @@ from trainer.learner.summation import float32_sums
 class StepResult:
     """The outcome of one step; ``skipped`` means that the weights did not change.
 
-    Tokens are summed over all optimizer passes: ``num_tokens`` trained on, ``num_forward_tokens`` computed
-    without gradient. ``num_skipped_passes`` counts passes with a non-finite loss or gradient; the other
-    values are of the passes that updated the weights, if any did: loss, gradient norm and learning rate of
-    the last one, shares and ratio of the worst.
+    Tokens are those of whole rows, shared or not (:mod:`forethought.run.cost`), summed over all optimizer
+    passes: ``num_tokens`` trained on, ``num_forward_tokens`` computed without gradient.
+    ``num_skipped_passes`` counts passes with a non-finite loss or gradient; the other values are of the
+    passes that updated the weights, if any did: loss, gradient norm and learning rate of the last one,
+    shares and ratio of the worst.
 
     ``effective_sample_share`` is (sum w)^2 / (n sum w^2) over thought tokens, w being the learner's
     probability over the sampler's: 1 on fresh samples, 0 without any thought token.
@@ -91,7 +92,7 @@ class Learner:
         is_corrected = self._section.importance_cap > 0
         return replace(
             _of_all_passes(passes),
-            num_forward_tokens=num_computed_tokens(batches) if is_corrected else 0,
+            num_forward_tokens=_num_row_tokens(batches) if is_corrected else 0,
         )
 
     def policy_payload(self) -> bytes:
@@ -149,7 +150,7 @@ class Learner:
             nll=sum(part.nll for part in parts),
             grad_norm=norm,
             learning_rate=learning_rate,
-            num_tokens=num_computed_tokens(batches),
+            num_tokens=_num_row_tokens(batches),
             clipped_share=sum(part.num_clipped for part in parts) / max(1, num_surrogate),
             ratio_max=max(part.ratio_max for part in parts),
             effective_sample_share=_effective_share(parts),
@@ -171,6 +172,10 @@ class Learner:
         )
         parts.loss.backward()  # type: ignore[no-untyped-call]
         return parts
+
+
+def _num_row_tokens(batches: Sequence[MicroBatch]) -> int:
+    return sum(batch.num_row_tokens for batch in batches)
 
 
 def _of_all_passes(passes: Sequence[StepResult]) -> StepResult:

@@ -55,6 +55,7 @@ def loss_of(
         advantages_M=flat(([a] * n for a, n in zip(advantages, lengths, strict=True)), 1.0),
         behaviour_logprobs_M=flat(([-1.0 - LN(r) for r in row] for row in ratios), 0.0),
         nll_weights_M=torch.zeros_like(policy),
+        num_row_tokens=0,
     )
     parts = batch_loss(batch, policy, clip_low=0.2, clip_high=0.28, surrogate=name, **options)
     parts.loss.backward()
