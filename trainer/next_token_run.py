@@ -100,7 +100,6 @@ class NextTokenRun:
             "learning_rate": result.learning_rate,
             "skipped": result.skipped,
             "skipped_passes": result.num_skipped_passes,
-            "forward_tokens": result.num_forward_tokens,
             "tokens": self._num_tokens,
             "step_s": step_s,
         }

@@ -62,7 +62,6 @@ class TrainStep:
             plain = self._next_token_step()
             metrics["next_token_nll"] = plain.nll
             result = _with_next_token_step(result, plain)
-        metrics["forward_tokens"] = result.num_forward_tokens
         metrics["skipped_passes"] = result.num_skipped_passes
         if _is_due(step, self.section.no_think_every_steps):
             metrics |= no_think_metrics(
@@ -80,7 +79,6 @@ def _with_next_token_step(result: StepResult, plain: StepResult) -> StepResult:
     return replace(
         result,
         num_tokens=result.num_tokens + plain.num_tokens,
-        num_forward_tokens=result.num_forward_tokens + plain.num_forward_tokens,
         num_skipped_passes=result.num_skipped_passes + plain.num_skipped_passes,
     )
 

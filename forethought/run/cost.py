@@ -4,8 +4,7 @@
     FLOPs   2 P (sampled + scored) + 6 P learned     P parameters; attention over positions left out
 
     sampled  every thought, also of samples that a filter dropped, a replacement replaced or scoring failed
-    scored   rows whose likelihoods gave rewards or filters, and rows that the learner computed without a
-             gradient before a step (learner.importance_cap)
+    scored   rows whose likelihoods gave rewards or filters
     learned  rows of every optimizer pass (learner.inner_epochs times), skipped passes and interleaved
              next-token steps included; what learner.max_tokens limits
 
@@ -74,9 +73,7 @@ def cost_of(metrics: Sequence[Mapping[str, Any]]) -> Cost:
     """The cost of a run from the lines of its ``metrics.jsonl``."""
     return Cost(
         sampled_tokens=sum(row.get("sampled_tokens", 0) for row in metrics),
-        scored_tokens=sum(
-            row.get(key, 0) for row in metrics for key in ("scored_tokens", "forward_tokens")
-        ),
+        scored_tokens=sum(row.get("scored_tokens", 0) for row in metrics),
         learned_tokens=metrics[-1]["tokens"] if metrics else 0,
     )
 

@@ -32,11 +32,10 @@ from trainer.learner.summation import float32_sums
 class StepResult:
     """The outcome of one step; ``skipped`` means that the weights did not change.
 
-    Tokens are those of whole rows, shared or not (:mod:`forethought.run.cost`), summed over all optimizer
-    passes: ``num_tokens`` trained on, ``num_forward_tokens`` computed without gradient.
-    ``num_skipped_passes`` counts passes with a non-finite loss or gradient; the other values are of the
-    passes that updated the weights, if any did: loss, gradient norm and learning rate of the last one,
-    shares and ratio of the worst.
+    ``num_tokens`` trained on are those of whole rows, shared or not (:mod:`forethought.run.cost`), summed
+    over all optimizer passes. ``num_skipped_passes`` counts passes with a non-finite loss or gradient; the
+    other values are of the passes that updated the weights, if any did: loss, gradient norm and learning
+    rate of the last one, shares and ratio of the worst.
 
     ``effective_sample_share`` is (sum w)^2 / (n sum w^2) over thought tokens, w being the learner's
     probability over the sampler's: 1 on fresh samples, 0 without any thought token.
@@ -50,7 +49,6 @@ class StepResult:
     grad_norm: float = 0.0
     learning_rate: float = 0.0
     num_tokens: int = 0
-    num_forward_tokens: int = 0
     num_skipped_passes: int = 0
     clipped_share: float = 0.0
     ratio_max: float = 0.0
@@ -87,13 +85,8 @@ class Learner:
         batches = micro_batches(trees, budget, device, forms_of(self.model).with_gradient)
         if not batches:
             return StepResult()
-        proximal = self._proximal(batches)
-        passes = [self._optimizer_pass(batches, proximal) for _ in range(num_passes)]
-        is_corrected = self._section.importance_cap > 0
-        return replace(
-            _of_all_passes(passes),
-            num_forward_tokens=_num_row_tokens(batches) if is_corrected else 0,
-        )
+        proximal: list[torch.Tensor] = []
+        return _of_all_passes([self._optimizer_pass(batches, proximal) for _ in range(num_passes)])
 
     def policy_payload(self) -> bytes:
         """The policy as published: the compute copy, bit for bit."""
@@ -121,21 +114,12 @@ class Learner:
         torch.set_rng_state(tensors["random/cpu"])
         self.version, self.num_optimizer_steps = version, num_optimizer_steps
 
-    @torch.no_grad()
-    def _proximal(self, batches: list[MicroBatch]) -> list[torch.Tensor | None]:
-        """The policy's log-probs before the first update, if the importance correction needs them."""
-        if self._section.importance_cap <= 0:
-            return [None] * len(batches)
-        return [policy_logprobs(self.model, batch) for batch in batches]
-
     def _optimizer_pass(
-        self, batches: list[MicroBatch], proximal: list[torch.Tensor | None]
+        self, batches: list[MicroBatch], proximal: list[torch.Tensor]
     ) -> StepResult:
+        """One update. ``proximal`` are the log-probs of the first pass, which adds them."""
         self._optimizer.zero_grad()
-        parts = [
-            self._backward(batch, proximal_logprobs_M)
-            for batch, proximal_logprobs_M in zip(batches, proximal, strict=True)
-        ]
+        parts = [self._backward(index, batch, proximal) for index, batch in enumerate(batches)]
         loss = sum(part.surrogate + part.nll for part in parts)
         norm, learning_rate = math.nan, 0.0
         if math.isfinite(loss):
@@ -158,16 +142,18 @@ class Learner:
             skipped=skipped,
         )
 
-    def _backward(self, batch: MicroBatch, proximal_M: torch.Tensor | None) -> LossParts:
+    def _backward(self, index: int, batch: MicroBatch, proximal: list[torch.Tensor]) -> LossParts:
         with float32_sums(self.model):
             logprobs_M = policy_logprobs(self.model, batch)
+        if index == len(proximal):
+            proximal.append(logprobs_M.detach())
         parts = batch_loss(
             batch,
             logprobs_M,
             clip_low=self._section.clip_low,
             clip_high=self._section.clip_high,
             surrogate=self._section.loss,
-            proximal_logprobs_M=proximal_M,
+            proximal_logprobs_M=proximal[index],
             importance_cap=self._section.importance_cap,
         )
         parts.loss.backward()  # type: ignore[no-untyped-call]

@@ -53,7 +53,7 @@ OUTCOMES = [
 def test_costs_are_computed_from_the_metrics() -> None:
     rows = [
         {"sampled_tokens": 10, "scored_tokens": 12, "tokens": 11},
-        {"sampled_tokens": 20, "tokens": 31, "forward_tokens": 4},
+        {"sampled_tokens": 20, "scored_tokens": 4, "tokens": 31},
     ]
     cost = cost_of(rows)
     assert cost == Cost(30, 16, 31)
