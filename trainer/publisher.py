@@ -8,7 +8,8 @@ the snapshot it is being sent in memory in addition to the newest.
 
 A replica that holds weights of another run, or of a later epoch, and refuses these is quarantined: reported
 with the remedy, retried, and waited for by nothing. Whether it may move here is its own decision
-(:mod:`forethought.weights.receiver`).
+(:mod:`forethought.weights.receiver`). One that does not compute what the learner computes
+(:mod:`trainer.replay`) is quarantined too, and nothing is pushed to it any more.
 
     who      consumes                       produces          waits for       unblocked by
     publish  a snapshot                     newest[model]     nothing         -
@@ -79,9 +80,10 @@ class PushCounts:
 class Publisher:
     """Keeps every live replica at the newest published snapshot of each model it registered for.
 
-    ``broker_replicas`` lists the registry; draining replicas are skipped. ``bearer`` authenticates to
-    every replica (default: no token). All methods must be called on the event loop that runs :meth:`run`;
-    from another thread use ``loop.call_soon_threadsafe(publisher.publish, snapshot)``.
+    ``broker_replicas`` lists the registry, as last read ``registered``; draining replicas and ``unsound``
+    ones (the reason by id) are skipped. ``bearer`` authenticates to every replica (default: no token). All
+    methods must be called on the event loop that runs :meth:`run`; from another thread use
+    ``loop.call_soon_threadsafe(publisher.publish, snapshot)``.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class Publisher:
         self._num_discoveries = 0
         self._progress = asyncio.Event()
         self._discovery_error: str | None = None
-        self._registered: list[Replica] = []
+        self.registered: list[Replica] = []
+        self.unsound: dict[str, str] = {}
 
     def publish(self, snapshot: Snapshot) -> None:
         """Make ``snapshot`` the newest of its model and return at once.
@@ -121,6 +124,11 @@ class Publisher:
         self._discover_now.set()
         for sender in self._senders.values():
             sender.wake.set()
+
+    def quarantine(self, replica_id: str, reason: str) -> None:
+        """Push nothing to a replica any more, for as long as it lives."""
+        self.unsound[replica_id] = reason
+        self._discover_now.set()
 
     async def run(self) -> None:
         """Follow the registry until cancelled, then end every sender."""
@@ -156,7 +164,7 @@ class Publisher:
 
     def is_on_its_way(self, version: int) -> bool:
         """Whether a policy version is served by no replica of some kind, and is being pushed to one."""
-        kinds = {replica.replica_id: replica.kind for replica in self._registered}
+        kinds = {replica.replica_id: replica.kind for replica in self.registered}
         by_kind: dict[str, list[_Sender]] = {}
         for sender in self._senders.values():
             if sender.key.model == "policy" and sender.key.replica_id in kinds:
@@ -192,13 +200,13 @@ class Publisher:
             if replica.draining:
                 return "draining"
             push = state.get(replica.replica_id, ReplicaPush())
-            if push.is_quarantined:
+            if push.is_quarantined or replica.replica_id in self.unsound:
                 return "quarantined"
             if push.last_error is not None:
                 return "failing"
             return "behind" if replica.replica_id in behind else "current"
 
-        return Counter((replica.kind, state_of(replica)) for replica in self._registered)
+        return Counter((replica.kind, state_of(replica)) for replica in self.registered)
 
     async def _discover(self) -> None:
         """Start senders for replicas that joined, end those that left, wake those that fell behind."""
@@ -211,11 +219,11 @@ class Publisher:
                 logger.warning("cannot list replicas, keeping those known: %s", message)
             self._discovery_error = message
             return
-        self._discovery_error, self._registered = None, replicas
+        self._discovery_error, self.registered = None, replicas
         live = {
             _SenderKey(replica.replica_id, replica.address, model): replica
             for replica in replicas
-            if not replica.draining
+            if not replica.draining and replica.replica_id not in self.unsound
             for model in replica.models
         }
         await self._end([key for key in self._tasks if key not in live])

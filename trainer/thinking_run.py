@@ -341,6 +341,7 @@ class ThinkingRun:
                 "max_staleness": self._section.max_staleness,
                 "models": list(self._models),
                 "wire_version": wire.WIRE_VERSION,
+                **({"quarantined": dict(unsound)} if (unsound := self._publisher.unsound) else {}),
             },
         )
 

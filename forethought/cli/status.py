@@ -160,12 +160,19 @@ def _is_of_another_run(replica: Replica, manifest: dict[str, Any] | None) -> boo
     return bool(run_id) and "policy" in replica.serving and replica.run_id != run_id
 
 
+def _quarantined(manifest: dict[str, Any] | None) -> dict[str, str]:
+    """By id, why the learner takes nothing from a replica that it has compared with itself."""
+    reasons: dict[str, str] = (manifest or {}).get("quarantined") or {}
+    return reasons
+
+
 def _state(replica: Replica, manifest: dict[str, Any] | None, epoch: int) -> str:
     """Empty for a replica in service."""
     if replica.draining:
         return "draining"
     of_epoch, _ = replica.serving.get("policy", (0, 0))
-    if _is_of_another_run(replica, manifest) or of_epoch > epoch:
+    is_foreign = _is_of_another_run(replica, manifest) or of_epoch > epoch
+    if is_foreign or replica.replica_id in _quarantined(manifest):
         return "quarantined"
     return ""
 
@@ -202,7 +209,11 @@ def render(report: Report) -> Group:
     version = "none yet" if report["version"] is None else report["version"]
     head = Text(f"run {report['run']}   epoch {report['epoch']}   policy version {version}")
     parts: list[Any] = [head, _replica_table(report), _stream_table(report)]
+    reasons = _quarantined(report["manifest"])
+    parts += [Text(reason, style="red") for reason in reasons.values()]
     for key, value in (report["manifest"] or {}).items():
+        if key == "quarantined":
+            continue
         shown = value if isinstance(value, str) else json.dumps(value)
         parts.append(Text(f"{key}: {shown}", overflow="ellipsis", no_wrap=True, style="dim"))
     parts.append(Text(f"dead letters: {len(report['dead_letters'])}"))

@@ -5,7 +5,8 @@ learner pushes weights to registered replicas. A registration expires after a fe
 replica disappears by itself. The price is that for those few seconds a dead replica is still listed.
 
     loop         consumes             produces              waits for          unblocked by
-    _heartbeat   receiver.holding     the registration      heartbeat_s        new weights, the clock
+    _heartbeat   receiver.holding,    the registration,     heartbeat_s        new weights, the clock
+                 the run's manifest   the worker's pause
     worker.run   its stage            the next stage        see Worker         see Worker
     run          stop                 draining, withdrawal  stop or a failure  SIGTERM
 """
@@ -84,6 +85,7 @@ class ReplicaHost:
         )
         self._address = ""
         self._is_draining = False
+        self._quarantine = ""  # the learner's reason
 
     @property
     def is_ready(self) -> bool:
@@ -127,6 +129,7 @@ class ReplicaHost:
             "run_id": self._run_id(),
             "serving": serving,
             "draining": self._is_draining,
+            "quarantine": self._quarantine,
         }
 
     def _run_id(self) -> str:
@@ -159,6 +162,8 @@ class ReplicaHost:
                 self._note_waiting()
             try:
                 await self._announce(worker.num_done)
+                await self._read_quarantine()
+                worker.quarantine(bool(self._quarantine))
                 outage.end()
             except Unreachable as error:
                 outage.note(error)  # the next heartbeat is the next attempt
@@ -167,6 +172,16 @@ class ReplicaHost:
                     await self.receiver.wait_for_change()
             except TimeoutError:
                 continue  # nothing changed: an ordinary heartbeat
+
+    async def _read_quarantine(self) -> None:
+        """What the learner of the run says of this replica; a later learner checks it anew."""
+        quarantined = (await self._broker.run() or {}).get("quarantined")
+        before = self._quarantine
+        self._quarantine = str(
+            (quarantined if isinstance(quarantined, dict) else {}).get(self.replica_id, "")
+        )
+        if self._quarantine and not before:
+            log.warning("%s; it takes no tasks until it is restarted", self._quarantine)
 
     def _note_waiting(self) -> None:
         log.info(

@@ -6,8 +6,8 @@ weights at least as new. The price is one round trip to the broker between batch
 
 A delivery waits here for at most ``weights_timeout_s``. Then it is returned to the queue for a replica
 that has the weights: a replica stuck in a push must not hold up the batch its tasks belong to. A worker
-whose weights are of another run returns it at once, and pauses. Neither waiting nor being released counts
-as an attempt.
+whose weights are of another run returns it at once, and pauses; one that the learner has quarantined
+returns all and receives none. Neither waiting nor being released counts as an attempt.
 
 A delivery with an unfinished earlier attempt is handled on its own: if it kills its worker, no other
 delivery is lost with it.
@@ -83,6 +83,7 @@ class Worker:
         self._consumer = consumer
         self._batch_size = BatchSize(max_batch_tasks)
         self._is_foreign = False  # the weights here are not those of the tasks last seen
+        self._is_quarantined = False
         self._wait_s = wait_s
         self._weights_timeout_s = (
             consumer.options.lease_s if weights_timeout_s is None else weights_timeout_s
@@ -125,6 +126,12 @@ class Worker:
         self._stopping.set()
         self._wake.set()
 
+    def quarantine(self, is_quarantined: bool) -> None:
+        """Receive nothing, and release what waits here, until this is called with False."""
+        if is_quarantined != self._is_quarantined:
+            self._is_quarantined = is_quarantined
+            self._wake.set()
+
     async def run(self) -> None:
         """Serve until :meth:`stop`; survives broker outages.
 
@@ -164,9 +171,13 @@ class Worker:
 
     async def _turn(self) -> None:
         """One round: receive deliveries if none are held, sort them, then work on some or wait."""
-        if not self._held:
+        if not (self._held or self._is_quarantined):
             await self._receive()
         self._wake.clear()  # before checking readiness, so that no change in between is missed
+        if self._is_quarantined:
+            await self._release_all()
+            await self._pause()
+            return
         ready = await self._sort()
         if ready:
             await self._work([d for d in ready if not d.num_earlier_attempts] or ready[:1])

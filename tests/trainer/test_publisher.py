@@ -331,6 +331,25 @@ async def test_a_quarantined_replica_returns_when_its_redis_names_this_learner(
     assert replica.receiver.holding == {"policy": mine.manifest}
 
 
+async def test_nothing_is_pushed_to_a_replica_that_is_not_sound(
+    tmp_path: Path, replica: FakeReplica
+):
+    async with serving(FakeReplica("rollout-b2", tmp_path)) as unsound:
+        async with publishing(Registry(replica, unsound)) as publisher:
+            publisher.publish(snapshot_of(1))
+            assert await publisher.wait_until_current(5) == []
+            publisher.quarantine("rollout-b2", "its numbers differ")
+            publisher.publish(snapshot_of(2))
+            assert await publisher.wait_until_current(5) == []
+            assert publisher.num_replicas() == {
+                ("rollout", "current"): 1,
+                ("rollout", "quarantined"): 1,
+            }
+            assert publisher.state().keys() == {"rollout-a1"}
+            assert not publisher.is_on_its_way(2)
+        assert (replica.orders, unsound.orders) == ([(1, 1), (1, 2)], [(1, 1)])
+
+
 async def test_publish_is_woken_without_waiting_for_the_next_discovery(replica: FakeReplica):
     async with publishing(Registry(replica), discover_s=60) as publisher:
         publisher.publish(snapshot_of(1))

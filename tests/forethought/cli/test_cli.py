@@ -319,9 +319,11 @@ def test_status_names_quarantined_replicas(run: Run, redis_url: str) -> None:
     async def announce() -> None:
         broker = connect(redis_url, "made-new")
         await broker.new_epoch(1)
-        await broker.set_run(1, {"run_id": "b" * 16, "version": 5})
+        reasons = {"unsound": "unsound does not compute what the learner computes"}
+        await broker.set_run(1, {"run_id": "b" * 16, "version": 5, "quarantined": reasons})
         for name, run_id, epoch in (
             ("own", "b" * 16, 1), ("other", "a" * 16, 1), ("later", "b" * 16, 7), ("empty", "", 0),
+            ("unsound", "b" * 16, 1),
         ):  # fmt: skip
             serving = {"policy": (epoch, 4), "baseline": (9, 9)} if run_id else {}
             replica = Replica(name, "rollout", "h:1", ("policy",), serving, run_id=run_id)
@@ -334,11 +336,12 @@ def test_status_names_quarantined_replicas(run: Run, redis_url: str) -> None:
     states = {replica["id"]: (replica["state"], replica["lag"]) for replica in report["replicas"]}
     assert states == {
         "own": ("", 1), "other": ("quarantined", None), "later": ("quarantined", None),
-        "empty": ("", None),
+        "empty": ("", None), "unsound": ("quarantined", None),
     }  # fmt: skip
     assert report["version"] == 5
     out = run(*words)[1]
     assert re.search(r"other .*quarantined", out)
+    assert "\nunsound does not compute what the learner computes\n" in out
     assert "run_id: bbbbbbbbbbbbbbbb" in out
 
 

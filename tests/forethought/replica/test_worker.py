@@ -254,6 +254,27 @@ async def test_work_for_other_weights_is_handed_back_at_once(broker: Broker) -> 
     assert (foreign.batches, await broker.dead_letters()) == ([], [])
 
 
+async def test_a_quarantined_worker_takes_nothing_and_hands_back_what_waits(broker: Broker) -> None:
+    await broker.put(Stage.TASKS, [task(i) for i in (1, 2)])
+    handler = Weights(version=0)
+    worker = worker_of(handler, consumer_of(broker, "unsound", lease_s=60), weights_timeout_s=60)
+    async with running(worker):
+        await holds(broker, 2)
+        worker.quarantine(True)
+        await holds(broker, 0)
+        await handler.publish(2)
+        async with running(worker_of(Weights(), consumer_of(broker, "sound", lease_s=60))):
+            assert await results(broker, 2) == {1: b"done", 2: b"done"}
+        assert (handler.batches, left(worker)) == ([], {"released": 2})
+        await broker.put(Stage.TASKS, [task(2)])
+        await asyncio.sleep(0.2)  # several rounds
+        assert (await broker.depths())[Stage.TASKS].waiting == 1
+        worker.quarantine(False)
+        assert await results(broker, 1) == {2: b"done"}
+    assert handler.batches == [[2]]
+    assert await broker.dead_letters() == []
+
+
 async def test_closed_work_is_dropped_on_arrival(broker: Broker) -> None:
     await broker.raise_watermark(Watermark(2, 4))
     epochs = [(9, 1), (3, 2), (next_attempt(3), 2), (4, 2), (next_attempt(4), 2)]

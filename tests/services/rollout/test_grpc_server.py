@@ -26,7 +26,7 @@ from forethought.errors import (
     Stale,
     Unreachable,
 )
-from forethought.queue.interface import ConsumerOptions, Stage
+from forethought.queue.interface import ConsumerOptions, Message, Stage
 from forethought.queue.memory_broker import MemoryBroker
 from forethought.replica.host import ReplicaHost
 from forethought.replica.worker import Worker
@@ -355,8 +355,27 @@ async def test_a_replica_serves_it_next_to_weights_and_health(
         generated = await client.generate(SAMPLING, prefix_ids=PREFIX)
     assert len(generated.thoughts_G) == SAMPLING.group_size
     await until(lambda: f"waits for the learner of {broker.place}" in caplog.text)
+    await hears_of_its_quarantine(broker, host, worker, caplog)
     stop.set()
     await serving
+
+
+async def hears_of_its_quarantine(
+    broker: MemoryBroker, host: ReplicaHost, worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the run's manifest; it takes tasks again once a learner no longer says so."""
+    task = Message(0, 0, b"no task, so it is buried as soon as it is taken")
+    await broker.set_run(
+        0, {"quarantined": {"rollout-t": "its numbers differ", "rollout-u": "too"}}
+    )
+    await until(lambda: host.describe()["quarantine"] == "its numbers differ")
+    assert "its numbers differ; it takes no tasks" in caplog.text
+    await broker.put(Stage.TASKS, [task])
+    await asyncio.sleep(0.2)
+    assert worker.num_buried == 0
+    await broker.set_run(0, {"state": "training"})
+    await until(lambda: worker.num_buried == 1)
+    assert host.describe()["quarantine"] == ""
 
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
