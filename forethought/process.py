@@ -1,8 +1,9 @@
 """Startup and exit of every Forethought process: settings, logging, and the exit status.
 
 0  done, or drained after SIGTERM        3  a newer learner owns the run
-2  the user must change something        4  the run learned nothing (its checkpoint and summary are written)
-   (one line, no traceback)              1  standard output is closed; anything else (traceback)
+2  the user must change something        4  nothing was learned, or no rollout replica is sound
+   (one line, no traceback)                 (the run's checkpoint and summary are written)
+                                         1  standard output is closed; anything else (traceback)
 """
 
 from __future__ import annotations

@@ -41,11 +41,12 @@ from trainer.admission.work_in_flight import WorkInFlight
 from trainer.assembly import Assembly, models_needed
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.metrics.depth_watch import DepthWatch
-from trainer.metrics.prometheus import PushMetrics, StepMetrics, TaskMetrics
+from trainer.metrics.prometheus import PushMetrics, ReplayMetrics, StepMetrics, TaskMetrics
 from trainer.metrics.step_counts import StepCounts, TaskCounts
 from trainer.metrics.step_log import MetricsLog
 from trainer.metrics.step_watch import StepWatch
 from trainer.publisher import Publisher
+from trainer.replay.replica_checks import ReplicaChecks
 from trainer.step_values import step_values
 from trainer.train_step import StepReport, TrainStep
 
@@ -86,6 +87,7 @@ class ThinkingRun:
             self._retry,
             self._publisher,
         )
+        self._checks = ReplicaChecks(parts.learner, settings, self._publisher, self._announce, stop)
         self._depths = DepthWatch(broker, GUARD_S)
         self._counts, self._tasks = StepCounts(), TaskCounts(settings.learner.batch_tasks)
         self._train_step = TrainStep(
@@ -158,6 +160,7 @@ class ThinkingRun:
         StepMetrics(registry, self._counts, self.describe)
         TaskMetrics(registry, self._tasks, self._work, self._depths)
         PushMetrics(registry, self._publisher)
+        ReplayMetrics(registry, self._checks)
 
     async def _start(self) -> Sequence[Task]:
         """Resume from the latest checkpoint, if any; start a new epoch, publish; returns its tasks."""
@@ -204,15 +207,18 @@ class ThinkingRun:
             if self._num_steps % settings.checkpoint.every_steps == 0:
                 with phase("checkpoint"):
                     await self._save()
+            if not self._is_done:
+                await self._checks.wait_for_sound()
         if not self._failure:
             await self._wait_for_replicas()
 
     @property
     def _failure(self) -> str:
-        return self._watch.failure(self._is_done)
+        return self._checks.failure or self._watch.failure(self._is_done)
 
     async def _step(self, results: list[ScoredRollout]) -> None:
         batch = self._num_steps
+        results = await self._checks.checked(results)
         report = await asyncio.to_thread(self._train_step.run, results, batch + 1)
         self._num_steps += 1
         self._num_tokens += report.result.num_tokens
@@ -372,6 +378,7 @@ class ThinkingRun:
             "results_refused": self._work.num_refused,
             "positions_unpredictable": self._work.num_unpredictable,
             "num_replicas": len(self._publisher.state()),
+            **self._checks.values(),
             "tokens": self._num_tokens,
         }
 

@@ -185,6 +185,7 @@ class LearnerSection(Section):
     next_token_coef: Annotated[float, Field(ge=0)] = 0.0  # of that loss on the batch's documents
     no_think_every_steps: NonNegativeInt = 10  # how often the no-think NLL is measured; 0: never
     micro_batch_tokens: PositiveInt = 16_384  # computed by one forward and backward pass
+    replay_tolerance_nats: Annotated[float, Field(ge=0)] = 0.0  # sampler to learner; 0: by dtype
     task_timeout_s: PositiveFloat = 600.0  # of a batch, from when the learner waits for it
     max_failed_batches: NonNegativeInt = 5  # without learning, because of failures; 0: no limit
     max_unlearned_batches: NonNegativeInt = 100  # without learning, for any reason; 0: no limit

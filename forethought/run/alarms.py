@@ -2,9 +2,10 @@
 
 Design: pure functions of the lines of ``metrics.jsonl``: means over the last ten steps, compared with
 fixed limits or with the run's first ten steps; those of failures need three steps only, because they end a
-run before the window is full. So every reader of the file finds the same alarms. The price is that the
-limits are the same for every run; they are set so that a healthy run raises none. A resumed run replays the
-earlier lines without logging, so it keeps its reference window and repeats no alarm.
+run before the window is full, and a quarantine is reported at once. So every reader of the file finds the
+same alarms. The price is that the limits are the same for every run; they are set so that a healthy run
+raises none. A resumed run replays the earlier lines without logging, so it keeps its reference window and
+repeats no alarm.
 
 The first alarm, collapse, is the failure mode of an uncalibrated reasoner under a reward that is not
 bounded below: it is confidently wrong, log p penalises that without limit, and the quickest way to a
@@ -22,6 +23,12 @@ from typing import Any
 WINDOW_STEPS = 10
 _FAILURE_STEPS = 3
 
+QUARANTINE_REMEDY = (
+    'restart it; if its successor is quarantined too, use rollout.engine = "torch" for this model, or '
+    "raise learner.replay_tolerance_nats where its arithmetic differs on purpose"
+)
+"""Of a rollout replica that does not compute what the learner computes."""
+
 _KEYS = (
     "failed_share",
     "skipped",
@@ -35,6 +42,7 @@ _KEYS = (
     "effective_sample_share",
     "sampled_entropy",
     "no_think_drift",
+    "unchecked_replicas",
 )
 
 Means = Mapping[str, float]
@@ -75,7 +83,8 @@ class Alarms:
             self._first.append(values)
         self._recent.append(values)
         recent = means(self._recent)
-        found = failures(recent) if len(self._recent) >= _FAILURE_STEPS else []
+        found = quarantines(values)
+        found += failures(recent) if len(self._recent) >= _FAILURE_STEPS else []
         if len(self._recent) == WINDOW_STEPS:
             found += findings(means(self._first), recent)
         fresh = [alarm for alarm in found if alarm.name not in self._raised]
@@ -92,6 +101,15 @@ def means(window: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             if isinstance(value, int | float) and math.isfinite(value):
                 values[key].append(float(value))
     return {key: sum(numbers) / len(numbers) for key, numbers in values.items() if numbers}
+
+
+def quarantines(values: Mapping[str, Any]) -> list[Alarm]:
+    """One alarm per quarantined rollout replica of a step's line, which has each one's reason."""
+    reasons: Mapping[str, str] = values.get("quarantined") or {}
+    return [
+        Alarm(f"quarantine of {replica_id}", reason, QUARANTINE_REMEDY)
+        for replica_id, reason in reasons.items()
+    ]
 
 
 def failures(recent: Means) -> list[Alarm]:
@@ -112,6 +130,7 @@ def findings(first: Means, recent: Means) -> list[Alarm]:
         _small_sample(recent),
         _entropy(first, recent),
         _forgetting(recent),
+        _unchecked(recent),
     )
     return [alarm for alarm in checks if alarm is not None]
 
@@ -243,4 +262,17 @@ def _forgetting(recent: Means) -> Alarm | None:
         "forgetting",
         f"without thinking, the policy predicts {drift:.2f} nats worse than its baseline",
         "set learner.next_token_coef or learner.next_token_every_steps, or lower learner.learning_rate",
+    )
+
+
+def _unchecked(recent: Means) -> Alarm | None:
+    num_replicas = recent.get("unchecked_replicas", 0.0)
+    if num_replicas <= 0.5:
+        return None
+    return Alarm(
+        "unchecked",
+        f"{num_replicas:.1f} rollout replicas per step are learned from without having been compared with "
+        "the learner",
+        "the learner's log says why each could not be asked for tokens: it has to reach the replica's gRPC "
+        "port (rollout.advertise_host)",
     )

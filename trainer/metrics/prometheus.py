@@ -20,6 +20,7 @@ from trainer.admission.work_in_flight import WorkInFlight
 from trainer.metrics.depth_watch import DepthWatch
 from trainer.metrics.step_counts import StepCounts, TaskCounts
 from trainer.publisher import Publisher
+from trainer.replay.replica_checks import ReplicaChecks
 
 _NEWEST_STEP_GAUGES = {
     "lag_mean": ("policy_lag_steps", "Policy versions between sampling and training"),
@@ -200,4 +201,30 @@ class PushMetrics(Collector):
             "Failed attempts to bring a replica up to date",
             {key: push.num_failures for key, push in pushes.items()},
             of_push,
+        )
+
+
+class ReplayMetrics(Collector):
+    """The comparison of rollout replicas with the learner.
+
+    Example:
+        ``ReplayMetrics(registry, checks)``
+    """
+
+    def __init__(self, registry: CollectorRegistry, checks: ReplicaChecks) -> None:
+        self._checks = checks
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families with their current values."""
+        yield gauge(
+            "forethought_replay_difference_nats",
+            "Mean difference per token between the replica's log-probs and the learner's, newest check",
+            self._checks.differences(),
+            ("replica",),
+        )
+        yield gauge(
+            "forethought_replay_unchecked_replicas",
+            "Rollout replicas of the newest batch that have not been compared yet",
+            self._checks.num_unchecked,
         )

@@ -22,6 +22,7 @@ HEALTHY: dict[str, float] = {
     "effective_sample_share": 0.99,
     "sampled_entropy": 0.9,
     "no_think_drift": 0.01,
+    "unchecked_replicas": 0,
 }
 
 
@@ -56,6 +57,18 @@ def test_a_collapse_under_the_plain_gain_is_raised_once_with_its_remedy() -> Non
     assert 'objective.parameters.transform = "floor"' in str(alarm)
 
 
+def test_every_quarantine_is_raised_at_once_and_once() -> None:
+    """Its reason has the numbers of both sides."""
+    first = {"quarantined": {"rollout-a": "rollout-a is off by 0.3 nats"}}
+    both = {"quarantined": {**first["quarantined"], "rollout-b": "rollout-b is off by 0.4 nats"}}
+    alarms = Alarms()
+    raised = [alarms.see({**HEALTHY, **line}) for line in ({}, first, first, both, both)]
+    assert [[alarm.name for alarm in of_step] for of_step in raised] == [
+        [], ["quarantine of rollout-a"], [], ["quarantine of rollout-b"], [],
+    ]  # fmt: skip
+    assert "off by 0.4 nats: restart it" in str(raised[3][0])
+
+
 def test_shorter_thoughts_that_help_are_not_a_collapse() -> None:
     lines = [{**HEALTHY, "thought_tokens_mean": 6.0 - 0.1 * i} for i in range(50)]
     assert run(lines) == []
@@ -71,6 +84,7 @@ def test_shorter_thoughts_that_help_are_not_a_collapse() -> None:
         ("ratio_max", 10.0, 10.5, "mismatch", "learner.importance_cap"),
         ("effective_sample_share", 0.5, 0.49, "small_sample", "learner.max_staleness"),
         ("no_think_drift", 0.1, 0.11, "forgetting", "learner.next_token_coef"),
+        ("unchecked_replicas", 0.5, 0.6, "unchecked", "rollout.advertise_host"),
     ],
 )
 def test_limits(key: str, at_limit: float, past: float, name: str, remedy: str) -> None:

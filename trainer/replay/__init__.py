@@ -1,0 +1,1 @@
+"""The check that sampler and learner compute the same function: a few sampled tokens, replayed."""
