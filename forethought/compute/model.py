@@ -41,7 +41,7 @@ _MODEL_FILES = "a directory that AutoModelForCausalLM loads (config.json, model.
 MODEL_FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 # While loading, transformers patches weight tying process-wide. Two overlapping loads (a reward replica's
 # policy and baseline) would leave the patch in place, and every later model untied.
-_ONE_LOAD_AT_A_TIME = Lock()
+ONE_LOAD_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def stored_dtype(path: str | Path) -> str:
 def _load(
     path: str | Path, tokenizer: Any, precision: Precision, device: str, max_length_tokens: int
 ) -> LanguageModel:
-    with _ONE_LOAD_AT_A_TIME, _one_line("causal language model", path, _MODEL_FILES):
+    with ONE_LOAD_AT_A_TIME, _one_line("causal language model", path, _MODEL_FILES):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=DTYPES[precision.dtype], output_loading_info=True, **_LOCAL
         )

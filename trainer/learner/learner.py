@@ -18,7 +18,7 @@ import torch
 
 from forethought.compute.forms import forms_of
 from forethought.compute.model import LanguageModel
-from forethought.compute.weights import named_weights, serialise
+from forethought.compute.weights import as_saved, named_weights, serialise
 from forethought.config.sections import BaselineSection, LearnerSection
 from trainer.batch.thought_tree import ThoughtTree
 from trainer.learner.batching import MicroBatch, micro_batches
@@ -89,8 +89,8 @@ class Learner:
         return _of_all_passes([self._optimizer_pass(batches, proximal) for _ in range(num_passes)])
 
     def policy_payload(self) -> bytes:
-        """The policy as published: the compute copy, bit for bit."""
-        return serialise(named_weights(self.model))
+        """The policy as published: the compute copy, bit for bit, as ``save_pretrained`` would write it."""
+        return serialise(as_saved(self.model, named_weights(self.model)))
 
     def baseline_payload(self) -> bytes:
         """The baseline in the policy's dtype."""
@@ -98,7 +98,7 @@ class Learner:
         averaged = {
             name: tensor.to(weights[name].dtype) for name, tensor in self.baseline.tensors.items()
         }
-        return serialise(weights | averaged)
+        return serialise(as_saved(self.model, weights | averaged))
 
     def state(self) -> dict[str, torch.Tensor]:
         """The complete training state as flat named tensors, for a checkpoint."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch as safetensors
 import torch
 
 from forethought import estimators, objectives
@@ -313,6 +314,33 @@ def test_bfloat16_compute_keeps_float32_masters(tmp_path: Path) -> None:
     for name, parameter in learner.model.named_parameters():
         assert parameter.dtype == torch.bfloat16
         assert torch.equal(parameter, learner.state()[f"master/{name}"].bfloat16())
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "mixtral"])
+def test_both_models_are_published_as_save_pretrained_writes_them(
+    name: str, tmp_path: Path
+) -> None:
+    """transformers holds them under other names, and experts in one tensor; a replica takes them so."""
+    base, saved = (tmp_path / folder for folder in ("base", "saved"))
+    served = tiny.serve(architectures.build_directory(base, name), "policy")
+    learner = Learner(
+        load_language_model(base, "float32", "cpu"), SECTION, BaselineSection(kind="frozen")
+    )
+    before = safetensors.load((base / "model.safetensors").read_bytes())
+    assert not learner.step(trees_of_documents([Document("a", "s", tuple(range(5, 60)))])).skipped
+    learner.model.save_pretrained(saved)
+    policy = safetensors.load((saved / "model.safetensors").read_bytes())
+    for payload, expected in [
+        (learner.policy_payload(), policy),
+        (learner.baseline_payload(), before),
+    ]:
+        found = safetensors.load(payload)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+    (saved / "model.safetensors").write_bytes(learner.policy_payload())
+    served.load(saved, tiny.manifest("policy", version=1))
+    now = dict(served.now.language_model.model.named_parameters())
+    assert all(torch.equal(now[key], one) for key, one in learner.model.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["bamba", "nemotron_h", "rwkv", "phi3"])
