@@ -14,8 +14,10 @@ cheaper, but log-probs after the boundary then come from a mixed cache, which th
 In both cases prompts are salted with the version at their arrival, so later prompts never read an older
 version's cache.
 
-vLLM starts at the first snapshot, from its directory only. Changed model files start a second vLLM next to
-the first; if memory does not fit two, the push is refused and the replica must be restarted. If vLLM itself
+vLLM starts at the first snapshot, from its directory only, and is compared with transformers before it
+serves (:mod:`services.rollout.vllm_agreement`). Changed model files start a second vLLM next to
+the first, and so does every change of weights of a model that vLLM does not reload exactly; if memory does
+not fit two, the push is refused and the replica must be restarted. If vLLM itself
 dies, the engine stops serving and reports it through ``on_lost``.
 """
 
@@ -33,7 +35,7 @@ from forethought.compute.weights import check_fit, layout_of
 from forethought.errors import EngineLost, InvalidInput, NotReady, one_line
 from forethought.types import Rollout, Task, Thought, VersionSpan, WeightManifest
 from forethought.weights.snapshot import WEIGHTS_FILE
-from services.rollout import vllm_build
+from services.rollout import vllm_agreement, vllm_build
 from services.rollout.tasks import fault, rollouts_of, sample_requests
 
 log = logging.getLogger(__name__)
@@ -84,10 +86,14 @@ class VllmEngine:
         """
         async with self._turn:
             held = self._held
-            if held and held.manifest.model_files_sha256 == manifest.model_files_sha256:
+            if not held or held.manifest.model_files_sha256 != manifest.model_files_sha256:
+                self._held = await self._start_compared(manifest, directory)
+            elif held.changes_in_place:
                 await self._flip(held, manifest, directory / WEIGHTS_FILE)
                 return
-            self._held = await _start(self._arguments, manifest, directory)
+            else:
+                check_fit(await asyncio.to_thread(layout_of, directory / WEIGHTS_FILE), held.layout)
+                self._held = await self._start_unchangeable(manifest, directory)
             if held:
                 await held.retire()
 
@@ -121,6 +127,27 @@ class VllmEngine:
             if held:
                 await held.retire()
 
+    async def _start_compared(self, manifest: WeightManifest, directory: Path) -> _Held:
+        """Start a vLLM that computes what the learner computes, and find out whether it may be reloaded."""
+        held = await _start(self._arguments, manifest, directory)
+        if not vllm_agreement.is_comparable(manifest, self._arguments):
+            log.info("log-probs of vLLM are not compared: the model is above 2 GiB, or quantized")
+            return held
+        try:
+            if await vllm_agreement.takes_new_weights(held, directory, directory / WEIGHTS_FILE):
+                return held
+        except BaseException:
+            await held.abandon()
+            raise
+        await held.abandon()  # what it holds now is not the snapshot
+        return await self._start_unchangeable(manifest, directory)
+
+    async def _start_unchangeable(self, manifest: WeightManifest, directory: Path) -> _Held:
+        """Start a vLLM that is replaced by another one when the weights change."""
+        held = await _start(self._arguments, manifest, directory)
+        held.changes_in_place = False
+        return held
+
     async def _flip(self, held: _Held, manifest: WeightManifest, file: Path) -> None:
         check_fit(await asyncio.to_thread(layout_of, file), held.layout)
         try:
@@ -145,6 +172,7 @@ class _Held:
 
     def __init__(self, llm: Any, manifest: WeightManifest, layout: dict[str, str]) -> None:
         self.manifest, self.layout = manifest, layout
+        self.changes_in_place = True
         self.vocabulary: int = llm.model_config.get_vocab_size()
         self.max_length_tokens: int = llm.model_config.max_model_len
         self._llm = llm
@@ -155,19 +183,23 @@ class _Held:
         """Set the version label of the weights that vLLM has started with."""
         await self._llm.update_weight_version(_label(self.manifest))
 
-    async def take(self, manifest: WeightManifest, file: Path, *, keep_kv: bool) -> None:
+    async def take(
+        self, manifest: WeightManifest, file: Path, *, keep_kv: bool, alter: bool = False
+    ) -> None:
         """Replace the weights between two decoding steps; ``file`` has been read when this returns.
+
+        With ``alter`` by others, made from those of the file.
 
         Decoding resumes only on success: a failed change leaves weights that must not be sampled from.
         """
         await self._llm.pause_generation(mode="keep", clear_cache=not keep_kv)
-        await self._llm.collective_rpc("forethought_load", args=(str(file),))
+        await self._llm.collective_rpc("forethought_load", args=(str(file), alter))
         await self._llm.update_weight_version(_label(manifest))
         self.manifest = manifest
         await self._llm.resume_generation()
 
     async def sample(
-        self, tasks: Sequence[Task], on_progress: Callable[[], None]
+        self, tasks: Sequence[Task], on_progress: Callable[[], None] = lambda: None
     ) -> list[tuple[tuple[Thought, ...], ...] | str]:
         """Thoughts [K][G] of every task, or why vLLM refused it.
 

@@ -2,8 +2,10 @@
 
 Design: the worker only receives a path, so one tensor-parallel worker or eight do the same and each keeps
 its own shard. Weights go through ``reload_weights``: on CPUs ``model.load_weights`` would bypass the
-prepacked copies that the linear layers actually use and silently corrupt the model. The price is that every
-worker reads the whole file, one tensor at a time; it is in memory (/dev/shm).
+prepacked copies that the linear layers actually use and silently corrupt the model. The price is that
+every worker reads the whole file, one tensor at a time; it is in memory (/dev/shm). What ``reload_weights``
+omits on CPUs (tied heads, packed experts, convolutions) is added here; whatever else it omits is found by
+:mod:`services.rollout.vllm_agreement`.
 
 vLLM mixes ``PolicyLoader`` into its worker by name (``worker_extension_cls``); its attributes must not
 clash with the worker's.
@@ -38,19 +40,38 @@ class PolicyLoader:
     reload_weights: Any  # this and the next belong to the worker that this class is mixed into
     model_runner: Any
 
-    def forethought_load(self, path: str) -> None:
-        """Replace all weights by those of a safetensors file; it has been read when this returns.
+    def forethought_load(self, path: str, alter: bool = False) -> None:
+        """Replace all weights by those of a safetensors file, or by other ones made from them.
 
-        A truncated or invalid file is refused when it is opened, before any weight changes.
+        The file has been read when this returns. A truncated or invalid one is refused when it is opened,
+        before any weight changes.
         """
         from vllm.model_executor.model_loader.reload import layerwise
 
         layerwise.logger.addFilter(_is_relevant)  # adding it again changes nothing
-        tied = _tied_heads(self.model_runner.get_model())
-        self.reload_weights(weights_iterator=_tensors(path))
+        model = self.model_runner.get_model()
+        tied = _tied_heads(model)
+        kernels = _without_kernels(model)
+        tensors = ((name, altered(one) if alter else one) for name, one in _tensors(path))
+        self.reload_weights(weights_iterator=tensors)
+        for method, kernel in kernels:
+            method.moe_kernel = method.moe_kernel or kernel
+        _refresh_convolutions(model)
         for head, embeddings in tied:
             head.tie_weights(embeddings)
             head.quant_method.process_weights_after_loading(head)
+
+
+def altered(weights: Any) -> Any:
+    """Other weights of the same shape and dtype, near enough for a model to stay in its usual range.
+
+    Element by element, so that the layout in which weights are altered makes no difference. Zeros change
+    too.
+    """
+    if not weights.is_floating_point():
+        return weights
+    exact = weights.float()
+    return (exact * (0.75 + 0.25 * (30 * exact).cos()) + 0.002).to(weights.dtype)
 
 
 def _tensors(path: str) -> Iterator[tuple[str, Any]]:
@@ -79,6 +100,34 @@ def _tied_heads(model: Any) -> list[tuple[Any, Any]]:
         for table in tables
         if table not in heads and table.weight.data_ptr() == head.weight.data_ptr()
     ]
+
+
+def _without_kernels(model: Any) -> list[tuple[Any, Any]]:
+    """Take the kernels from layers of experts on a CPU, so that loading makes new ones; returns them.
+
+    vLLM packs the weights of experts together with making the kernel, at the first load. At a later one it
+    copies them unpacked to where the kernel reads packed ones.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return []
+    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
+    kernels = [(one, one.moe_kernel) for one in methods if getattr(one, "moe_kernel", None)]
+    for method, _ in kernels:
+        method.moe_kernel = None
+    return kernels
+
+
+def _refresh_convolutions(model: Any) -> None:
+    """Bring the weights of Mamba's convolutions to where they are read.
+
+    In bfloat16 on CPUs that is a view of the first ones: packing has put others into the parameter since.
+    """
+    for module in model.modules():
+        unpacked = getattr(getattr(module, "conv1d", None), "_cpu_unpacked_conv_weight", None)
+        if unpacked is not None and "conv_weights" in module._buffers:
+            module.conv_weights.copy_(unpacked)
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
