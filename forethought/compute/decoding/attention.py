@@ -126,7 +126,29 @@ def decode_attention(
     if not isinstance(attention_mask, StepMask) or position_bias is not None or dropout:
         raise TypeError("this model's attention has masks or biases of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _step(query * scale, key, value, attention_mask, softcap, s_aux)[None], None
+    given = _Scores(scale, softcap, s_aux)
+    return _step(query, key, value, attention_mask, given)[None], None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What a layer makes of the products of queries and keys."""
+
+    scale: float
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    def shares(self, products: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Their softmax in float32; overwrites them. Shape [B, KV heads, G, heads of one, P + own]."""
+        scores = products.float().mul_(self.scale)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        scores += mask
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = self.sinks.float().view(1, scores.shape[1], 1, -1, 1)
+        with_sinks = torch.cat([scores, sinks.expand(*scores.shape[:4], 1)], -1)
+        return with_sinks.softmax(-1)[..., :-1]
 
 
 def _step(
@@ -134,8 +156,7 @@ def _step(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: StepMask,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    given: _Scores,
 ) -> torch.Tensor:
     """The output of a layer at every row's newest token. Shape [R, heads, D]."""
     memory = mask.memory
@@ -151,26 +172,12 @@ def _step(
         scores = _product(queries.flatten(2, 3), trunks.keys.transpose(2, 3))
         scores = scores.view(*queries.shape[:4], -1)
         scores = torch.cat([scores, _by_trunk(block, own_scores[rows])], -1)
-        shares = _shares(scores, block_mask, softcap, sinks).to(value.dtype)
+        shares = given.shares(scores, block_mask).to(value.dtype)
         out = _product(shares[..., : block.num_keys].flatten(2, 3), trunks.values)
         outs.append(_by_row(block, out.view(*queries.shape[:4], -1)))
         own_shares.append(_by_row(block, shares[..., block.num_keys :]))
     out_RHND = torch.cat(outs) + _product(torch.cat(own_shares), own.values)
     return out_RHND.flatten(1, 2)
-
-
-def _shares(
-    scores: torch.Tensor, mask: torch.Tensor, softcap: float | None, sinks: torch.Tensor | None
-) -> torch.Tensor:
-    """The softmax of a block's scores, in float32. Shape [B, KV heads, G, heads of one, P + own]."""
-    scores = scores.float()
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores += mask
-    if sinks is None:
-        return scores.softmax(-1)
-    of_sinks = sinks.float().view(1, scores.shape[1], 1, -1, 1).expand(*scores.shape[:4], 1)
-    return torch.cat([scores, of_sinks], -1).softmax(-1)[..., :-1]
 
 
 def _by_heads(query: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -33,9 +33,11 @@ class KeysValues:
         """The first tokens, not copied."""
         return KeysValues(self.keys[:, :, :num_tokens], self.values[:, :, :num_tokens])
 
-    def select(self, index: torch.Tensor) -> KeysValues:
-        """Some of the rows, copied."""
-        return KeysValues(self.keys[index], self.values[index])
+    def select(self, index: torch.Tensor, num_tokens: int) -> KeysValues:
+        """Some of the rows, with their first tokens copied and space for the others."""
+        return KeysValues(
+            _selected(self.keys, index, num_tokens), _selected(self.values, index, num_tokens)
+        )
 
 
 @dataclass(slots=True)
@@ -142,7 +144,7 @@ class TreeMemory:
         self._places_R = [self._places_R[slot] for slot in kept]
         self.lengths_R, self.indices_R = self.lengths_R[index], self.indices_R[index]
         for layer in self.layers:
-            layer.own = layer.own.select(index)
+            layer.own = layer.own.select(index, self.num_own)
         for batch in range(len(self._trunks)):
             self._keep_trunks(batch)
         self._arrange()
@@ -156,7 +158,7 @@ class TreeMemory:
         index = torch.tensor(alive, device=self._device, dtype=torch.long)
         for layer in self.layers:
             trunks = layer.trunks[batch]
-            layer.trunks[batch] = trunks.select(index)
+            layer.trunks[batch] = trunks.select(index, trunks.keys.shape[2])
         moved = {trunk: i for i, trunk in enumerate(alive)}
         self._trunks[batch] = alive
         self._places_R = [
@@ -167,6 +169,12 @@ class TreeMemory:
     def _own_like(self, tensor: torch.Tensor) -> torch.Tensor:
         shape = (len(self.owners_R), tensor.shape[1], self._max_own, tensor.shape[3])
         return tensor.new_empty(shape)
+
+
+def _selected(tensor: torch.Tensor, index: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    selected = tensor.new_empty((len(index), *tensor.shape[1:]))
+    selected[:, :, :num_tokens] = tensor[index, :, :num_tokens]
+    return selected
 
 
 def _at(tensor: torch.Tensor, places_BP: torch.Tensor) -> torch.Tensor:
