@@ -330,7 +330,7 @@ def _passes(settings: Settings, objective: Objective) -> Check:
     notes = tuple(consistency.notes())
     if notes:
         return Check(name, Level.WARN, "; ".join(notes), "the run starts; see docs/models.md")
-    return Check(name, Level.OK, "rows alone, padded and decoded with a cache agree")
+    return Check(name, Level.OK, "rows alone, packed, padded and decoded agree")
 
 
 def _tokenizer_and_markers(model: ModelSection) -> tuple[Any, Any]:

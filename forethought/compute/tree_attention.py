@@ -46,7 +46,13 @@ def attending_trees(model: Any, layout: TreeLayout) -> Iterator[None]:
 
 @contextmanager
 def attention_named(model: Any, name: str) -> Iterator[None]:
-    """Have a model use a registered attention function within this context."""
+    """Have a model use a registered attention function within this context.
+
+    Raises:
+        TypeError: the model's attention cannot be replaced.
+    """
+    if not model._can_set_attn_implementation():  # it would only warn
+        raise TypeError("this model computes its attention elsewhere")
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:

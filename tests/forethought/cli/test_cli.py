@@ -395,10 +395,14 @@ def test_doctor_reports_every_problem_with_a_remedy(tmp_path: Path) -> None:
     ("name", "words", "level", "found"),
     [
         ("llama", (), Level.OK, "agree"),
-        ("bamba", (), Level.OK, "agree"),
-        ("mamba", (), Level.FAIL, "cannot sample from this model"),
-        ("mamba", ("rollout.engine=vllm",), Level.WARN, "the torch engine cannot sample"),
-        ("rwkv", ("objective.name=ntp",), Level.WARN, "rows are computed one at a time"),
+        ("bamba", (), Level.WARN, "contexts are shared through a cache"),
+        ("mamba", (), Level.WARN, "thoughts are sampled slowly"),
+        (
+            "rwkv",
+            ("objective.name=ntp",),
+            Level.WARN,
+            "contexts are computed again for every thought",
+        ),
         ("phi3", (), Level.FAIL, "change beyond 24"),
     ],
 )
