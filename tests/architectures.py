@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from forethought.compute.consistency import measure_consistency
-from forethought.compute.forms import note_forms
-from forethought.compute.model import LanguageModel, model_length, text_config
+from forethought.compute.model import LanguageModel, choose_forms, model_length
 from tests import tiny
 
 BOUNDARY_TOKENS = 24
@@ -27,6 +25,7 @@ _DENSE: dict[str, Any] = {
 _PLAIN = {name: value for name, value in _DENSE.items() if name != "head_dim"}
 _GPT: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96}
 _SLIDING: dict[str, Any] = _DENSE | {"sliding_window": 8}
+_CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 _MAMBA: dict[str, Any] = {
     "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_expand": 2,
     "mamba_chunk_size": 8,
@@ -56,7 +55,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "llama/dynamic": _rope("dynamic", factor=4.0),
     "llama/yarn": _rope("yarn", factor=4.0, original_max_position_embeddings=24),
     "mistral": _SLIDING,
-    "gemma2": _SLIDING,
+    "gemma2": _SLIDING | _CAPS,
     "gemma3_text": _SLIDING | {"num_hidden_layers": 6},
     "gpt2": _GPT,
     "gpt_neox": _PLAIN,
@@ -260,7 +259,7 @@ WINDOWED: dict[str, dict[str, Any]] = {
     },
     "smollm3/window": _PLAIN | _WINDOW | {"use_sliding_window": True, "no_rope_layers": [1, 0]},
     "starcoder2": _PLAIN | {"sliding_window": 6},
-    "vaultgemma": _DENSE | _WINDOW,
+    "vaultgemma": _DENSE | _WINDOW | _CAPS,
 }  # fmt: skip
 """With windows or chunks in all layers or some; with layers that share keys and values."""
 
@@ -338,9 +337,7 @@ def prepared(name: str) -> LanguageModel:
     """A random model in float32, prepared as ``load_language_model`` prepares what it reads."""
     model = build(name)
     length = model_length(model.config)
-    found = measure_consistency(model, text_config(model.config), range(1, 200), length)
-    note_forms(model, found.forms)
-    return LanguageModel(model, None, length, found)
+    return LanguageModel(model, None, length, choose_forms(model, range(1, 200), length))
 
 
 @torch.no_grad()

@@ -148,7 +148,8 @@ def measure_consistency(
     longest = min(max_length_tokens, boundary)
     num_tokens = max(4, min(longest, _num_tokens(config)))
     row, *others = (tuple(random.Random(i).choices(token_ids, k=num_tokens)) for i in range(3))
-    prefixes = [row[:n] for n in _PREFIXES if n < num_tokens]
+    lengths = sorted({*_PREFIXES, num_tokens - _NUM_OWN})
+    prefixes = [row[:n] for n in lengths if n + _NUM_OWN <= num_tokens]
     rows = [*(prefix + other[:_NUM_OWN] for prefix in prefixes for other in others), row]
     alone = _alone(model, rows)
     name = not_finite(model)
@@ -217,14 +218,20 @@ def _alone(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
 
 def _together(
     model: Any, rows: Sequence[tuple[int, ...]], alone: Sequence[torch.Tensor], form: RowForm
-) -> torch.Tensor:
-    """The differences of the last tokens of all rows, in one pass of the given form. Shape [tokens]."""
+) -> list[torch.Tensor]:
+    """The differences of the last tokens of all rows, in one pass of the given form. Shape [tokens] each.
+
+    Those of rows of the greatest length are apart: only they may fill a sliding window.
+    """
     asked = [Row((*row, 0), min(_NUM_OWN, len(row))) for row in rows]
     (pack,) = packs_of(asked, Forms(form), sum(map(len, rows)) * len(rows), _device(model))
     predictions = Predictions(model, pack)
     logprobs = torch.log_softmax(predictions.logits(predictions.hidden_MD), dim=-1)
     reference = torch.cat([alone[i][-asked[i].num_tail :] for i in pack.rows])
-    return _differences(reference, logprobs)
+    differences = _differences(reference, logprobs)
+    is_long = [len(rows[i]) == len(rows[-1]) for i in pack.rows for _ in range(asked[i].num_tail)]
+    long = torch.tensor(is_long, device=differences.device)
+    return [part for part in (differences[~long], differences[long]) if len(part)]
 
 
 def _decoding(
@@ -241,7 +248,7 @@ def _decoding(
     return None, fault
 
 
-def _decoded(model: Any, row: tuple[int, ...], form: DecodingForm) -> torch.Tensor:
+def _decoded(model: Any, row: tuple[int, ...], form: DecodingForm) -> list[torch.Tensor]:
     """The sampler's log-probs of its own samples against passes over whole rows. Shape [tokens]."""
     num_new = max(3, min(_NUM_SAMPLED, len(row) // 2))
     whole, short = row[:-num_new], row[: max(1, len(row) // 4)]
@@ -251,13 +258,12 @@ def _decoded(model: Any, row: tuple[int, ...], form: DecodingForm) -> torch.Tens
         SampleRequest((*whole[:-1], row[0]), (3, 4), num_new, temperature=1.0, stop_ids=()),
     ]
     drawn = sample(model, requests, form=form)
-    return torch.cat(
-        [
-            _decoded_differences(model, request.prefix_ids, one)
-            for request, samples_G in zip(requests, drawn, strict=True)
-            for one in samples_G
-        ]
-    )
+    differences = [
+        _decoded_differences(model, request.prefix_ids, one)
+        for request, samples_G in zip(requests, drawn, strict=True)
+        for one in samples_G
+    ]
+    return [torch.cat(differences)]
 
 
 def _decoded_differences(model: Any, prefix_ids: tuple[int, ...], drawn: Sample) -> torch.Tensor:
@@ -291,10 +297,10 @@ def _tolerance(model: Any, row: tuple[int, ...], alone: Sequence[torch.Tensor]) 
     return min(max(least, _ROUNDINGS * rounding), most)
 
 
-def _fault(measure: Callable[[], torch.Tensor], tolerance: float) -> str:
-    """In words, why passes disagree; empty if they agree."""
+def _fault(measure: Callable[[], Sequence[torch.Tensor]], tolerance: float) -> str:
+    """In words, why passes disagree in one of the parts measured; empty if they agree."""
     try:
-        difference = float(measure().median())
+        difference = max(float(part.median()) for part in measure())
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -8,7 +8,7 @@ stops at the close token; ``add_markers`` adds them as such, and every snapshot 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -215,15 +215,26 @@ def _load(
     install_fp32_head(model)
     longest = model_length(model.config)
     length = min(max_length_tokens or longest, longest)
-    consistency = measure_consistency(
-        model, text_config(model.config), _ordinary_ids(tokenizer), length
-    )
-    note_forms(model, consistency.forms)
+    consistency = choose_forms(model, _ordinary_ids(tokenizer), length)
     if slow := slowness(precision.dtype, text_config(model.config), resolve_device(device)):
         log.warning("%s", slow)
     for note in consistency.notes():
         log.log(logging.WARNING if consistency.is_harmful else logging.INFO, "%s: %s", path, note)
     return LanguageModel(model, tokenizer, length, consistency, precision)
+
+
+def choose_forms(model: Any, token_ids: Sequence[int], max_length_tokens: int) -> Consistency:
+    """Have a model computed in its fastest exact forms from now on; the arguments are those of
+    :func:`measure_consistency`, which says what it found.
+
+    Soft caps on attention scores count: SDPA ignores them, and some releases of transformers choose it.
+    """
+    config = text_config(model.config)
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+    consistency = measure_consistency(model, config, token_ids, max_length_tokens)
+    note_forms(model, consistency.forms)
+    return consistency
 
 
 def text_config(config: Any) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,18 +31,34 @@ from forethought.compute.visible_keys import MaskFunction
 NAME = "forethought_tree"
 """In transformers' registries of attention and mask functions."""
 
-_current: ContextVar[TreeLayout] = ContextVar("layout")
+
+@dataclass(slots=True)
+class _Attending:
+    """The layout of a forward pass, and how many layers have followed it."""
+
+    layout: TreeLayout
+    num_layers: int = 0
+
+
+_current: ContextVar[_Attending] = ContextVar("attending")
 
 
 @contextmanager
 def attending_trees(model: Any, layout: TreeLayout) -> Iterator[None]:
-    """Have a model's attention follow the layout within this context."""
-    token = _current.set(layout)
+    """Have a model's attention follow the layout in a forward pass within this context.
+
+    Raises:
+        TypeError: the model computes all its attention elsewhere.
+    """
+    attending = _Attending(layout)
+    token = _current.set(attending)
     try:
         with attention_named(model, NAME):
             yield
     finally:
         _current.reset(token)
+    if not attending.num_layers:  # a small difference could pass for the rounding of bfloat16
+        raise TypeError("this model has no attention that can be replaced")
 
 
 @contextmanager
@@ -63,7 +80,7 @@ def attention_named(model: Any, name: str) -> Iterator[None]:
 
 def tree_mask(*_: Any, mask_function: MaskFunction, dtype: torch.dtype, **__: Any) -> TreeMask:
     """transformers' mask interface: what the model's own mask allows, with the layout."""
-    return TreeMask(_current.get(), mask_function, dtype)
+    return TreeMask(_current.get().layout, mask_function, dtype)
 
 
 def tree_attention(
@@ -86,6 +103,10 @@ def tree_attention(
     """
     if not isinstance(attention_mask, TreeMask) or position_bias is not None or dropout:
         raise TypeError("this model's attention has masks or biases of its own")
+    if _counts_places(module):
+        raise TypeError("this model's attention counts tokens by their place in the row")
+    if attending := _current.get(None):  # None while decoding
+        attending.num_layers += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if flex_takes(query, value):
         out = flex_tree_attention(query, key, value, attention_mask, scale, softcap, s_aux)
@@ -93,7 +114,13 @@ def tree_attention(
         out = split_attention(query, key, value, attention_mask, scale)
     else:
         out = explicit_attention(query, key, value, attention_mask, scale, softcap, s_aux)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None  # some models view what they get
+
+
+def _counts_places(module: Any) -> bool:
+    """Whether a layer takes a token's place for its position, as Llama 4 does beyond 8,192 tokens."""
+    is_tuned = getattr(module, "attn_temperature_tuning", False)
+    return bool(is_tuned) and not getattr(module, "use_rope", True)
 
 
 AttentionInterface.register(NAME, tree_attention)

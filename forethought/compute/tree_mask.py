@@ -29,6 +29,16 @@ class TreeMask:
         self.layout = layout
         self._allows, self._dtype = allows, dtype
 
+    def __getitem__(self, index: tuple[slice, ...]) -> TreeMask:
+        """Itself, for models that cut masks to the queries they keep (Gemma 4), which here are all.
+
+        Raises:
+            TypeError: it would be a part.
+        """
+        if any(part not in (slice(None), slice(0, None)) for part in index):
+            raise TypeError("this model cuts its masks")
+        return self
+
     @cached_property
     def visible_keys(self) -> VisibleKeys:
         """Token by token.

@@ -11,12 +11,17 @@ import torch
 
 from forethought import objectives
 from forethought.compute.answers import Query, answer_queries
-from forethought.compute.consistency import Consistency, measure_consistency, rotary_boundary
+from forethought.compute.consistency import Consistency, rotary_boundary
 from forethought.compute.entropy import EntropyQuery, entropies
 from forethought.compute.finite import not_finite
 from forethought.compute.forms import NO_LIMIT, Forms, forms_of, note_forms
 from forethought.compute.logprob import Continuation, score_continuations
-from forethought.compute.model import LanguageModel, load_language_model, model_length
+from forethought.compute.model import (
+    LanguageModel,
+    choose_forms,
+    load_language_model,
+    model_length,
+)
 from forethought.compute.policy import check_length
 from forethought.compute.sampling import SampleRequest, sample
 from forethought.config import load_settings
@@ -36,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 
 def measured(model: Any) -> Consistency:
-    return measure_consistency(model, model.config, IDS, model_length(model.config))
+    return choose_forms(model, IDS, model_length(model.config))
 
 
 def loaded(directory: Path, name: str) -> LanguageModel:
@@ -90,6 +95,22 @@ def test_samples_have_the_log_probs_of_a_pass_over_the_whole_row(name: str) -> N
     Recurrent layers of a cache have no ``batch_select_indices``.
     """
     assert largest_sampling_error_nats(architectures.build(name)) < 2e-3
+
+
+def test_soft_caps_on_attention_scores_count() -> None:
+    """Some releases of transformers choose SDPA for such a model, which ignores them."""
+    model, ids = architectures.prepared("gemma2").model, torch.arange(1, 30)[None]
+    with torch.no_grad():
+        capped = model(input_ids=ids).logits
+        for layer in model.model.layers:
+            layer.self_attn.attn_logit_softcapping = None
+        assert not torch.allclose(model(input_ids=ids).logits, capped, atol=1e-2)
+
+
+def test_attention_that_cannot_be_replaced_does_not_pass_for_rounding() -> None:
+    """Sharing changes this model's log-probs by less than bfloat16 does."""
+    found = measured(architectures.build("openai-gpt", torch.bfloat16))
+    assert "no attention that can be replaced" in found.sharing_fault
 
 
 @pytest.mark.parametrize("name", architectures.BY_RELEASE)

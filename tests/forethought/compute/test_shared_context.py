@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
+from forethought.compute import packing, token_logprobs
 from forethought.compute.decode_batches import sample_within
+from forethought.compute.forms import forms_of
 from forethought.compute.logprob import Continuation, score_continuations
 from forethought.compute.model import LanguageModel
 from forethought.compute.sampling import SampleRequest
+from forethought.compute.tree_layout import TreeLayout, layout_of
+from forethought.compute.tree_mask import TreeMask
 from tests import architectures, tiny
 from tests.forethought.compute import separate_rows
 
@@ -52,6 +61,7 @@ def _queries() -> list[Continuation]:
         Continuation(DOCUMENT[:20], DOCUMENT[20:21]),
         Continuation(_ids(11), _ids(3)),  # shares nothing
         Continuation(_ids(1), _ids(1)),
+        Continuation(_ids(tiny.MAX_LENGTH_TOKENS - 3), _ids(3)),  # no longer row exists
     ]
     queries = thinking + plain + others
     return random.Random(1).sample(queries, len(queries))
@@ -85,6 +95,94 @@ def test_scores_are_those_of_separate_rows(language_model: LanguageModel) -> Non
         expected = separate_rows.score(model, query)
         assert scored.logprobs_H == pytest.approx(expected.logprobs_H, abs=TOLERANCE_NATS)
         assert scored.greedy_H == expected.greedy_H
+
+
+ROWS_APART = {
+    "bloom", "deepseek_v32", "doge", "falcon", "falcon/alibi", "gpt_neo", "gpt_neox_japanese",
+    "llama4_text", "mpt", "openai-gpt", "xglm", *architectures.HYBRIDS, *architectures.BY_RELEASE,
+    *architectures.UNSAMPLED, *architectures.UNPADDED, *architectures.MIXED,
+}  # fmt: skip
+"""Their attention has biases, masks or positions of its own, or layers are recurrent."""
+APART_IN_SOME_RELEASES = {"codegen", "gptj"}
+
+
+def test_what_rows_share_is_computed_once(name: str, language_model: LanguageModel) -> None:
+    form = forms_of(language_model.model).rows
+    if name not in APART_IN_SOME_RELEASES:
+        assert (form == "trees") == (name not in ROWS_APART)
+
+
+def without_a_tree_mask(patch: pytest.MonkeyPatch) -> None:
+    """Causal attention over the packed row."""
+    patch.setattr(token_logprobs, "attending_trees", lambda *_: nullcontext())
+
+
+def with_places_as_positions(patch: pytest.MonkeyPatch) -> None:
+    def layout(*given: Any) -> TreeLayout:
+        laid = layout_of(*given)
+        places = torch.arange(laid.input_ids.shape[1])[None]
+        return replace(laid, position_ids=places.clamp_max(tiny.MAX_LENGTH_TOKENS - 1))
+
+    patch.setattr(packing, "layout_of", layout)
+
+
+def with_branches_that_see_the_whole_trunk(patch: pytest.MonkeyPatch) -> None:
+    def layout(*given: Any) -> TreeLayout:
+        laid = layout_of(*given)
+        ends_S = laid.visible_keys.trunk_end_S.clone()
+        for group in laid.groups:
+            places = laid.branch_Q[group.start : group.end]
+            ends_S[places] = group.trunk.start + group.trunk.length
+        return replace(
+            laid,
+            groups=tuple(replace(group, index=group.trunk.length) for group in laid.groups),
+            visible_keys=replace(laid.visible_keys, trunk_end_S=ends_S),
+        )
+
+    patch.setattr(packing, "layout_of", layout)
+
+
+def without_windows(patch: pytest.MonkeyPatch) -> None:
+    made = TreeMask.__init__
+
+    def causal(_: Any, __: Any, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return queries >= keys
+
+    patch.setattr(
+        TreeMask, "__init__", lambda mask, layout, _, dtype: made(mask, layout, causal, dtype)
+    )
+
+
+MISTAKES = [
+    without_a_tree_mask,
+    with_places_as_positions,
+    with_branches_that_see_the_whole_trunk,
+    without_windows,
+]
+WINDOWED = ["mistral", "gemma2", "gemma3_text", "gpt_oss"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "deepseek_v3", *WINDOWED])
+def test_a_mistake_shows_and_is_found_at_load(
+    name: str, mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative controls of the comparisons here, and of the check that chooses a model's form."""
+    if mistake is without_windows and name not in WINDOWED:
+        pytest.skip("has no window")
+    model = architectures.prepared(name).model
+    mistake(monkeypatch)
+    errors = [
+        abs(a - b)
+        for query, scored in zip(
+            QUERIES, score_continuations(model, QUERIES, BATCH_TOKENS), strict=True
+        )
+        for a, b in zip(
+            scored.logprobs_H, separate_rows.score(model, query).logprobs_H, strict=True
+        )
+    ]
+    assert max(errors) > 1000 * TOLERANCE_NATS
+    assert architectures.prepared(name).consistency.sharing_fault
 
 
 def test_samples_are_those_of_separate_rows(name: str, language_model: LanguageModel) -> None:
