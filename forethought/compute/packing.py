@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from forethought.compute.forms import Forms
-from forethought.compute.prefix_trees import Tree, trees_of
 from forethought.compute.rows import token_budget_batches
-from forethought.compute.tree_layout import TreeLayout, layout_of
+from forethought.compute.trees.layout import TreeLayout, layout_of
+from forethought.compute.trees.tree import Tree, trees_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from forethought.compute.cached_trees import cached_output
 from forethought.compute.packing import Pack
 from forethought.compute.rows import accepts
-from forethought.compute.tree_attention import attending_trees
+from forethought.compute.trees.attention import attending_trees
+from forethought.compute.trees.cached import cached_output
 
 KEPT_LOGITS = 1 << 26
 """With gradient, at most as many are kept for the backward pass."""

@@ -2,7 +2,7 @@
 
     scores of a row    its trunk's first keys | its own keys      one softmax over both
 
-Design: a prefill is computed as any packed row (:mod:`forethought.compute.tree_attention`), and its keys
+Design: a prefill is computed as any packed row (:mod:`forethought.compute.trees.attention`), and its keys
 and values are kept. A decode step has one query a row, so its scores are small and computed explicitly,
 with soft caps, sinks and whatever the layer's own mask leaves out. Rows of a block share a product with
 their trunk's keys; only their own keys are multiplied row by row. The price is scores in memory, one for
@@ -22,9 +22,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from forethought.compute.decoding.blocks import Block
 from forethought.compute.decoding.tree_memory import PrefillPass, TreeMemory
-from forethought.compute.tree_attention import attention_named, tree_attention
-from forethought.compute.tree_mask import TreeMask
-from forethought.compute.visible_keys import MaskFunction
+from forethought.compute.trees.attention import attention_named, tree_attention
+from forethought.compute.trees.mask import TreeMask
+from forethought.compute.trees.visible_keys import MaskFunction
 
 NAME = "forethought_decode"
 """In transformers' registries of attention and mask functions."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from forethought.compute.decoding.blocks import RowPlace
 from forethought.compute.decoding.decoder import Group, TokenIds
-from forethought.compute.prefix_trees import Branch, Tree, trees_of
+from forethought.compute.trees.tree import Branch, Tree, trees_of
 
 _BATCHED_ROW_KEYS = 2048  # of a trunk that is batched with others: rows times length
 _BATCH_TOKENS = 4096  # trunk tokens of a batch of several

@@ -2,7 +2,7 @@
 
 Design: a prefill of packed trees, cut into passes of a bounded number of tokens, then one packed row of the
 last tokens of all rows alive. No key of a trunk is ever copied for a row. The price is a model whose
-attention can be replaced (:mod:`forethought.compute.tree_attention`).
+attention can be replaced (:mod:`forethought.compute.trees.attention`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from forethought.compute.decoding.attention import decoding_pass
 from forethought.compute.decoding.decoder import Group
 from forethought.compute.decoding.plan import DecodePlan, num_keys, plan_of
 from forethought.compute.decoding.tree_memory import PrefillPass, TreeMemory
-from forethought.compute.prefix_trees import Tree
 from forethought.compute.rows import logits_at
-from forethought.compute.tree_layout import TreeLayout, layout_of
+from forethought.compute.trees.layout import TreeLayout, layout_of
+from forethought.compute.trees.tree import Tree
 
 _PREFILL_TOKENS = 4096  # of a pass, unless one tree has more
 

@@ -15,7 +15,7 @@ import torch
 
 from forethought.compute.decoding.blocks import Block, RowPlace, blocks_of
 from forethought.compute.decoding.plan import DecodePlan, num_keys
-from forethought.compute.tree_layout import TreeLayout
+from forethought.compute.trees.layout import TreeLayout
 
 
 @dataclass(slots=True)

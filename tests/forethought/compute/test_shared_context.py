@@ -17,8 +17,8 @@ from forethought.compute.forms import forms_of
 from forethought.compute.logprob import Continuation, score_continuations
 from forethought.compute.model import LanguageModel
 from forethought.compute.sampling import SampleRequest
-from forethought.compute.tree_layout import TreeLayout, layout_of
-from forethought.compute.tree_mask import TreeMask
+from forethought.compute.trees.layout import TreeLayout, layout_of
+from forethought.compute.trees.mask import TreeMask
 from tests import architectures, tiny
 from tests.forethought.compute import separate_rows
 

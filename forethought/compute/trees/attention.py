@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from forethought.compute.branch_attention import split_attention
-from forethought.compute.explicit_attention import explicit_attention
-from forethought.compute.flex_attention import flex_takes, flex_tree_attention
-from forethought.compute.tree_layout import TreeLayout
-from forethought.compute.tree_mask import TreeMask
-from forethought.compute.visible_keys import MaskFunction
+from forethought.compute.trees.branch_attention import split_attention
+from forethought.compute.trees.explicit_attention import explicit_attention
+from forethought.compute.trees.flex_attention import flex_takes, flex_tree_attention
+from forethought.compute.trees.layout import TreeLayout
+from forethought.compute.trees.mask import TreeMask
+from forethought.compute.trees.visible_keys import MaskFunction
 
 NAME = "forethought_tree"
 """In transformers' registries of attention and mask functions."""

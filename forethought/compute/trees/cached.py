@@ -21,7 +21,7 @@ import torch
 from transformers import DynamicCache
 
 from forethought.compute.rows import accepts
-from forethought.compute.tree_layout import BranchGroup, TreeLayout, Trunk
+from forethought.compute.trees.layout import BranchGroup, TreeLayout, Trunk
 
 
 @dataclass(frozen=True, slots=True)

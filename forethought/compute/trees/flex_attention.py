@@ -3,7 +3,7 @@
 Design: the mask of blocks lets the kernel skip what no token sees, so that nothing is padded, copied or
 computed twice. It is compiled for all lengths at once, in half a minute when a model is first used. The
 price is Triton; where that is missing, or heads are wider than the kernel takes, scores are explicit
-(:mod:`forethought.compute.explicit_attention`).
+(:mod:`forethought.compute.trees.explicit_attention`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from forethought.compute.tree_mask import TreeMask
+from forethought.compute.trees.mask import TreeMask
 
 _MIN_WIDTH, _MAX_WIDTH = 16, 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -13,9 +13,9 @@ from functools import cached_property
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from forethought.compute.block_mask import block_mask_of
-from forethought.compute.tree_layout import BranchGroup, TreeLayout
-from forethought.compute.visible_keys import MaskFunction, VisibleKeys
+from forethought.compute.trees.block_mask import block_mask_of
+from forethought.compute.trees.layout import BranchGroup, TreeLayout
+from forethought.compute.trees.visible_keys import MaskFunction, VisibleKeys
 
 
 class TreeMask:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from forethought.compute.tree_layout import BranchGroup, Trunk
-from forethought.compute.tree_mask import TreeMask
+from forethought.compute.trees.layout import BranchGroup, Trunk
+from forethought.compute.trees.mask import TreeMask
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -17,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers.masking_utils import causal_mask_function
 
 from forethought.compute import flex_attention, tree_attention
-from forethought.compute.explicit_attention import explicit_attention
-from forethought.compute.flex_attention import flex_tree_attention
-from forethought.compute.prefix_trees import trees_of
-from forethought.compute.tree_layout import TreeLayout, layout_of
-from forethought.compute.tree_mask import TreeMask
+from forethought.compute.trees.explicit_attention import explicit_attention
+from forethought.compute.trees.flex_attention import flex_tree_attention
+from forethought.compute.trees.layout import TreeLayout, layout_of
+from forethought.compute.trees.mask import TreeMask
+from forethought.compute.trees.tree import trees_of
 from tests import architectures
 from tests.forethought.compute import tree_rows
 

@@ -15,10 +15,10 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from forethought.compute.block_mask import block_mask_of
-from forethought.compute.prefix_trees import trees_of
-from forethought.compute.tree_layout import TreeLayout, layout_of
-from forethought.compute.visible_keys import MaskFunction
+from forethought.compute.trees.block_mask import block_mask_of
+from forethought.compute.trees.layout import TreeLayout, layout_of
+from forethought.compute.trees.tree import trees_of
+from forethought.compute.trees.visible_keys import MaskFunction
 
 CPU = torch.device("cpu")
 MASKS: dict[str, MaskFunction] = {

@@ -1,8 +1,8 @@
 """FlexAttention's mask of packed trees: the blocks of 128 queries and 128 keys in which there is work.
 
 Design: a block is left out if no query sees a key of it, and computed without a mask if every query sees
-all of it. Both follow from the spans of keys (:mod:`forethought.compute.visible_keys`), so nothing is as
-large as S x S. The price is S / 128 comparisons a token, a byte each for a moment (134 MB at S = 131,072).
+all of it. Both follow from the spans of keys (:mod:`forethought.compute.trees.visible_keys`), so nothing is
+as large as S x S. The price is S / 128 comparisons a token, a byte each for a moment (134 MB at S = 131,072).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad
 
-from forethought.compute.visible_keys import VisibleKeys
+from forethought.compute.trees.visible_keys import VisibleKeys
 
 _BLOCK_TOKENS = 128
 _MIN_TOKENS = 2 * _BLOCK_TOKENS  # PyTorch compiles anew for a single block, and for rows below one

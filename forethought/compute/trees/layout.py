@@ -17,8 +17,8 @@ from itertools import groupby
 
 import torch
 
-from forethought.compute.prefix_trees import Tree
-from forethought.compute.visible_keys import VisibleKeys
+from forethought.compute.trees.tree import Tree
+from forethought.compute.trees.visible_keys import VisibleKeys
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from forethought.compute.tree_mask import TreeMask
-from forethought.compute.visible_keys import VisibleKeys
+from forethought.compute.trees.mask import TreeMask
+from forethought.compute.trees.visible_keys import VisibleKeys
 
 _QUERIES_AT_ONCE = 128
 
