@@ -155,6 +155,11 @@ _SHARED_EXPERT: dict[str, Any] = _EXPERTS | {"shared_expert_intermediate_size": 
 _FALCON: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 96,
 }  # fmt: skip
+_CHUNKED: dict[str, Any] = _DENSE | {
+    "attention_chunk_size": 6, "layer_types": ["chunked_attention", "full_attention"],
+    "no_rope_layers": [1, 0], "num_local_experts": 2, "interleave_moe_layer_step": 2,
+    "intermediate_size_mlp": 48,
+}  # fmt: skip
 _LAYERWISE: dict[str, Any] = _DENSE | {
     "num_hidden_layers": 4, "layer_types": _WINDOW["layer_types"] * 2, "sliding_window": 6,
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": tiny.VOCAB_SIZE,
@@ -243,11 +248,8 @@ WINDOWED: dict[str, dict[str, Any]] = {
         "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 96,
     },
     "granite_swa": _DENSE | _WINDOW,
-    "llama4_text": _DENSE | {
-        "attention_chunk_size": 6, "layer_types": ["chunked_attention", "full_attention"],
-        "no_rope_layers": [1, 0], "num_local_experts": 2, "interleave_moe_layer_step": 2,
-        "intermediate_size_mlp": 48,
-    },
+    "llama4_text": _CHUNKED,
+    "llama4_text/untuned": _CHUNKED | {"attn_temperature_tuning": False},
     "mimo_v2_flash": _DENSE | _WINDOW | _ROUTED | {"v_head_dim": 8},
     "ministral": _DENSE | _WINDOW,
     "mixtral/window": _DENSE | _LOCAL_EXPERTS | {"sliding_window": 6},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from forethought.compute import tree_attention
+from forethought.compute.trees import attention
 from tests import architectures
 from tests.forethought.compute import tree_rows
 
@@ -31,8 +31,8 @@ def test_trees_on_a_gpu_equal_rows_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", tree_rows.KINDS)
 def test_a_gpu_without_triton_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree_attention, "flex_takes", lambda query, value: False)
-    monkeypatch.setattr(tree_attention, "split_attention", None)  # for CPUs only
+    monkeypatch.setattr(attention, "flex_takes", lambda query, value: False)
+    monkeypatch.setattr(attention, "split_attention", None)  # for CPUs only
     model = architectures.build(name)
     expected = tree_rows.alone(model)
     found = tree_rows.packed(model.to(DEVICE))

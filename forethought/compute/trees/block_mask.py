@@ -2,7 +2,8 @@
 
 Design: a block is left out if no query sees a key of it, and computed without a mask if every query sees
 all of it. Both follow from the spans of keys (:mod:`forethought.compute.trees.visible_keys`), so nothing is
-as large as S x S. The price is S / 128 comparisons a token, a byte each for a moment (134 MB at S = 131,072).
+as large as S x S. The price is S / 128 comparisons a token, a byte each for a moment (134 MB at
+S = 131,072).
 """
 
 from __future__ import annotations

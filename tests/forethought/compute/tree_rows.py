@@ -17,7 +17,7 @@ KINDS = (
     "mistral",  # window
     "gemma2",  # soft cap, window
     "gpt_oss",  # sinks, window
-    "llama4_text",  # chunks
+    "llama4_text/untuned",  # chunks
     "deepseek_v3",  # keys wider than values
 )
 """Architectures of ``tests.architectures`` with every kind of attention that trees have."""

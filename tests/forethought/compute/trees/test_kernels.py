@@ -16,7 +16,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.utils.checkpoint import checkpoint
 from transformers.masking_utils import causal_mask_function
 
-from forethought.compute import flex_attention, tree_attention
+from forethought.compute.trees import attention, flex_attention
 from forethought.compute.trees.explicit_attention import explicit_attention
 from forethought.compute.trees.flex_attention import flex_tree_attention
 from forethought.compute.trees.layout import TreeLayout, layout_of
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without:Us
 
 @pytest.fixture
 def use_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree_attention, "flex_takes", lambda query, value: True)
+    monkeypatch.setattr(attention, "flex_takes", lambda query, value: True)
     monkeypatch.setattr(flex_attention, "_compiled", lambda: flex_attention._attend)
     monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
@@ -40,7 +40,7 @@ def use_flex(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def use_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree_attention, "split_attention", explicit_attention)
+    monkeypatch.setattr(attention, "split_attention", explicit_attention)
 
 
 @pytest.mark.parametrize("name", tree_rows.KINDS)
