@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from forethought.compute.model import LanguageModel, choose_forms, model_length
+from forethought.compute.model import (
+    LanguageModel,
+    attention_of,
+    choose_forms,
+    model_length,
+)
 from tests import tiny
 
 BOUNDARY_TOKENS = 24
@@ -330,7 +335,9 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A random model in evaluation mode; the architecture is what precedes a slash."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(name.partition("/")[0], **_COMMON | EVERY[name])
-    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, attn_implementation=attention_of(config)
+    )
     _draw_vectors(model)
     return model.to(dtype).eval()
 

@@ -15,7 +15,7 @@ from typing import Any
 from services.rollout import torch_engine
 from services.rollout.__main__ import main
 
-_sample = torch_engine.sample_within
+_sample = torch_engine.sample
 _load = torch_engine.TorchEngine.load
 _calls = itertools.count(1)
 
@@ -38,6 +38,6 @@ async def failing_load(self: Any, manifest: Any, directory: Any) -> None:
 
 
 if __name__ == "__main__":
-    torch_engine.sample_within = failing_sample
+    torch_engine.sample = failing_sample
     torch_engine.TorchEngine.load = failing_load  # type: ignore[method-assign]
     sys.exit(main())

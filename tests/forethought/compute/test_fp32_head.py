@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from forethought import estimators, objectives
-from forethought.compute.forms import Forms, forms_of
+from forethought.compute.forms import Forms, forms_of, note_forms
 from forethought.compute.fp32_head import FLAG, set_fp32_head
 from forethought.compute.logprob import Continuation, score_continuations
 from forethought.compute.model import LanguageModel, load_language_model, read_model_files
@@ -89,9 +89,10 @@ def test_the_flag_is_part_of_the_model_files(
 def log_ratios(sampler: LanguageModel, learner: LanguageModel) -> list[float]:
     """log pi_learner - log pi_sampler of every sampled token, by the learner's own code.
 
-    In rows alone, whose hidden states are rounded most as the sampler's are.
+    The sampler computes every token by a pass over its row, so that hidden states are rounded alike.
     """
     builder = BatchBuilder(objectives.load("rlp"), estimators.load("leave_one_out"))
+    note_forms(sampler.model, Forms("alone", "recompute"))
     trees = builder.build(make_results(sampler)).trees
     differences: list[float] = []
     with torch.no_grad():
@@ -102,7 +103,7 @@ def log_ratios(sampler: LanguageModel, learner: LanguageModel) -> list[float]:
 
 
 def test_the_ratio_stays_nearer_to_1_than_with_one_sided_heads(directory: Path) -> None:
-    """Both sides in float32 leave the rounding of hidden states, which caching changes, and no other."""
+    """Where hidden states are rounded alike, nothing is left between two heads in float32."""
     exact, rounded = load(directory, True), load(directory, False)
     both = fmean(log_ratios(exact, exact))
     assert both < fmean(log_ratios(rounded, exact))
