@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from forethought.compute.model import (
     LanguageModel,
-    attention_of,
     choose_forms,
     model_length,
 )
@@ -335,8 +334,10 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A random model in evaluation mode; the architecture is what precedes a slash."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(name.partition("/")[0], **_COMMON | EVERY[name])
+    # As choose_forms does: SDPA ignores soft caps in some releases.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, attn_implementation=attention_of(config)
+        config, attn_implementation=attention
     )
     _draw_vectors(model)
     return model.to(dtype).eval()

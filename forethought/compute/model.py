@@ -203,14 +203,8 @@ def _load(
     path: str | Path, tokenizer: Any, precision: Precision, device: str, max_length_tokens: int
 ) -> LanguageModel:
     with ONE_LOAD_AT_A_TIME, _one_line("causal language model", path, _MODEL_FILES):
-        config = AutoConfig.from_pretrained(str(path), **_LOCAL)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            config=config,
-            dtype=DTYPES[precision.dtype],
-            output_loading_info=True,
-            attn_implementation=attention_of(config),
-            **_LOCAL,
+            str(path), dtype=DTYPES[precision.dtype], output_loading_info=True, **_LOCAL
         )
     model, loading = loaded
     _check_complete(loading["missing_keys"], path)
@@ -241,11 +235,6 @@ def choose_forms(model: Any, token_ids: Sequence[int], max_length_tokens: int) -
     consistency = measure_consistency(model, config, token_ids, max_length_tokens)
     note_forms(model, consistency.forms)
     return consistency
-
-
-def attention_of(config: Any) -> str | None:
-    """The attention to load a model with: eager for soft caps, which SDPA ignores in some releases."""
-    return "eager" if getattr(text_config(config), "attn_logit_softcapping", None) else None
 
 
 def text_config(config: Any) -> Any:
