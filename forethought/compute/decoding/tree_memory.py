@@ -1,6 +1,6 @@
 """Keys and values of a decode batch: trunks once, and what each row has of its own.
 
-Design: the layers of a model are told apart by the order in which they call the attention function, the
+Design: the layers of a model are identified by the order in which they call the attention function, the
 same in every pass, so that nothing is asked of their modules. A row's own part, its tail and its sampled
 tokens, is aligned so that all rows append at the same column; it is allocated in advance, and copied only
 when rows are dropped. The price is a column for the longest tail in every row.

@@ -1,11 +1,11 @@
 """Rows that begin alike, as trees: a trunk that is computed once, and branches that leave it.
 
-    rows    a b c d | x y        trunk     a b c d e f
-            a b c d | z          branches  (4, x y)  (4, z)  (6, w)
+    rows    a b c d | x          trunk     a b c d e f v
+            a b c d e f | v      branches  (4, x)  (6, w)  (7, nothing)
             a b c d e f | w
 
-Design: sharing is found in the token ids alone, so whoever has rows to compute (all thoughts of a position,
-all positions of a document, requests of strangers) shares what they have in common, and nothing has to be
+Design: sharing is found in the token ids alone, so all rows that are computed (all thoughts of a position,
+all positions of a document, requests of strangers) share what they have in common, and nothing has to be
 declared. A tree has two levels, because attention to a trunk's beginning is one plain product; what
 branches share beyond the trunk is repeated. The price is a sort of all rows, and about a millisecond per
 thousand of them.

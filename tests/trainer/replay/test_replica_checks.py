@@ -86,10 +86,10 @@ def checking(model_directory: Path) -> Checking:
     language_model = load_language_model(model_directory, "float32", "cpu")
     learner = Learner(language_model, settings.learner, BaselineSection(kind="none"))
 
-    async def nobody() -> list[Replica]:
+    async def no_replicas() -> list[Replica]:
         return []
 
-    return Checking(learner, Publisher(nobody, settings.publish, 60.0))
+    return Checking(learner, Publisher(no_replicas, settings.publish, 60.0))
 
 
 def failures_of(results: Sequence[ScoredRollout]) -> set[str]:
