@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from forethought.compute.model import (
     LanguageModel,
+    apply_soft_caps,
     choose_forms,
     model_length,
 )
@@ -334,11 +335,8 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A random model in evaluation mode; the architecture is what precedes a slash."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(name.partition("/")[0], **_COMMON | EVERY[name])
-    # As choose_forms does: SDPA ignores soft caps in some releases.
-    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
-    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, attn_implementation=attention
-    )
+    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    apply_soft_caps(model)
     _draw_vectors(model)
     return model.to(dtype).eval()
 

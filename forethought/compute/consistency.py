@@ -208,7 +208,7 @@ def _weights_fault(model: Any, name: str) -> str:
 def _alone(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
     """The log-probs of every row, computed alone. Shape [T, V] each."""
     try:
-        return [_logprobs(model, [row])[0] for row in rows]
+        return [_logprobs(model, row) for row in rows]
     except Exception as error:
         raise InvalidInput(
             f"{type(model).__name__} does not compute a row of tokens here ({_described(error)}); expected "
@@ -269,8 +269,7 @@ def _decoded(model: Any, row: tuple[int, ...], form: DecodingForm) -> list[torch
 def _decoded_differences(model: Any, prefix_ids: tuple[int, ...], drawn: Sample) -> torch.Tensor:
     """Of all tokens but the first, which follows from the prefix without the cache. Shape [L - 1]."""
     ids, num = drawn.token_ids_L, len(drawn.token_ids_L) - 1
-    (logprobs,) = _logprobs(model, [(prefix_ids + ids)[:-1]])
-    logprobs = logprobs[-num:].cpu()
+    logprobs = _logprobs(model, (prefix_ids + ids)[:-1])[-num:].cpu()
     whole = logprobs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     return (whole - torch.tensor(drawn.logprobs_L[1:])).abs() / logprobs.std(dim=-1)
 
@@ -290,7 +289,7 @@ def _tolerance(model: Any, row: tuple[int, ...], alone: Sequence[torch.Tensor]) 
         for row in alone[:-1]
     ]
     with sdpa_kernel(SDPBackend.MATH):
-        (plain,) = _logprobs(model, [row])
+        plain = _logprobs(model, row)
     in_another_kernel = _differences(plain, alone[-1]).median()
     rounding = max(float(one) for one in (*beginnings, in_another_kernel))
     least, most = _TOLERANCES[model.dtype]
@@ -316,12 +315,10 @@ def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error, _MAX_CHARACTERS)}"
 
 
-def _logprobs(model: Any, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-    """Of all rows in one padded pass, without their padding. Shape [T, V] each."""
-    padded = pad_left(rows, _device(model))
-    logits = tail_logits(model, padded, padded.input_ids.shape[1])
-    logprobs = torch.log_softmax(logits, dim=-1)
-    return [logprobs[i, -len(row) :] for i, row in enumerate(rows)]
+def _logprobs(model: Any, row: tuple[int, ...]) -> torch.Tensor:
+    """After every token of a row alone. Shape [T, V]."""
+    logits = tail_logits(model, pad_left([row], _device(model)), len(row))
+    return torch.log_softmax(logits[0], dim=-1)
 
 
 def _device(model: Any) -> torch.device:

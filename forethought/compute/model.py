@@ -226,15 +226,19 @@ def _load(
 def choose_forms(model: Any, token_ids: Sequence[int], max_length_tokens: int) -> Consistency:
     """Have a model computed in its fastest exact forms from now on; the arguments are those of
     :func:`measure_consistency`, which says what it found.
-
-    Soft caps on attention scores count: SDPA ignores them, and some releases of transformers choose it.
     """
+    apply_soft_caps(model)
     config = text_config(model.config)
-    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
-        model.set_attn_implementation("eager")
     consistency = measure_consistency(model, config, token_ids, max_length_tokens)
     note_forms(model, consistency.forms)
     return consistency
+
+
+def apply_soft_caps(model: Any) -> None:
+    """Have soft caps on attention scores count: SDPA ignores them, and some releases use it."""
+    config = text_config(model.config)
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def text_config(config: Any) -> Any:

@@ -110,9 +110,7 @@ class Predictions:
         )
 
     def _part(self, hidden_MD: torch.Tensor, targets: Targets) -> torch.Tensor:
-        # The backward pass of cross entropy holds three copies of the logits, that of logsumexp five.
-        logits = _adjusted(self.logits(hidden_MD), targets)
-        return -torch.nn.functional.cross_entropy(logits, targets.ids_M, reduction="none")
+        return _chosen(_adjusted(self.logits(hidden_MD), targets), targets.ids_M)
 
     @property
     def _vocabulary(self) -> int:
@@ -157,4 +155,5 @@ def _adjusted(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
 
 
 def _chosen(logits: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
-    return logits.gather(1, ids_M[:, None])[:, 0] - logits.logsumexp(-1)
+    # The backward pass of cross entropy holds three copies of the logits, that of logsumexp five.
+    return -torch.nn.functional.cross_entropy(logits, ids_M, reduction="none")

@@ -56,10 +56,10 @@ class Limits:
             )
 
     def check_tokens(self, num_tokens: int) -> None:
-        """Refuse a request of too many tokens over all its rows."""
+        """Refuse a request of too many tokens to compute."""
         if num_tokens > self.max_request_tokens:
             raise TooLarge(
-                f"the request has {num_tokens} tokens over all its branches; expected at most "
+                f"the request has {num_tokens} tokens to compute; expected at most "
                 f"{self.max_request_tokens}; split it into several requests, or raise "
                 "reward.max_request_tokens"
             )

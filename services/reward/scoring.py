@@ -113,11 +113,7 @@ class Scorer:
 
     @property
     def shares(self) -> bool:
-        """Whether the thoughts of a position share the computation of their context.
-
-        Raises:
-            NotReady: no policy weights yet.
-        """
+        """Whether the models that have weights compute a context once for all its thoughts."""
         held = (self.policy, *filter(None, [self.baseline]))
         models = (one.now.language_model.model for one in held if one.is_ready)
         return all(forms_of(model).shares for model in models)

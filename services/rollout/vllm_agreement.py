@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM
 
+from forethought.compute.model import ONE_LOAD_AT_A_TIME, apply_soft_caps
 from forethought.compute.precision import DTYPES
 from forethought.compute.weights import named_weights
 from forethought.errors import EngineLost, InvalidInput, one_line
@@ -111,14 +112,16 @@ async def _fault_after_a_change(held: Sampler, model: Any, file: Path) -> str:
 
 def _load(directory: Path, dtype: str) -> Any:
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(directory), dtype=DTYPES[dtype], local_files_only=True
-        )
+        with ONE_LOAD_AT_A_TIME:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(directory), dtype=DTYPES[dtype], local_files_only=True
+            )
     except Exception as error:
         raise InvalidInput(
             f"transformers does not load this snapshot to compare vLLM with it: {one_line(error)}; "
             "expected the learner's transformers or a newer one, and memory for a copy of the model"
         ) from error
+    apply_soft_caps(loaded)
     return loaded.eval()
 
 

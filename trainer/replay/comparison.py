@@ -88,7 +88,7 @@ def replayed_logprobs(
     found: dict[int, list[float]] = {}
     rows = [Row(excerpt.row_ids, len(excerpt.token_ids_L)) for excerpt in excerpts]
     device = next(iter(model.parameters())).device
-    for pack in packs_of(rows, forms_of(model), max_batch_tokens, device):
+    for pack in packs_of(rows, forms_of(model).with_gradient, max_batch_tokens, device):
         targets = _targets([excerpts[i] for i in pack.rows], device)
         values = iter(logprobs(model, pack, targets).tolist())
         found |= {i: list(islice(values, rows[i].num_tail)) for i in pack.rows}

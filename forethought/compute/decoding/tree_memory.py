@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from forethought.compute.decoding.blocks import Block, RowPlace, blocks_of
-from forethought.compute.decoding.plan import DecodePlan, num_keys
+from forethought.compute.decoding.plan import DecodePlan
 from forethought.compute.trees.layout import TreeLayout
 
 
@@ -80,7 +80,6 @@ class TreeMemory:
         self.longest_tail = self.num_own = plan.longest_tail
         self._max_own = self.num_own + max(group.max_tokens for group in plan.groups)
         self._trunks = [list(range(len(batch))) for batch in plan.batches]
-        self._num_keys = [num_keys(batch) for batch in plan.batches]
         lengths = [len(plan.groups[owner].prefix_ids) for owner in self.owners_R]
         self.lengths_R = torch.tensor(lengths, device=device)
         self.indices_R = torch.tensor([place.index for place in self._places_R], device=device)

@@ -17,7 +17,7 @@ from itertools import groupby
 
 import torch
 
-from forethought.compute.trees.tree import Tree
+from forethought.compute.trees.tree import Branch, Tree
 from forethought.compute.trees.visible_keys import VisibleKeys
 
 
@@ -84,53 +84,70 @@ class TreeLayout:
         ]
 
 
+class _PackedRow:
+    """A row under construction: its tokens, their positions, and the keys that each sees."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self._trunk_starts: list[int] = []
+        self._trunk_ends: list[int] = []
+        self._own_starts: list[int] = []
+
+    def add_trunk(self, tree: Tree) -> Trunk:
+        trunk = Trunk(len(self.ids), len(tree.trunk_ids))
+        places = range(trunk.start, trunk.start + trunk.length)
+        self._trunk_starts += [trunk.start] * trunk.length
+        self._trunk_ends += (place + 1 for place in places)
+        self._own_starts += places
+        self.ids += tree.trunk_ids
+        self.positions += range(trunk.length)
+        return trunk
+
+    def add_branch(self, trunk: Trunk, branch: Branch) -> None:
+        length = len(branch.token_ids)
+        self._trunk_starts += [trunk.start] * length
+        self._trunk_ends += [trunk.start + branch.index] * length
+        self._own_starts += [len(self.ids)] * length
+        self.ids += branch.token_ids
+        self.positions += range(branch.index, branch.index + length)
+
+    def visible_keys(self, device: torch.device) -> VisibleKeys:
+        spans = (self._trunk_starts, self._trunk_ends, self._own_starts)
+        return VisibleKeys(*(torch.tensor(span, device=device) for span in spans))
+
+
 def layout_of(trees: Sequence[Tree], device: torch.device) -> TreeLayout:
     """Pack trees into one row."""
-    ids: list[int] = []
-    positions: list[int] = []
+    row = _PackedRow()
     trunks, groups = [], []
     starts: dict[int, tuple[int, int, int]] = {}
     branch_places: list[int] = []
     lengths: list[int] = []
-    trunk_starts: list[int] = []
-    trunk_ends: list[int] = []
-    own_starts: list[int] = []
     for tree in trees:
-        trunk = Trunk(len(ids), len(tree.trunk_ids))
+        trunk = row.add_trunk(tree)
         trunks.append(trunk)
-        trunk_starts += [trunk.start] * trunk.length
-        trunk_ends += range(trunk.start + 1, trunk.start + trunk.length + 1)
-        own_starts += range(trunk.start, trunk.start + trunk.length)
-        ids += tree.trunk_ids
-        positions += range(trunk.length)
         for index, branches in groupby(tree.branches, key=lambda branch: branch.index):
-            first, place = len(branch_places), len(ids)
+            first, place = len(branch_places), len(row.ids)
             for branch in branches:
-                starts[branch.row] = (trunk.start, len(ids), index)
-                length = len(branch.token_ids)
-                branch_places += range(len(ids), len(ids) + length)
-                trunk_starts += [trunk.start] * length
-                trunk_ends += [trunk.start + index] * length
-                own_starts += [len(ids)] * length
-                ids += branch.token_ids
-                positions += range(index, index + length)
-                if length:
-                    lengths.append(length)
+                start = len(row.ids)
+                starts[branch.row] = (trunk.start, start, index)
+                row.add_branch(trunk, branch)
+                branch_places += range(start, len(row.ids))
+                lengths.append(len(branch.token_ids))
             if index and len(branch_places) > first:
                 groups.append(BranchGroup(trunk, index, first, len(branch_places), place))
-    padded, is_token = _padded(lengths)
+    padded, is_token = _padded([length for length in lengths if length])
     return TreeLayout(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([positions], device=device),
+        input_ids=torch.tensor([row.ids], device=device),
+        position_ids=torch.tensor([row.positions], device=device),
         trunks=tuple(trunk for trunk in trunks if trunk.length),
         groups=tuple(groups),
         branch_Q=torch.tensor(branch_places, dtype=torch.long, device=device),
         padded_RT=padded.to(device),
         is_token_RT=is_token.to(device),
         flat_Q=is_token.flatten().nonzero()[:, 0].to(device),
-        visible_keys=VisibleKeys(
-            *(torch.tensor(s, device=device) for s in (trunk_starts, trunk_ends, own_starts))
-        ),
+        visible_keys=row.visible_keys(device),
         starts=starts,
     )
 

@@ -1,20 +1,22 @@
 """What the tokens of packed trees see in one layer: the layout's masks, cut by the layer's own.
 
 Design: what a layer leaves out (sliding windows, chunks) is asked of the mask function that the model
-itself builds for it, at the tokens' positions, so that no architecture has to be known here. Each kernel's
-form of it is made when first asked for. In parts, for the CPU, masks exist only where they leave something
-out; the price is that a window costs masks as large as the parts it cuts.
+itself builds for it, at the tokens' positions, so that no architecture has to be known here. It is kept
+token by token (:mod:`forethought.compute.trees.visible_keys`), and each kernel's form of it is made when
+first asked for. In parts, for the CPU, masks exist only where a layer leaves something out; the price is
+that a window costs masks as large as the parts it cuts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 from forethought.compute.trees.block_mask import block_mask_of
-from forethought.compute.trees.layout import BranchGroup, TreeLayout
+from forethought.compute.trees.layout import TreeLayout
 from forethought.compute.trees.visible_keys import MaskFunction, VisibleKeys
 
 
@@ -22,7 +24,7 @@ class TreeMask:
     """What a layer's tokens see: the layout, and the layer's own mask.
 
     In parts, a mask is None where every token sees every key (or every earlier one, in causal parts), else
-    additive.
+    additive. Every property raises ``TypeError`` if the layer's mask is not one of the latest tokens.
     """
 
     def __init__(self, layout: TreeLayout, allows: MaskFunction, dtype: torch.dtype) -> None:
@@ -41,65 +43,50 @@ class TreeMask:
 
     @cached_property
     def visible_keys(self) -> VisibleKeys:
-        """Token by token.
-
-        Raises:
-            TypeError: the layer's mask is not one of the latest tokens.
-        """
+        """Token by token."""
         return self.layout.visible_keys.within(self.layout.position_ids[0], self._allows)
 
     @cached_property
     def blocks(self) -> BlockMask:
-        """Block by block. It raises as :attr:`visible_keys`."""
+        """Block by block."""
         return block_mask_of(self.visible_keys)
 
     @cached_property
     def trunks(self) -> list[torch.Tensor | None]:
         """In parts: each trunk to itself."""
-        positions = self.layout.position_ids[0]
-        return [
-            self._causal(positions[trunk.start : trunk.start + trunk.length])
-            for trunk in self.layout.trunks
-        ]
+        spans = [(trunk.start, trunk.start + trunk.length) for trunk in self.layout.trunks]
+        return [self._part(places, places) for places in self._ranges(spans)]
 
     @cached_property
     def groups(self) -> list[torch.Tensor | None]:
         """In parts: each group of branches to its trunk."""
-        return [self._seen(self._branch_positions, group) for group in self.layout.groups]
+        groups = self.layout.groups
+        seen = self._ranges([(g.trunk.start, g.trunk.start + g.index) for g in groups])
+        return [
+            self._part(self.layout.branch_Q[group.start : group.end], keys)
+            for group, keys in zip(groups, seen, strict=True)
+        ]
 
     @cached_property
     def own(self) -> torch.Tensor | None:
         """In parts: all branches to themselves. Shape [R, 1, T, T]."""
-        return self._own(self._branch_positions[self.layout.padded_RT])
-
-    @property
-    def _branch_positions(self) -> torch.Tensor:
-        return self.layout.position_ids[0][self.layout.branch_Q]
-
-    def _allow(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        zero = torch.zeros((), dtype=torch.long, device=queries.device)
-        return self._allows(zero, zero, queries, keys)
-
-    def _causal(self, positions: torch.Tensor) -> torch.Tensor | None:
-        allowed = self._allow(positions[:, None], positions[None])
-        causal = torch.ones_like(allowed).tril()
-        return None if torch.equal(allowed, causal) else self._additive(allowed)
-
-    def _seen(self, positions: torch.Tensor, group: BranchGroup) -> torch.Tensor | None:
-        keys = torch.arange(group.index, device=positions.device)
-        allowed = self._allow(positions[group.start : group.end, None], keys[None])
-        return None if bool(allowed.all()) else self._additive(allowed)
-
-    def _own(self, positions_RT: torch.Tensor) -> torch.Tensor | None:
-        num = positions_RT.shape[1]
-        offsets = torch.arange(num, device=positions_RT.device)
-        causal = offsets[:, None] >= offsets
-        allowed = self._allow(positions_RT[:, :, None], positions_RT[:, None]) & causal
-        is_token = self.layout.is_token_RT
-        outside = ~(is_token[:, :, None] & is_token[:, None])
-        if bool((allowed | outside | ~causal).all()):
+        layout = self.layout
+        if torch.equal(self.visible_keys.own_start_S, layout.visible_keys.own_start_S):
             return None
-        return self._additive(allowed | (outside & causal))[:, None]
+        places_RT, is_token_RT = layout.branch_Q[layout.padded_RT], layout.is_token_RT
+        seen = self.visible_keys.sees(places_RT[:, :, None], places_RT[:, None])
+        padding = torch.ones_like(seen).tril() & ~is_token_RT[:, :, None]  # it has to see something
+        return self._additive((seen & is_token_RT[:, None]) | padding)[:, None]
+
+    def _ranges(self, spans: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        return [torch.arange(*span, device=self.layout.input_ids.device) for span in spans]
+
+    def _part(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor | None:
+        """What queries see of the keys of their trunk; all are places in the packed row."""
+        whole = self.layout.visible_keys.trunk_start_S[queries]
+        if torch.equal(self.visible_keys.trunk_start_S[queries], whole):
+            return None
+        return self._additive(self.visible_keys.sees(queries[:, None], keys))
 
     def _additive(self, allowed: torch.Tensor) -> torch.Tensor:
         zeros = torch.zeros(allowed.shape, dtype=self._dtype, device=allowed.device)

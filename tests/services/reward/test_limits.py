@@ -72,7 +72,7 @@ def requests(client: AsyncRewardClient) -> dict[str, Any]:
         "got a text of 52 characters; expected": client.logprobs("a" * 52, ["d"]),
         "got a row of 61 tokens; expected at most 60": client.entropy([5] * 61),
         "got a row of 62 tokens; expected at most 60": client.logprobs([5] * 60, [[6, 7]]),
-        "the request has 204 tokens over all its branches": client.logprobs([5] * 50, ["d"] * 10),
+        "the request has 204 tokens to compute": client.logprobs([5] * 50, ["d"] * 10),
         "numbers for 31 tokens, about 992 bytes; expected at most 960": client.entropy([5] * 31),
         "numbers for 40 tokens": client.logprobs([5], ["d" * 8] * 5),
     }
