@@ -75,6 +75,7 @@ def rollout_fault(rollout: Rollout, vocabulary: int, newest_version: int) -> str
                 _token_fault(thought, vocabulary)
                 or _ending_fault(thought, task.sampling)
                 or _span_fault(thought, range(task.min_version, newest_version + 1))
+                or _target_fault(thought, len(task.positions_K[k].target_ids_H))
             )
             if fault:
                 return f"thought {g} at position {k} {fault}"
@@ -85,11 +86,10 @@ def score_fault(scored: ScoredRollout, newest_version: int) -> str | None:
     """Why scores without an error do not belong to their rollout, which conforms; None if they do."""
     task = scored.rollout.task
     num_positions, num_thoughts = len(task.positions_K), task.sampling.group_size
-    wants_target = not {"policy", "baseline"}.isdisjoint(task.models)
     rewards = _shape(scored.rewards_KG)
     if rewards != [num_thoughts] * num_positions:
         return f"got rewards of shape {rewards}, expected {[num_thoughts] * num_positions}"
-    logprobs, expected = _shape(scored.policy_logprobs_KG), num_thoughts * wants_target
+    logprobs, expected = _shape(scored.policy_logprobs_KG), num_thoughts * task.wants_target
     if logprobs != [expected] * num_positions:
         return f"got policy log-probs of shape {logprobs}, expected {[expected] * num_positions}"
     if len(scored.baseline_logprobs_K) != num_positions:
@@ -176,6 +176,21 @@ def _span_fault(thought: Thought, possible: range) -> str | None:
     for span in thought.version_spans:
         if span.version not in possible:
             return f"is by policy version {span.version}, expected {_interval(possible)}"
+    return None
+
+
+def _target_fault(thought: Thought, num_target_tokens: int) -> str | None:
+    """Log-probs of the target are all there, by the one version that sampled the thought, or none is."""
+    logprobs = thought.target_logprobs_H
+    if not logprobs:
+        return None
+    if len(logprobs) != num_target_tokens:
+        return f"has {len(logprobs)} target log-probs for {num_target_tokens} tokens, expected one each"
+    if len({span.version for span in thought.version_spans}) != 1:
+        return "has target log-probs and tokens of several policy versions, expected one version"
+    for logprob in logprobs:
+        if not (math.isfinite(logprob) and logprob <= _ROUNDING_NATS):
+            return f"has target log-prob {logprob:.6g}, expected a finite number of at most 0"
     return None
 
 

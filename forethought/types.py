@@ -168,6 +168,11 @@ class Task:
         """The run and epoch whose learner admitted it."""
         return (self.run_id, self.epoch)
 
+    @property
+    def wants_target(self) -> bool:
+        """Whether the reward needs log p(target) with and without a thought."""
+        return not {"policy", "baseline"}.isdisjoint(self.models)
+
     @classmethod
     def unread(cls, task_id: int, epoch: int) -> Self:
         """Stands for a task whose message cannot be decoded: a failed result needs no more than its ids."""
@@ -193,7 +198,9 @@ class Thought:
     out of budget, and its close token is appended outside ``token_ids_L``, without gradient. The last
     ``num_prediction_tokens`` were sampled after the close token: the prediction, if one was requested.
 
-    ``behaviour_logprobs_L`` are at the sampling temperature.
+    ``behaviour_logprobs_L`` are at the sampling temperature. ``target_logprobs_H`` are those of the target
+    after this thought and its close, at temperature 1, by the version that sampled all its tokens; a
+    sampler that has them at hand hands them on, else they are empty.
 
     Example:
         ``Thought((4, 6, 40), (-0.1, -0.7, -0.01), (VersionSpan(3, 3),), closed=True)``
@@ -204,6 +211,7 @@ class Thought:
     version_spans: tuple[VersionSpan, ...]
     closed: bool
     num_prediction_tokens: int = 0
+    target_logprobs_H: tuple[float, ...] = ()
 
     @property
     def thought_ids(self) -> tuple[int, ...]:

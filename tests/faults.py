@@ -78,6 +78,10 @@ ROLLOUT_FAULTS: tuple[Fault, ...] = (
     ("largest uint64", thought("version_spans.0.version", 2**64 - 1), "version 18446744073709551615"),
     ("a token without a version", thought("version_spans.0.num_tokens", 2), "versions for 2 of 3"),
     ("a version without a token", thought("version_spans.0.num_tokens", 4), "versions for 4 of 3"),
+    ("NaN target", thought("target_logprobs", pack_floats([NAN])), "target log-prob nan"),
+    ("positive target", thought("target_logprobs", pack_floats([0.7])), "target log-prob 0.7"),
+    ("impossible target", thought("target_logprobs", pack_floats([-INF])), "target log-prob -inf"),
+    ("a target more", thought("target_logprobs", pack_floats([-1, -1])), "2 target log-probs for 1"),
     (
         "no versions",
         lambda r: r.groups[0].thoughts[0].ClearField("version_spans"),

@@ -4,7 +4,8 @@ Design: a custom decode loop instead of ``generate``, which repeats every contex
 prefill and has no seed per sequence. How the next logits are computed is what a model allows
 (:mod:`forethought.compute.decoding`); how a token is chosen is the same for all. Every sample has its own
 generator and samples by inverse CDF, so its tokens do not depend on the rest of the batch (up to rounding).
-The price is that the random numbers are drawn on the host, one per token.
+The price is that the random numbers are drawn on the host, one per token. A short text after a sample is
+scored while its keys and values are still at hand, a token a step; the price is that its row stays longer.
 """
 
 from __future__ import annotations
@@ -25,10 +26,35 @@ _PART_LOGITS = {True: 1 << 16, False: 1 << 25}  # on a CPU what its caches hold,
 
 
 @dataclass(frozen=True, slots=True)
+class TargetText:
+    """Text to be scored after a sample: what precedes it there, and its tokens.
+
+    Example:
+        ``TargetText(after_stop_ids=(), after_budget_ids=(40,), target_ids_H=(17,))``
+    """
+
+    after_stop_ids: tuple[int, ...]
+    after_budget_ids: tuple[int, ...]
+    target_ids_H: tuple[int, ...]
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that follow a sample."""
+        before = max(len(self.after_stop_ids), len(self.after_budget_ids))
+        return before + len(self.target_ids_H)
+
+    def appended(self, stopped: bool) -> tuple[int, ...]:
+        """The tokens after a sample, the target's last."""
+        before = self.after_stop_ids if stopped else self.after_budget_ids
+        return before + self.target_ids_H
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
     """``len(seeds_G)`` samples after one prefix, each until a stop token or ``max_tokens``.
 
     After a stop token, up to ``prediction_tokens`` more are sampled, until one of ``prediction_stop_ids``.
+    With a ``target``, its log-probs after every sample are computed; not together with predictions.
 
     Example:
         ``SampleRequest((1, 5, 39), (11, 12), max_tokens=9, temperature=1.0, stop_ids=(40,))``
@@ -41,11 +67,17 @@ class SampleRequest:
     stop_ids: tuple[int, ...]
     prediction_tokens: int = 0
     prediction_stop_ids: tuple[int, ...] = ()
+    target: TargetText | None = None
+
+    def __post_init__(self) -> None:
+        """Both would follow the sample."""
+        assert not (self.target and self.prediction_tokens)
 
     @property
     def max_length(self) -> int:
-        """The maximum number of tokens of a sample."""
-        return self.max_tokens + self.prediction_tokens
+        """The maximum number of tokens that a sample adds to its prefix, with what is scored after it."""
+        after = self.target.max_tokens if self.target else self.prediction_tokens
+        return self.max_tokens + after
 
     @property
     def group(self) -> Group:
@@ -57,7 +89,8 @@ class SampleRequest:
 class Sample:
     """Sampled ids with their log-probs at the sampling temperature; ``stopped`` by a stop token.
 
-    The last ``num_prediction_tokens`` of the ids follow the stop token.
+    The last ``num_prediction_tokens`` of the ids follow the stop token. ``target_logprobs_H`` are those of
+    the requested target after it, at temperature 1.
 
     Example:
         ``Sample((4, 6, 40), (-0.1, -0.7, -0.01), stopped=True)``
@@ -67,6 +100,7 @@ class Sample:
     logprobs_L: tuple[float, ...]
     stopped: bool
     num_prediction_tokens: int = 0
+    target_logprobs_H: tuple[float, ...] = ()
 
 
 def derive_seed(*parts: int) -> int:
@@ -127,32 +161,74 @@ class _Choice:
         self._temperatures = torch.tensor([requests[i].temperature for i in self._owners])[:, None]
         self._alive = list(range(len(self._owners)))
         self.kept: list[int] = []
+        self._num_steps = 0
         self._ids: list[list[int]] = [[] for _ in self._owners]
         self._logprobs: list[list[float]] = [[] for _ in self._owners]
         self._stopped = [False] * len(self._owners)
         self._num_predicted = [0] * len(self._owners)
+        self._appended: list[list[int]] = [[] for _ in self._owners]  # after a sample, still unread
+        self._target_logprobs: list[list[float]] = [[] for _ in self._owners]
 
     def advance(self, logits: torch.Tensor) -> torch.Tensor:
-        """Sample one token for every alive row; ``kept`` are the places of those that go on. Shape [R]."""
-        step, device = len(self._ids[self._alive[0]]), logits.device
-        logits = logits / self._temperatures[self._alive].to(device)
-        logprobs = torch.log_softmax(logits, dim=-1)
-        ids = _inverse_cdf(logprobs, self._uniforms[self._alive, step].to(device))
-        chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
-        self.kept = []
-        for place, (row, token_id) in enumerate(zip(self._alive, ids.tolist(), strict=True)):
-            self._ids[row].append(token_id)
-            self._logprobs[row].append(chosen[place])
-            if self._continues(row, token_id):
-                self.kept.append(place)
+        """The next token of every alive row: sampled, or read where its sample has ended. Shape [R].
+
+        ``kept`` are the places of the rows that go on.
+        """
+        uniforms_R = self._uniforms[self._alive, self._num_steps].to(logits.device)
+        logprobs = torch.log_softmax(logits / self._temperatures[self._alive].to(logits), dim=-1)
+        ids = _inverse_cdf(logprobs, uniforms_R)
+        sampled = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+        read = {
+            place: self._appended[row].pop(0)
+            for place, row in enumerate(self._alive)
+            if self._appended[row]
+        }
+        if read:
+            ids[list(read)] = torch.tensor(list(read.values()), device=ids.device)
+            self._score(logits, read)
+        self._num_steps += 1
+        going_on = [
+            bool(self._appended[row]) if place in read else self._take(row, token_id, logprob)
+            for place, (row, token_id, logprob) in enumerate(
+                zip(self._alive, ids.tolist(), sampled, strict=True)
+            )
+        ]
+        self.kept = [place for place, goes_on in enumerate(going_on) if goes_on]
         return ids
 
     def compact(self) -> None:
         """Only rows that go on are alive."""
         self._alive = [self._alive[place] for place in self.kept]
 
+    def _score(self, logits: torch.Tensor, read: dict[int, int]) -> None:
+        """Keep the log-probs of the read tokens that are a target's, not what precedes it."""
+        of_target = {
+            place: token_id for place, token_id in read.items() if self._is_in_target(place)
+        }
+        if not of_target:
+            return
+        ids = torch.tensor(list(of_target.values()), device=logits.device)
+        logprobs = torch.log_softmax(logits[list(of_target)], dim=-1).gather(1, ids[:, None])[:, 0]
+        for place, logprob in zip(of_target, logprobs.tolist(), strict=True):
+            self._target_logprobs[self._alive[place]].append(logprob)
+
+    def _is_in_target(self, place: int) -> bool:
+        row = self._alive[place]
+        target = self._requests[self._owners[row]].target
+        return target is not None and len(self._appended[row]) < len(target.target_ids_H)
+
+    def _take(self, row: int, token_id: int, logprob: float) -> bool:
+        """Record a row's newest sampled token; False if nothing follows it."""
+        self._ids[row].append(token_id)
+        self._logprobs[row].append(logprob)
+        if self._continues(row, token_id):
+            return True
+        if target := self._requests[self._owners[row]].target:
+            self._appended[row] = list(target.appended(self._stopped[row]))
+        return bool(target)
+
     def _continues(self, row: int, token_id: int) -> bool:
-        """Record a row's newest token; False if it was the last."""
+        """Whether another token is sampled after this one."""
         request = self._requests[self._owners[row]]
         if self._stopped[row]:
             self._num_predicted[row] += 1
@@ -167,8 +243,13 @@ class _Choice:
         """The samples, grouped by request."""
         grouped: list[list[Sample]] = [[] for _ in self._requests]
         for row, owner in enumerate(self._owners):
-            ids, logprobs = tuple(self._ids[row]), tuple(self._logprobs[row])
-            drawn = Sample(ids, logprobs, self._stopped[row], self._num_predicted[row])
+            drawn = Sample(
+                tuple(self._ids[row]),
+                tuple(self._logprobs[row]),
+                self._stopped[row],
+                self._num_predicted[row],
+                tuple(self._target_logprobs[row]),
+            )
             grouped[owner].append(drawn)
         return grouped
 

@@ -290,6 +290,7 @@ def thought_to_proto(thought: Thought) -> rollout_pb2.Thought:
         ],
         closed=thought.closed,
         num_prediction_tokens=thought.num_prediction_tokens,
+        target_logprobs=pack_floats(thought.target_logprobs_H),
     )
 
 
@@ -301,6 +302,7 @@ def thought_from_proto(message: rollout_pb2.Thought) -> Thought:
         version_spans=tuple(VersionSpan(s.version, s.num_tokens) for s in message.version_spans),
         closed=message.closed,
         num_prediction_tokens=message.num_prediction_tokens,
+        target_logprobs_H=unpack_floats(message.target_logprobs),
     )
 
 

@@ -30,7 +30,8 @@ class GroupQuery:
     Only ``thought_ids`` and ``closed`` of a thought matter here; a closed thought ends with the first of
     ``prompting.close_ids``. ``wants_target`` is False if the reward needs no likelihood of the target.
     ``predictions_G`` and ``truth`` are for grading; ``wants_predictions`` requests the log-prob of the
-    first token of each prediction without a thought.
+    first token of each prediction without a thought. ``target_logprobs_G`` are log p(target | context,
+    thought) where the sampler handed them on, computed by the version that is to score; empty where not.
 
     Example:
         ``GroupQuery((1, 5, 9), (42,), prompting, (Thought((4, 40), (), (), closed=True),))``
@@ -44,6 +45,7 @@ class GroupQuery:
     predictions_G: tuple[TokenBytes | None, ...] = ()
     truth: GroundTruth | None = None
     wants_predictions: bool = False
+    target_logprobs_G: tuple[float, ...] = ()
     num_thought_tokens: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +90,7 @@ class GroupQuery:
                 self,
                 thoughts_G=self.thoughts_G[start:end],
                 predictions_G=self.predictions_G[start:end],
+                target_logprobs_G=self.target_logprobs_G[start:end],
             )
             for start, end in pairwise((*starts, len(self.thoughts_G)))
         ]
@@ -168,15 +171,16 @@ def no_think_branch(query: GroupQuery) -> Continuation:
 
 
 def policy_branches(query: GroupQuery) -> list[Continuation]:
-    """A group's branches for the policy: targets after thoughts, then first predicted tokens."""
-    thinking = [thinking_branch(query, thought) for thought in query.thoughts_G]
+    """What the policy has to compute: targets after thoughts, then first predicted tokens."""
+    is_known = not query.wants_target or query.target_logprobs_G
+    thinking = [] if is_known else [thinking_branch(query, one) for one in query.thoughts_G]
     plain = no_think_branch(query)
     predicted = [
         Continuation(plain.prefix_ids, (first_id,), plain.removed_id)
         for first_id in query.first_ids_G
         if first_id is not None
     ]
-    return (thinking if query.wants_target else []) + predicted
+    return thinking + predicted
 
 
 def baseline_branches(query: GroupQuery) -> list[Continuation]:
@@ -231,10 +235,14 @@ def likelihoods_of(
     baseline_logprobs: Sequence[float],
     held: HeldModels,
 ) -> GroupOutcome:
-    """A group's likelihoods from its branches' totals, or an error if one is not finite."""
+    """A group's likelihoods from its branches' totals and what was handed on, or an error if one is not
+    finite.
+    """
     policy, baseline = held.policy.manifest, held.baseline.manifest
-    num_thinking = len(query.thoughts_G) if query.wants_target else 0
-    numbers, predicted = policy_logprobs[:num_thinking], iter(policy_logprobs[num_thinking:])
+    num_predicted = sum(first_id is not None for first_id in query.first_ids_G)
+    num_thinking = len(policy_logprobs) - num_predicted
+    numbers = query.target_logprobs_G or tuple(policy_logprobs[:num_thinking])
+    predicted = iter(policy_logprobs[num_thinking:])
     if not all(map(math.isfinite, (*numbers, *baseline_logprobs))):
         return ForethoughtError(
             f"policy log-probs {list(numbers)}, baseline log-prob {list(baseline_logprobs)}; "
@@ -242,7 +250,7 @@ def likelihoods_of(
             f"version {baseline.version}) have diverged or overflow in {policy.dtype}"
         )
     return GroupLikelihoods(
-        policy_logprobs_G=tuple(numbers),
+        policy_logprobs_G=numbers,
         baseline_logprob=sum(baseline_logprobs),  # of one branch, or of none
         epoch=policy.epoch,
         policy_version=policy.version,

@@ -6,6 +6,7 @@ scored. The price is that the document's tokens travel through Redis twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from forethought.conformance import versions_of
 from forethought.corpus.token_decoder import TokenDecoder
 from forethought.errors import InvalidInput, Stale
 from forethought.objectives import Objective
-from forethought.types import Rollout, WeightManifest
+from forethought.types import Rollout, Thought, WeightManifest
 from services.reward.groups import GroupQuery, predictions_of
 
 
@@ -43,8 +44,10 @@ def check_versions(rollout: Rollout, served: WeightManifest) -> None:
         )
 
 
-def queries_of(rollout: Rollout) -> tuple[GroupQuery, ...]:
+def queries_of(rollout: Rollout, policy_version: int) -> tuple[GroupQuery, ...]:
     """One query per position, without what grading needs.
+
+    What the sampler handed on is used if all thoughts are by ``policy_version``, the one that would score.
 
     Raises:
         InvalidInput: it has other than one group of thoughts per position.
@@ -56,18 +59,26 @@ def queries_of(rollout: Rollout) -> tuple[GroupQuery, ...]:
             f"{len(rollout.thoughts_KG)} groups of thoughts; expected one group per position"
         )
     trunk = task.document.token_ids_N
-    wants_target = not {"policy", "baseline"}.isdisjoint(task.models)
+    is_same = versions_of(rollout) == {policy_version}
     return tuple(
         GroupQuery(
             trunk[: position.index],
             position.target_ids_H,
             task.prompting,
             thoughts_G,
-            wants_target,
+            task.wants_target,
             wants_predictions="prediction" in task.models,
+            target_logprobs_G=_handed_on(thoughts_G) if is_same else (),
         )
         for position, thoughts_G in zip(task.positions_K, rollout.thoughts_KG, strict=True)
     )
+
+
+def _handed_on(thoughts_G: Sequence[Thought]) -> tuple[float, ...]:
+    """The sampler's log p(target | context, thought), if it has them for the whole group. Shape [G]."""
+    if not all(thought.target_logprobs_H for thought in thoughts_G):
+        return ()
+    return tuple(math.fsum(thought.target_logprobs_H) for thought in thoughts_G)
 
 
 def graded(

@@ -312,7 +312,7 @@ class Scorer:
         try:
             check_versions(rollout, served.manifest)
             objective = self._objective_of(rollout)
-            queries = queries_of(rollout)
+            queries = queries_of(rollout, served.manifest.version)
             if not objective.prediction_tokens:
                 return queries
             return graded(queries, rollout, objective, decoder_of(served.language_model.tokenizer))

@@ -10,10 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from forethought.compute.sampling import SampleRequest, derive_seed
+from forethought.compute.sampling import SampleRequest, TargetText, derive_seed
 from forethought.conformance import task_fault
 from forethought.scatter import compute_valid
-from forethought.types import Rollout, Task, Thought
+from forethought.types import Position, Rollout, Task, Thought
+
+_MAX_HANDED_ON_TOKENS = 8
+"""Of close and target. They are read one a step; for more, a scorer's single pass takes less."""
 
 ThoughtsKG: TypeAlias = tuple[tuple[Thought, ...], ...]
 
@@ -32,9 +35,23 @@ def sample_requests(task: Task) -> list[SampleRequest]:
             stop_ids=sampling.stop_ids,
             prediction_tokens=sampling.prediction_tokens,
             prediction_stop_ids=sampling.prediction_stop_ids,
+            target=_target(task, position),
         )
         for k, position in enumerate(task.positions_K)
     ]
+
+
+def _target(task: Task, position: Position) -> TargetText | None:
+    """What a scorer would compute again from what the sampler has at hand, if the reward needs it."""
+    prompting = task.prompting
+    target = TargetText(
+        prompting.remaining_close(closed=True),
+        prompting.remaining_close(closed=False),
+        position.target_ids_H,
+    )
+    is_wanted = task.wants_target and not task.sampling.prediction_tokens
+    is_short = bool(position.target_ids_H) and target.max_tokens <= _MAX_HANDED_ON_TOKENS
+    return target if is_wanted and is_short else None
 
 
 def longest_branch(task: Task) -> int:

@@ -9,6 +9,7 @@ of such a task may be of several versions, as they may be with vLLM.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -158,6 +159,12 @@ def _fault(task: Task, serving: Serving) -> str | None:
 
 def _thought(drawn: Sample, version: int) -> Thought:
     spans = (VersionSpan(version, len(drawn.token_ids_L)),)
+    is_finite = all(map(math.isfinite, drawn.target_logprobs_H))  # if not, the scorer says so
     return Thought(
-        drawn.token_ids_L, drawn.logprobs_L, spans, drawn.stopped, drawn.num_prediction_tokens
+        drawn.token_ids_L,
+        drawn.logprobs_L,
+        spans,
+        drawn.stopped,
+        drawn.num_prediction_tokens,
+        drawn.target_logprobs_H if is_finite else (),
     )

@@ -2,10 +2,10 @@
 
 Design: the last tokens of a thought, because they follow from everything before them, because most of them
 were decoded with a cache, and because a sampled close token and a prediction are among them. All tokens of
-an excerpt are of one policy version, as only the learner's current weights can be compared. Thoughts that
-this version sampled from their first token on come first; under ``rollout.keep_kv`` no others are used, as
-the rest of a thought may then come from the cache of an older version. The price: the first tokens of long
-thoughts are not compared.
+an excerpt are of one policy version, as only the learner's current weights can be compared. Where the
+sampler handed on log-probs of the target, that is an excerpt too. Thoughts that this version sampled from
+their first token on come first; under ``rollout.keep_kv`` no others are used, as the rest of a thought may
+then come from the cache of an older version. The price: the first tokens of long thoughts are not compared.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def excerpts_of(
     num_tokens = 0
     for source in nsmallest(_MAX_THOUGHTS, found, key=lambda source: (source.is_mixed, source.g)):
         if num_tokens < MAX_TOKENS:
-            excerpts.append(source.excerpt())
-            num_tokens += len(source.tokens)
+            found_here = source.excerpts()
+            excerpts += found_here
+            num_tokens += sum(len(excerpt.token_ids_L) for excerpt in found_here)
     return excerpts
 
 
@@ -74,16 +75,28 @@ class _Source:
     tokens: range
     is_mixed: bool  # has tokens of other versions
 
-    def excerpt(self) -> Excerpt:
+    def excerpts(self) -> list[Excerpt]:
+        """Of the thought, and of the target after it if the sampler scored that."""
         task, thought = self.task, self.thought
         first, end = self.tokens.start, self.tokens.stop
-        context_ids = task.document.token_ids_N[: self.position.index]
-        return Excerpt(
-            task.prompting.thinking_prefix(context_ids) + thought.token_ids_L[:first],
+        sampled = Excerpt(
+            task.prompting.thinking_prefix(self._context_ids) + thought.token_ids_L[:first],
             thought.token_ids_L[first:end],
             thought.behaviour_logprobs_L[first:end],
             task.sampling.temperature,
         )
+        return [sampled, self._target()] if thought.target_logprobs_H else [sampled]
+
+    def _target(self) -> Excerpt:
+        thought = self.thought
+        prefix_ids = self.task.prompting.target_prefix(
+            self._context_ids, thought.thought_ids, thought.closed
+        )
+        return Excerpt(prefix_ids, self.position.target_ids_H, thought.target_logprobs_H, 1.0)
+
+    @property
+    def _context_ids(self) -> tuple[int, ...]:
+        return self.task.document.token_ids_N[: self.position.index]
 
 
 def _sources(rollouts: Iterable[Rollout], version: int) -> Iterator[_Source]:

@@ -106,18 +106,20 @@ class VersionSpan(_message.Message):
     def __init__(self, version: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class Thought(_message.Message):
-    __slots__ = ("token_ids", "behaviour_logprobs", "version_spans", "closed", "num_prediction_tokens")
+    __slots__ = ("token_ids", "behaviour_logprobs", "version_spans", "closed", "num_prediction_tokens", "target_logprobs")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     BEHAVIOUR_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     VERSION_SPANS_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     NUM_PREDICTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     token_ids: bytes
     behaviour_logprobs: bytes
     version_spans: _containers.RepeatedCompositeFieldContainer[VersionSpan]
     closed: bool
     num_prediction_tokens: int
-    def __init__(self, token_ids: _Optional[bytes] = ..., behaviour_logprobs: _Optional[bytes] = ..., version_spans: _Optional[_Iterable[_Union[VersionSpan, _Mapping]]] = ..., closed: bool = ..., num_prediction_tokens: _Optional[int] = ...) -> None: ...
+    target_logprobs: bytes
+    def __init__(self, token_ids: _Optional[bytes] = ..., behaviour_logprobs: _Optional[bytes] = ..., version_spans: _Optional[_Iterable[_Union[VersionSpan, _Mapping]]] = ..., closed: bool = ..., num_prediction_tokens: _Optional[int] = ..., target_logprobs: _Optional[bytes] = ...) -> None: ...
 
 class Group(_message.Message):
     __slots__ = ("thoughts",)

@@ -16,7 +16,7 @@ from forethought.compute.decode_batches import sample_within
 from forethought.compute.forms import forms_of
 from forethought.compute.logprob import Continuation, score_continuations
 from forethought.compute.model import LanguageModel
-from forethought.compute.sampling import SampleRequest
+from forethought.compute.sampling import Sample, SampleRequest, TargetText
 from forethought.compute.trees.layout import TreeLayout, layout_of
 from forethought.compute.trees.mask import TreeMask
 from tests import architectures, tiny
@@ -68,11 +68,17 @@ def _queries() -> list[Continuation]:
 
 
 QUERIES = _queries()
+TARGET = TargetText(_ids(1), (tiny.CLOSE_ID, *_ids(1)), _ids(2))
 REQUESTS = [
-    SampleRequest(DOCUMENT[:2] + BRIDGE_IDS, (1, 2, 3), 5, 1.0, tuple(range(0, 256, 5))),
+    SampleRequest(
+        DOCUMENT[:2] + BRIDGE_IDS, (1, 2, 3), 5, 1.0, tuple(range(0, 256, 5)), target=TARGET
+    ),
     SampleRequest(DOCUMENT[:30] + BRIDGE_IDS, (4, 5), 6, 0.7, (), 2),
     SampleRequest(OTHER[:12] + BRIDGE_IDS, (6, 7), 4, 1.3, tuple(range(0, 256, 2)), 3, (7, 9)),
     SampleRequest(DOCUMENT[:30] + BRIDGE_IDS, (4, 8), 6, 0.7, ()),
+    SampleRequest(
+        OTHER[:12] + BRIDGE_IDS, (9, 10, 11), 3, 0.8, tuple(range(0, 256, 3)), target=TARGET
+    ),
 ]
 
 
@@ -200,3 +206,16 @@ def test_samples_are_those_of_separate_rows(name: str, language_model: LanguageM
                 expected.stopped,
                 expected.num_prediction_tokens,
             )
+            targets = _target_logprobs(model, request, drawn)
+            assert drawn.target_logprobs_H == pytest.approx(targets, abs=tolerance)
+
+
+def _target_logprobs(model: Any, request: SampleRequest, drawn: Sample) -> tuple[float, ...]:
+    """Of the requested target after a sample, in a row of its own."""
+    if request.target is None:
+        return ()
+    before = request.target.after_stop_ids if drawn.stopped else request.target.after_budget_ids
+    prefix_ids = request.prefix_ids + drawn.token_ids_L + before
+    return separate_rows.score(
+        model, Continuation(prefix_ids, request.target.target_ids_H)
+    ).logprobs_H

@@ -56,8 +56,8 @@ FULL_TASK = Task(
     run_id="cd" * 8,
 )
 SPANS = (VersionSpan(16, 1), VersionSpan(17, 2))
-THOUGHT = Thought((4, 40, 6), (-0.125, -0.75, -0.5), SPANS, True, num_prediction_tokens=1)
-TRUNCATED = Thought((7, 8), (-1.5, -2.0), (VersionSpan(17, 2),), False, 2)
+THOUGHT = Thought((4, 40, 6), (-0.125, -0.75, -0.5), SPANS, True, 1, target_logprobs_H=(-0.25,))
+TRUNCATED = Thought((7, 8), (-1.5, -2.0), (VersionSpan(17, 2),), False, 2, (-3.5,))
 FULL_ROLLOUT = Rollout(
     FULL_TASK, ((THOUGHT, TRUNCATED), (TRUNCATED, THOUGHT)), "röllout-a1", "halb verstanden"
 )

@@ -24,6 +24,7 @@ from forethought.types import (
     Prompting,
     Rollout,
     Sampling,
+    ScoredRollout,
     Task,
     Thought,
     VersionSpan,
@@ -171,6 +172,37 @@ def test_rewards_equal_a_naive_computation(
         )  # the thoughts make a difference, so the test can fail
         assert (result.policy_version, result.baseline_version) == (0, 5)
         assert result.replica == "reward-b"
+
+
+@pytest.mark.parametrize("sampled_by", [0, 1])
+def test_what_the_sampler_handed_on_counts_if_the_scorer_would_compute_the_same(
+    models: tuple[ServedModel, ServedModel], sampled_by: int, tmp_path: Path
+) -> None:
+    """By the served version 1 it is used as it is; by an older one it is computed."""
+    policy = serve(build_model_directory(tmp_path, seed=1), "policy", version=1)
+    scorer = Scorer(policy, models[1], 400, objectives={"rlp"})
+    query = random_query(3, num_target=2)
+    spans = (VersionSpan(sampled_by, 1),)
+    thoughts_G = [
+        replace(one, version_spans=spans, target_logprobs_H=(-0.5, -g))
+        for g, one in enumerate(query.thoughts_G)
+    ]
+
+    def scored(*thoughts_G: Thought) -> ScoredRollout:
+        rollout = make_rollout(replace(query, thoughts_G=thoughts_G), max_staleness=1)
+        (result,) = scorer.score_rollouts([rollout])
+        assert result.failure is None
+        return result
+
+    expected, baseline_logprob = naive_likelihoods(*map(model_of, (policy, models[1])), query)
+    handed_on = [-0.5, -1.5, -2.5, -3.5]
+    found = scored(*thoughts_G)
+    wanted = handed_on if sampled_by == 1 else expected
+    assert found.policy_logprobs_KG[0] == pytest.approx(wanted, abs=1e-5)
+    rewards = [logprob - baseline_logprob for logprob in wanted]
+    assert found.rewards_KG[0] == pytest.approx(rewards, abs=1e-5)
+    some = scored(*thoughts_G[:-1], replace(thoughts_G[-1], target_logprobs_H=()))
+    assert some.policy_logprobs_KG[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_score_does_not_depend_on_its_batch(models: tuple[ServedModel, ServedModel]) -> None:

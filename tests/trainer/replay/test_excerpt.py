@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 
 from forethought.types import (
@@ -55,6 +56,14 @@ def test_the_last_tokens_with_everything_before_them() -> None:
         behaviour_logprobs_L=tuple(-float(i) for i in range(12, 20)),
         temperature=0.7,
     )
+
+
+def test_a_target_that_the_sampler_scored_is_replayed_after_its_thought() -> None:
+    """Without the prediction, and at temperature 1."""
+    thought = replace(thought_of((4, 6), num_predicted=2), target_logprobs_H=(-0.5,))
+    sampled, target = excerpts_of([rollout_of((thought,))], 4)
+    assert sampled.token_ids_L == tuple(range(10, 16))
+    assert target == Excerpt((99, 90, 1, 2, 3, 91, 92, *range(10, 14)), (9,), (-0.5,), 1.0)
 
 
 def test_of_a_thought_of_several_versions_only_the_tokens_of_the_wanted_one() -> None:
