@@ -115,12 +115,16 @@ def _collate(pack: Pack, rows: list[_Row], device: torch.device) -> MicroBatch:
 
     weights_M = flat(row.weights for row in rows)
     temperatures_M = flat((row.temperature,) * row.num_learned for row in rows)
+    temperatures_M = torch.where(weights_M != 0, temperatures_M, 1.0)
     ids = [token_id for row in rows for token_id in row.token_ids_T[-row.num_learned :]]
     sequences = [b for b, row in enumerate(rows) for _ in range(row.num_learned)]
     return MicroBatch(
         pack=pack,
         targets=Targets(
-            torch.tensor(ids, device=device), torch.where(weights_M != 0, temperatures_M, 1.0)
+            torch.tensor(ids, device=device),
+            temperatures_M
+            if (temperatures_M != 1).any()
+            else None,  # each is a pass over the logits
         ),
         sequences_M=torch.tensor(sequences, device=device),
         weights_M=weights_M,
