@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from forethought.stops import Stops
 from forethought.types import Rollout, Sampling, ScoredRollout, Task, Thought, VersionSpan
 
 _ROUNDING_NATS = 1e-3
@@ -48,6 +49,10 @@ def task_fault(task: Task, vocabulary: int) -> str | None:
         return (
             f"task {task.task_id} has temperature {sampling.temperature}; expected a finite number "
             "above 0"
+        )
+    if () in sampling.stop_sequences:
+        return (
+            f"task {task.task_id} has an empty stop sequence; expected at least one token in each"
         )
     largest_id = max(max(ids, default=0) for ids in _ids_of(task))
     if largest_id >= vocabulary:
@@ -134,16 +139,14 @@ def _token_fault(thought: Thought, vocabulary: int) -> str | None:
 
 
 def _ending_fault(thought: Thought, sampling: Sampling) -> str | None:
-    """A thought ends at its first stop token or at its budget; so does a prediction after it."""
+    """A thought ends at its first stop or at its budget; so does a prediction after it."""
     if thought.num_prediction_tokens >= len(thought.token_ids_L):
         return f"predicts {thought.num_prediction_tokens} of its {len(thought.token_ids_L)} tokens"
-    fault = _length_fault(
-        "thought", thought.thought_ids, sampling.max_thought_tokens, sampling.stop_ids
-    )
+    stops = Stops(sampling.stop_ids, sampling.stop_sequences)
+    fault = _length_fault("thought", thought.thought_ids, sampling.max_thought_tokens, stops)
     if fault:
         return fault
-    stopped = thought.thought_ids[-1] in sampling.stop_ids
-    if thought.closed != stopped:
+    if thought.closed != stops.end_here(thought.thought_ids):
         says, is_so = ("closed", "no stop token") if thought.closed else ("truncated", "one")
         return f"is said to be {says} and ends with {is_so}, token {thought.thought_ids[-1]}"
     if not (thought.closed and sampling.prediction_tokens):
@@ -153,16 +156,15 @@ def _ending_fault(thought: Thought, sampling: Sampling) -> str | None:
         "prediction",
         thought.prediction_ids,
         sampling.prediction_tokens,
-        sampling.prediction_stop_ids,
+        Stops(sampling.prediction_stop_ids),
     )
 
 
-def _length_fault(
-    what: str, ids: tuple[int, ...], budget_tokens: int, stop_ids: tuple[int, ...]
-) -> str | None:
-    if any(token_id in stop_ids for token_id in ids[:-1]):
+def _length_fault(what: str, ids: tuple[int, ...], budget_tokens: int, stops: Stops) -> str | None:
+    end = stops.end(ids)
+    if end is not None and end < len(ids):
         return f"has a {what} that goes on after a stop token"
-    if len(ids) == budget_tokens or (ids and len(ids) < budget_tokens and ids[-1] in stop_ids):
+    if len(ids) == budget_tokens or (end is not None and len(ids) < budget_tokens):
         return None
     return (
         f"has a {what} of {len(ids)} tokens, expected {budget_tokens}, or fewer up to a stop token"

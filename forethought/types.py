@@ -57,8 +57,10 @@ class Prompting:
 
     A thinking branch is ``head + context + bridge | thought | close + target``; the no-think branch
     is ``no_think_head + context | target``, each after ``bos_ids``, what the tokenizer puts before every
-    text. The last id of ``bridge_ids`` opens the thought. Scoring and sampling assemble them with the
-    methods below; the learner keeps the parts apart, because each has weights of its own.
+    text. The last ``num_open_tokens`` of ``bridge_ids`` are the marker that opens the thought, the first
+    ``num_close_tokens`` of ``close_ids`` the one that closes it; what follows that is a template's. Scoring
+    and sampling assemble them with the methods below; the learner keeps the parts apart, because each has
+    weights of its own.
 
     Example:
         ``Prompting(head_ids=(), bridge_ids=(39,), close_ids=(40,), no_think_head_ids=())``
@@ -69,11 +71,20 @@ class Prompting:
     close_ids: tuple[int, ...] = ()
     no_think_head_ids: tuple[int, ...] = ()
     bos_ids: tuple[int, ...] = ()
+    num_open_tokens: int = 1
+    num_close_tokens: int = 1
 
     @property
-    def open_id(self) -> int:
-        """The think-open token, whose probability mass the no-think scorer removes."""
-        return self.bridge_ids[-1]
+    def open_id(self) -> int | None:
+        """The think-open token, whose probability mass the no-think scorer removes; None if the marker is
+        ordinary text of several tokens. Its first is then an ordinary word, whose mass is the text's, and
+        the probability of all of them is that of no next token: nothing can be removed."""
+        return self.bridge_ids[-1] if self.num_open_tokens == 1 else None
+
+    @property
+    def close_marker_ids(self) -> tuple[int, ...]:
+        """The tokens that a closed thought ends with."""
+        return self.close_ids[: self.num_close_tokens]
 
     @property
     def num_thinking_tokens(self) -> int:
@@ -92,8 +103,8 @@ class Prompting:
 
     def remaining_close(self, closed: bool) -> tuple[int, ...]:
         """The tokens between a thought and its target. A closed thought already ends with its sampled
-        close token, the first of ``close_ids``; a truncated one gets it appended."""
-        return self.close_ids[1:] if closed else self.close_ids
+        close marker; a truncated one gets the whole marker appended, even if its budget ended within it."""
+        return self.close_ids[self.num_close_tokens :] if closed else self.close_ids
 
     def target_prefix(
         self, context_ids: tuple[int, ...], thought_ids: tuple[int, ...], closed: bool
@@ -108,11 +119,11 @@ class Prompting:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How thoughts are sampled: until one of ``stop_ids`` is sampled (it is part of the thought) or the
-    budget ``max_thought_tokens``, stop token included, is used up. No top-p or top-k: log-probs of a
-    truncated distribution differ from those the learner computes.
+    """How thoughts are sampled: until one of ``stop_ids`` is sampled, or all of one of ``stop_sequences``
+    (they are part of the thought), or the budget ``max_thought_tokens``, stop included, is used up. No
+    top-p or top-k: log-probs of a truncated distribution differ from those the learner computes.
 
-    After the stop token, up to ``prediction_tokens`` more are sampled the same way: RPT's prediction,
+    After the stop, up to ``prediction_tokens`` more are sampled the same way: RPT's prediction,
     which is part of the response. One of ``prediction_stop_ids`` ends it early.
 
     Example:
@@ -125,6 +136,7 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     prediction_tokens: int = 0
     prediction_stop_ids: tuple[int, ...] = ()
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
 
     @property
     def max_response_tokens(self) -> int:
@@ -194,9 +206,9 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """One sampled thought. A *closed* thought ends with its sampled close token; a *truncated* one ran
-    out of budget, and its close token is appended outside ``token_ids_L``, without gradient. The last
-    ``num_prediction_tokens`` were sampled after the close token: the prediction, if one was requested.
+    """One sampled thought. A *closed* thought ends with its sampled close marker; a *truncated* one ran
+    out of budget, and the marker is appended outside ``token_ids_L``, without gradient. The last
+    ``num_prediction_tokens`` were sampled after the marker: the prediction, if one was requested.
 
     ``behaviour_logprobs_L`` are at the sampling temperature. ``target_logprobs_H`` are those of the target
     after this thought and its close, at temperature 1, by the version that sampled all its tokens; a
@@ -215,12 +227,12 @@ class Thought:
 
     @property
     def thought_ids(self) -> tuple[int, ...]:
-        """The thought without the prediction, including a sampled close token."""
+        """The thought without the prediction, including a sampled close marker."""
         return self.token_ids_L[: len(self.token_ids_L) - self.num_prediction_tokens]
 
     @property
     def prediction_ids(self) -> tuple[int, ...]:
-        """The tokens sampled after the close token."""
+        """The tokens sampled after the close marker."""
         return self.token_ids_L[len(self.token_ids_L) - self.num_prediction_tokens :]
 
     @property

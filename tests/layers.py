@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.repository import ROOT
 
 LAYERS = (
-    ("values, errors, and helpers without imports", "types errors orphan scatter scratch"),
+    ("values, errors, and helpers without imports", "types errors orphan scatter scratch stops"),
     (
         "settings, wire format, telemetry",
         "background config conformance estimators special_tokens telemetry verification wire",

@@ -197,7 +197,7 @@ def _by_document(queries: Sequence[Query]) -> list[int]:
 
 
 def thought_ids(thought: Sample) -> tuple[int, ...]:
-    """The thought with its sampled close token, if any, without a prediction after it."""
+    """The thought with its sampled close marker, if any, without a prediction after it."""
     return thought.token_ids_L[: len(thought.token_ids_L) - thought.num_prediction_tokens]
 
 
@@ -224,6 +224,7 @@ def _request(
         stop_ids=sampling.stop_ids,
         prediction_tokens=sampling.prediction_tokens,
         prediction_stop_ids=sampling.prediction_stop_ids,
+        stop_sequences=sampling.stop_sequences,
     )
 
 

@@ -21,6 +21,7 @@ import torch
 from forethought.compute.decoding import decoded_together, decoding
 from forethought.compute.decoding.decoder import Group
 from forethought.compute.forms import DecodingForm, forms_of
+from forethought.stops import Stops
 
 _PART_LOGITS = {True: 1 << 16, False: 1 << 25}  # on a CPU what its caches hold, on a GPU 256 MiB
 
@@ -51,9 +52,9 @@ class TargetText:
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """``len(seeds_G)`` samples after one prefix, each until a stop token or ``max_tokens``.
+    """``len(seeds_G)`` samples after one prefix, each until a stop (token or sequence) or ``max_tokens``.
 
-    After a stop token, up to ``prediction_tokens`` more are sampled, until one of ``prediction_stop_ids``.
+    After a stop, up to ``prediction_tokens`` more are sampled, until one of ``prediction_stop_ids``.
     With a ``target``, its log-probs after every sample are computed; not together with predictions.
 
     Example:
@@ -68,6 +69,7 @@ class SampleRequest:
     prediction_tokens: int = 0
     prediction_stop_ids: tuple[int, ...] = ()
     target: TargetText | None = None
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         """Both would follow the sample."""
@@ -80,6 +82,11 @@ class SampleRequest:
         return self.max_tokens + after
 
     @property
+    def stops(self) -> Stops:
+        """What ends a sample."""
+        return Stops(self.stop_ids, self.stop_sequences)
+
+    @property
     def group(self) -> Group:
         """The rows to decode."""
         return Group(self.prefix_ids, len(self.seeds_G), self.max_length)
@@ -87,9 +94,9 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sampled ids with their log-probs at the sampling temperature; ``stopped`` by a stop token.
+    """Sampled ids with their log-probs at the sampling temperature; ``stopped`` by a stop.
 
-    The last ``num_prediction_tokens`` of the ids follow the stop token. ``target_logprobs_H`` are those of
+    The last ``num_prediction_tokens`` of the ids follow the stop. ``target_logprobs_H`` are those of
     the requested target after it, at temperature 1.
 
     Example:
@@ -157,6 +164,7 @@ class _Choice:
 
     def __init__(self, requests: Sequence[SampleRequest], owners_R: Sequence[int]) -> None:
         self._requests, self._owners = requests, list(owners_R)
+        self._stops = [request.stops for request in requests]
         self._uniforms = _uniforms(requests, self._owners)  # [R, L]
         self._temperatures = torch.tensor([requests[i].temperature for i in self._owners])[:, None]
         self._alive = list(range(len(self._owners)))
@@ -234,7 +242,7 @@ class _Choice:
             self._num_predicted[row] += 1
             is_full = self._num_predicted[row] == request.prediction_tokens
             return not is_full and token_id not in request.prediction_stop_ids
-        self._stopped[row] = token_id in request.stop_ids
+        self._stopped[row] = self._stops[self._owners[row]].end_here(self._ids[row])
         if self._stopped[row]:
             return request.prediction_tokens > 0
         return len(self._ids[row]) < request.max_tokens

@@ -159,6 +159,8 @@ def prompting_to_proto(prompting: Prompting) -> rollout_pb2.Prompting:
         close_ids=pack_ids(prompting.close_ids),
         no_think_head_ids=pack_ids(prompting.no_think_head_ids),
         bos_ids=pack_ids(prompting.bos_ids),
+        further_open_tokens=prompting.num_open_tokens - 1,
+        further_close_tokens=prompting.num_close_tokens - 1,
     )
 
 
@@ -170,6 +172,8 @@ def prompting_from_proto(message: rollout_pb2.Prompting) -> Prompting:
         close_ids=unpack_ids(message.close_ids),
         no_think_head_ids=unpack_ids(message.no_think_head_ids),
         bos_ids=unpack_ids(message.bos_ids),
+        num_open_tokens=message.further_open_tokens + 1,
+        num_close_tokens=message.further_close_tokens + 1,
     )
 
 
@@ -182,6 +186,7 @@ def sampling_to_proto(sampling: Sampling) -> rollout_pb2.Sampling:
         stop_ids=pack_ids(sampling.stop_ids),
         prediction_tokens=sampling.prediction_tokens,
         prediction_stop_ids=pack_ids(sampling.prediction_stop_ids),
+        stop_sequences=map(pack_ids, sampling.stop_sequences),
     )
 
 
@@ -194,6 +199,7 @@ def sampling_from_proto(message: rollout_pb2.Sampling) -> Sampling:
         stop_ids=unpack_ids(message.stop_ids),
         prediction_tokens=message.prediction_tokens,
         prediction_stop_ids=unpack_ids(message.prediction_stop_ids),
+        stop_sequences=tuple(map(unpack_ids, message.stop_sequences)),
     )
 
 

@@ -40,7 +40,8 @@ class GenerateLimits:
                 "one request; split it into several, each with its own seed, or raise "
                 "rollout.max_group_size"
             )
-        num_stop_ids = len(sampling.stop_ids) + len(sampling.prediction_stop_ids)
+        stops = (sampling.stop_ids, sampling.prediction_stop_ids, *sampling.stop_sequences)
+        num_stop_ids = sum(map(len, stops))
         if num_stop_ids > _MAX_STOP_IDS:
             raise TooLarge(
                 f"got {num_stop_ids} stop tokens; expected at most {_MAX_STOP_IDS}; remove some"

@@ -36,6 +36,7 @@ def sample_requests(task: Task) -> list[SampleRequest]:
             prediction_tokens=sampling.prediction_tokens,
             prediction_stop_ids=sampling.prediction_stop_ids,
             target=_target(task, position),
+            stop_sequences=sampling.stop_sequences,
         )
         for k, position in enumerate(task.positions_K)
     ]

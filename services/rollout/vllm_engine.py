@@ -1,10 +1,12 @@
 """The production engine: vLLM in this process, whose policy is updated in-flight.
 
-Design: a request is one thought, with the seed that the torch engine would use, so G thoughts of a
-position are G requests that share the context through the prefix cache. A prediction after a thought is a
-separate request over prompt and thought, because vLLM has no second budget after a stop token; the prefix
-cache covers all but its last block. The seed determines the tokens that vLLM samples (independently of the
-batch, up to rounding), but they differ from the torch engine's.
+Design: a request is one thought, with the seed that the torch engine would use, so G thoughts of a position
+are G requests that share the context through the prefix cache. A prediction after a thought is a separate
+request over prompt and thought, because vLLM has no second budget after a stop token; the prefix cache
+covers all but its last block. A stop sequence ends at its last token, a stop token of vLLM: where the
+others do not precede it, another such request goes on, one per occurrence of that token. The seed
+determines the tokens that vLLM samples (independently of the batch, up to rounding), but they differ from
+the torch engine's.
 
 New weights do not wait for running thoughts: decoding is paused between two steps, the workers load the
 file, the version label changes, and decoding resumes. vLLM labels every output step, so the boundary
@@ -27,6 +29,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,16 +270,31 @@ class _Held:
 
     async def _thought(self, request: SampleRequest, seed: int) -> Thought:
         """The thought, followed by a prediction if it closed and the request includes one."""
-        budget, stop_ids = request.max_tokens, request.stop_ids
-        output = await self._output(request, request.prefix_ids, seed, budget, stop_ids)
-        thought = _as_thought(output, request)
+        thought = await self._until_a_stop(request, seed)
         if not thought.closed or not request.prediction_tokens:
             return thought
         budget, stop_ids = request.prediction_tokens, request.prediction_stop_ids
         prefix_ids = request.prefix_ids + thought.token_ids_L
         # A separate seed: with the thought's it would draw the thought's random numbers again.
         seed = derive_seed(seed, 1)
-        return _joined(thought, await self._output(request, prefix_ids, seed, budget, stop_ids))
+        prediction = await self._output(request, prefix_ids, seed, budget, stop_ids)
+        num_predicted = len(prediction.token_ids)
+        return replace(_extended(thought, prediction), num_prediction_tokens=num_predicted)
+
+    async def _until_a_stop(self, request: SampleRequest, seed: int) -> Thought:
+        """The thought alone. vLLM ends at single tokens: at the last one of a stop sequence, and where the
+        others do not precede it, a further request goes on, with a seed of its own."""
+        stops, thought, number = request.stops, Thought((), (), (), closed=False), 0
+        while True:
+            prefix_ids = request.prefix_ids + thought.token_ids_L
+            budget = request.max_tokens - len(thought.token_ids_L)
+            seed_here = derive_seed(seed, 2, number) if number else seed
+            output = await self._output(request, prefix_ids, seed_here, budget, stops.last_ids)
+            thought = _extended(thought, output)
+            closed, has_ended = stops.end_here(thought.token_ids_L), output.finish_reason != "stop"
+            if closed or has_ended or len(thought.token_ids_L) == request.max_tokens:
+                return replace(thought, closed=closed)
+            number += 1
 
     async def _output(
         self,
@@ -348,25 +366,17 @@ def _collect(
     return tuple(tuple(one.result() for one in group) for group in running)
 
 
-def _as_thought(output: Any, request: SampleRequest) -> Thought:
-    token_ids = tuple(output.token_ids)
-    closed = token_ids[-1] in request.stop_ids
-    return Thought(token_ids, _logprobs(output), _spans(output), closed)
-
-
-def _joined(thought: Thought, prediction: Any) -> Thought:
-    """A thought with the prediction that was sampled after it."""
-    token_ids = tuple(prediction.token_ids)
-    spans = [*thought.version_spans, *_spans(prediction)]
+def _extended(thought: Thought, output: Any) -> Thought:
+    """A thought with what was sampled after it."""
+    spans = [*thought.version_spans, *_spans(output)]
     return Thought(
-        thought.token_ids_L + token_ids,
-        thought.behaviour_logprobs_L + _logprobs(prediction),
+        thought.token_ids_L + tuple(output.token_ids),
+        thought.behaviour_logprobs_L + _logprobs(output),
         tuple(
             VersionSpan(version, sum(span.num_tokens for span in of_version))
             for version, of_version in itertools.groupby(spans, key=lambda span: span.version)
         ),
-        closed=True,
-        num_prediction_tokens=len(token_ids),
+        thought.closed,
     )
 
 

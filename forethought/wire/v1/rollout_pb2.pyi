@@ -32,34 +32,40 @@ class Position(_message.Message):
     def __init__(self, index: _Optional[int] = ..., target_ids: _Optional[bytes] = ...) -> None: ...
 
 class Prompting(_message.Message):
-    __slots__ = ("head_ids", "bridge_ids", "close_ids", "no_think_head_ids", "bos_ids")
+    __slots__ = ("head_ids", "bridge_ids", "close_ids", "no_think_head_ids", "bos_ids", "further_open_tokens", "further_close_tokens")
     HEAD_IDS_FIELD_NUMBER: _ClassVar[int]
     BRIDGE_IDS_FIELD_NUMBER: _ClassVar[int]
     CLOSE_IDS_FIELD_NUMBER: _ClassVar[int]
     NO_THINK_HEAD_IDS_FIELD_NUMBER: _ClassVar[int]
     BOS_IDS_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_OPEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_CLOSE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     head_ids: bytes
     bridge_ids: bytes
     close_ids: bytes
     no_think_head_ids: bytes
     bos_ids: bytes
-    def __init__(self, head_ids: _Optional[bytes] = ..., bridge_ids: _Optional[bytes] = ..., close_ids: _Optional[bytes] = ..., no_think_head_ids: _Optional[bytes] = ..., bos_ids: _Optional[bytes] = ...) -> None: ...
+    further_open_tokens: int
+    further_close_tokens: int
+    def __init__(self, head_ids: _Optional[bytes] = ..., bridge_ids: _Optional[bytes] = ..., close_ids: _Optional[bytes] = ..., no_think_head_ids: _Optional[bytes] = ..., bos_ids: _Optional[bytes] = ..., further_open_tokens: _Optional[int] = ..., further_close_tokens: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("group_size", "max_thought_tokens", "temperature", "stop_ids", "prediction_tokens", "prediction_stop_ids")
+    __slots__ = ("group_size", "max_thought_tokens", "temperature", "stop_ids", "prediction_tokens", "prediction_stop_ids", "stop_sequences")
     GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_THOUGHT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     STOP_IDS_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_STOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    STOP_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     group_size: int
     max_thought_tokens: int
     temperature: float
     stop_ids: bytes
     prediction_tokens: int
     prediction_stop_ids: bytes
-    def __init__(self, group_size: _Optional[int] = ..., max_thought_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., stop_ids: _Optional[bytes] = ..., prediction_tokens: _Optional[int] = ..., prediction_stop_ids: _Optional[bytes] = ...) -> None: ...
+    stop_sequences: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, group_size: _Optional[int] = ..., max_thought_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., stop_ids: _Optional[bytes] = ..., prediction_tokens: _Optional[int] = ..., prediction_stop_ids: _Optional[bytes] = ..., stop_sequences: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("wire_version", "task_id", "epoch", "batch", "min_version", "objective", "objective_json", "document", "positions", "prompting", "sampling", "seed", "max_staleness", "models", "traceparent", "run_id")

@@ -47,8 +47,8 @@ FULL_TASK = Task(
     objective_json='{"positions":"marked"}',
     document=DOCUMENT,
     positions_K=(Position(1, (17, 9, 0)), Position(2, (9, 0, LARGEST_ID))),  # K=2, H=3
-    prompting=Prompting((1, 2), (3, 39), (40, 4), (6,), (7,)),
-    sampling=Sampling(2, 9, 0.7, (40, 41), prediction_tokens=3, prediction_stop_ids=(5, 6)),
+    prompting=Prompting((1, 2), (3, 39), (40, 4), (6,), (7,), 2, 3),
+    sampling=Sampling(2, 9, 0.7, (40, 41), 3, (5, 6), ((40, 4), (LARGEST_ID, 0, 7))),
     seed=2**63 - 1,
     max_staleness=2,
     models=("policy",),

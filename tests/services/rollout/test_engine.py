@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from forethought.conformance import rollout_fault
 from forethought.errors import InvalidInput, NotReady
+from forethought.stops import Stops
 from forethought.types import Document, Position, Prompting, Rollout, Sampling, Task, Thought
 from services.rollout.engine import Engine
 from services.rollout.torch_engine import TorchEngine
@@ -250,6 +252,40 @@ async def test_a_prediction_follows_the_stop_token(engine: Engine, first: Path) 
     assert {0, 4} < lengths, "some did not close, some ran to the budget, some ended early"
     assert largest_error(first, rollouts) < 1e-4
     assert ids_of(await engine.generate(asked)) == ids_of(rollouts)
+
+
+async def test_a_stop_sequence_ends_a_thought_and_belongs_to_it(
+    engine: Engine, first: Path
+) -> None:
+    """Where its tokens are sampled in a row, and nowhere else; then a prediction follows."""
+    await serve(engine, first)
+    many = Sampling(32, 12, TEMPERATURE, ())
+    drawn = ids_of(await engine.generate([replace(task, sampling=many) for task in TASKS]))
+    pairs, threes = {ids[3:5] for ids in drawn[::3]}, {ids[1:4] for ids in drawn[1::6]}
+    stops = Stops(ids=drawn[2][5:6], sequences=tuple(sorted(pairs | threes)))
+    sampling = replace(
+        many, stop_ids=stops.ids, stop_sequences=stops.sequences, prediction_tokens=2
+    )
+    rollouts = await engine.generate([replace(task, sampling=sampling) for task in TASKS])
+    thoughts = thoughts_of(rollouts)
+    for thought in thoughts:
+        ids = thought.thought_ids
+        ends = [i for i in range(1, len(ids) + 1) if _ends_with_any(ids[:i], stops)]
+        assert ends == ([len(ids)] if thought.closed else [])
+        assert thought.closed or len(ids) == 12
+        assert len(thought.prediction_ids) == (2 if thought.closed else 0)
+        assert [s.num_tokens for s in thought.version_spans] == [len(thought.token_ids_L)]
+    by_sequence = [t for t in thoughts if t.closed and t.thought_ids[-1] not in stops.ids]
+    went_on = [t for t in thoughts if set(stops.last_ids) & set(t.thought_ids[:-1])]
+    assert min(len(by_sequence), len(went_on), sum(not t.closed for t in thoughts)) > 5
+    assert len({t.thought_ids for t in thoughts}) > len(thoughts) // 2
+    assert largest_error(first, rollouts) < 1e-4
+    assert [rollout_fault(rollout, tiny.VOCAB_SIZE, 1) for rollout in rollouts] == [None] * 3
+
+
+def _ends_with_any(ids: tuple[int, ...], stops: Stops) -> bool:
+    every = [(one,) for one in stops.ids] + list(stops.sequences)
+    return any(ids[-len(one) :] == one for one in every)
 
 
 async def test_predictions_of_one_group_differ(engine: Engine, first: Path) -> None:

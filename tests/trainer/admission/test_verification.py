@@ -14,6 +14,7 @@ import pytest
 from forethought import wire
 from forethought.background import end
 from forethought.config import load_settings
+from forethought.conformance import task_fault
 from forethought.errors import InvalidInput, Superseded
 from forethought.queue.interface import Message, Stage
 from forethought.queue.memory_broker import MemoryBroker
@@ -229,6 +230,43 @@ async def test_a_prediction_ends_at_its_budget_or_a_stop_token(
     body = altered(scored, faults.tokens(*ids, num_predicted=num_predicted), "rollout")
     result, _ = await received(body, task)
     assert (result.failure is None) is is_sound, result.failure
+
+
+@pytest.mark.parametrize(
+    ("ids", "closed", "is_sound"),
+    [
+        ((65, 70, 71), True, True),
+        ((70, 70, 71), True, True),
+        ((tiny.CLOSE_ID,), True, True),
+        ((65, 70, 71), False, False),
+        ((65, 71, 70), True, False),  # no stop, and before its budget
+        ((65, 66, 67, 70), False, True),  # its budget ends within the sequence
+        ((65, 66, 67, 71), True, False),
+        ((70, 71, 65, 66), False, False),  # goes on after it
+        ((65, 70, 71, 70, 71), True, False),
+    ],
+)
+async def test_a_thought_ends_at_its_first_stop_sequence(
+    truth: ScoredRollout, ids: tuple[int, ...], closed: bool, is_sound: bool
+) -> None:
+    sampling = replace(
+        TASK.sampling, group_size=1, max_thought_tokens=4, stop_sequences=((70, 71),)
+    )
+    task = replace(TASK, positions_K=TASK.positions_K[:1], sampling=sampling, models=())
+    one = truth.rollout.thoughts_KG[0][:1]
+    rollout = replace(truth.rollout, task=task, thoughts_KG=(one,))
+    scores = {"rewards_KG": ((1.0,),), "policy_logprobs_KG": ((),), "baseline_logprobs_K": (0.0,)}
+    scored = replace(truth, rollout=rollout, **cast(Any, scores))
+    body = altered(scored, faults.tokens(*ids, closed=closed), "rollout")
+    result, _ = await received(body, task)
+    assert (result.failure is None) is is_sound, result.failure
+
+
+def test_an_empty_stop_sequence_is_a_fault_of_its_task() -> None:
+    sampling = replace(TASK.sampling, stop_sequences=((70,), ()))
+    fault = task_fault(replace(TASK, sampling=sampling), tiny.VOCAB_SIZE)
+    assert fault is not None
+    assert "has an empty stop sequence" in fault
 
 
 async def test_a_result_of_an_epoch_not_taken_is_ignored(truth: ScoredRollout) -> None:
