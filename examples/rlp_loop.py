@@ -233,8 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     language_model = load_language_model(base_model(), "float32", "cpu")
     markers = find_markers(language_model.tokenizer, THINK_OPEN, THINK_CLOSE)
     prompting = Prompting(
-        bridge_ids=(markers.open_id,),
-        close_ids=(markers.close_id,),
+        bridge_ids=markers.open_ids,
+        close_ids=markers.close_ids,
         bos_ids=special_tokens_of(language_model.tokenizer).bos_ids,
     )
     stream = read_documents(language_model.tokenizer, given.steps * BATCH_DOCUMENTS, given.seed)

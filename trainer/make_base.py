@@ -26,7 +26,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from forethought import process
-from forethought.compute.model import Markers
+from forethought.compute.model import Markers, find_markers
 from forethought.compute.sampling import derive_seed
 from forethought.config import Settings
 from forethought.config.sections import ObjectiveSection
@@ -60,10 +60,7 @@ def make_base(settings: Settings) -> int:
     of_base = _base_settings(settings, root)
     parts = assemble(of_base, check_run(of_base))
     tokenizer = parts.learner.language_model.tokenizer
-    markers = Markers(
-        tokenizer.convert_tokens_to_ids(settings.model.think_open),
-        tokenizer.convert_tokens_to_ids(settings.model.think_close),
-    )
+    markers = find_markers(tokenizer, settings.model.think_open, settings.model.think_close)
     run = NextTokenRun(parts, QuotingDocuments(parts.corpus, markers, settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: run.stop())
@@ -92,8 +89,8 @@ class QuotingDocuments:
         return quote_thoughts(
             document,
             Random(derive_seed(self._settings.run.seed, number)),
-            self._markers.open_id,
-            self._markers.close_id,
+            self._markers.open_ids[0],  # the base's own tokenizer has each as one token
+            self._markers.close_ids[0],
             self._settings.base.thought_share,
             max_quote_tokens=max(1, self._settings.sampling.max_thought_tokens // 2),
         )

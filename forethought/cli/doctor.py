@@ -283,17 +283,19 @@ def _model(settings: Settings) -> Check:
     model = settings.model
     if not model.path:
         return Check("model", Level.OK, "none given: up trains a small base on the corpus")
+    will_be_added = Check("model", Level.OK, f"{model.path}; its think markers will be added")
     try:
         tokenizer, markers = _tokenizer_and_markers(model)
     except ImportError as error:
         return Check("model", Level.FAIL, f"cannot be checked: {error}", _INSTALL)
     except InvalidInput as error:
         if model.add_think_tokens and "think marker" in str(error):
-            return Check("model", Level.OK, f"{model.path}; its think markers will be added")
+            return will_be_added
         return Check("model", Level.FAIL, str(error), "correct model.path or the markers")
-    ids = f"{markers.open_id} and {markers.close_id}"
+    if model.add_think_tokens and not markers.are_single:
+        return will_be_added
     bos = tokenizer.convert_ids_to_tokens(list(special_tokens_of(tokenizer).bos_ids))
-    found = f"{model.path}, {len(tokenizer)} tokens, markers {ids}, {' '.join(bos) or 'no'} BOS"
+    found = f"{model.path}, {len(tokenizer)} tokens, markers {markers}, {' '.join(bos) or 'no'} BOS"
     return Check("model", Level.OK, found)
 
 

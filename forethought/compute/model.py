@@ -1,8 +1,10 @@
 """Load a causal LM with its tokenizer, and validate both.
 
-Design: any directory that transformers' Auto classes load, without remote code or downloads. Think
-markers must be single tokens because the no-think scorer removes the open token's mass and the sampler
-stops at the close token; ``add_markers`` adds them as such, and every snapshot then includes them.
+Design: any directory that transformers' Auto classes load, without remote code or downloads. A think marker
+is the ids of its text, tokenised alone and without BOS or end of text: usually one token (that the
+tokenizer has, or that ``add_markers`` adds, and every snapshot then includes), else ordinary text of
+several. The price of several: a model that merges the text with what precedes it (a full stop with the line
+breaks before "Answer:") writes other tokens, and its thought does not end there.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from forethought.compute.new_tokens import add_special_tokens
 from forethought.compute.precision import AUTO, DTYPES, Precision, choose_precision, slowness
 from forethought.errors import InvalidInput, one_line
 from forethought.special_tokens import Choice, choose_bos
+from forethought.stops import Stops
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +49,37 @@ ONE_LOAD_AT_A_TIME = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """The ids of the think-open and think-close tokens.
+    """The token ids of the think-open and the think-close marker, one or several each.
 
     Example:
-        ``Markers(open_id=39, close_id=40)``
+        ``Markers(open_ids=(39,), close_ids=(13, 7, 9))``
     """
 
-    open_id: int
-    close_id: int
+    open_ids: tuple[int, ...]
+    close_ids: tuple[int, ...]
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """For :class:`Sampling`: the close marker if it is one token."""
+        return self.close_ids if len(self.close_ids) == 1 else ()
+
+    @property
+    def stop_sequences(self) -> tuple[tuple[int, ...], ...]:
+        """For :class:`Sampling`: the close marker if it is several tokens."""
+        return (self.close_ids,) if len(self.close_ids) > 1 else ()
+
+    @property
+    def are_single(self) -> bool:
+        """Whether each is one token."""
+        return len(self.open_ids) == len(self.close_ids) == 1
+
+    def occur_in(self, token_ids: Sequence[int]) -> bool:
+        """Whether one of them is among these tokens."""
+        whole = Stops(sequences=(self.open_ids, self.close_ids))
+        return whole.end(token_ids) is not None
+
+    def __str__(self) -> str:
+        return f"{_form(self.open_ids)} and {_form(self.close_ids)}"
 
 
 @dataclass(slots=True)
@@ -264,13 +290,15 @@ def find_markers(tokenizer: Any, think_open: str, think_close: str) -> Markers:
     """The token ids of the think markers.
 
     Raises:
-        InvalidInput: a marker is not one token, or both are the same.
+        InvalidInput: a marker is empty or unknown to the tokenizer, or both are the same.
     """
-    open_id, close_id = (_single_id(tokenizer, text) for text in (think_open, think_close))
-    if open_id == close_id:
-        raise InvalidInput(f"both think markers are token {open_id}; expected two different tokens")
+    markers = Markers(_marker_ids(tokenizer, think_open), _marker_ids(tokenizer, think_close))
+    if markers.open_ids == markers.close_ids:
+        raise InvalidInput(
+            f"both think markers are {_form(markers.open_ids)}; expected two different ones"
+        )
     _check_own_ids(tokenizer, think_open, think_close)
-    return Markers(open_id, close_id)
+    return markers
 
 
 def add_markers(language_model: LanguageModel, think_open: str, think_close: str) -> None:
@@ -295,16 +323,22 @@ def read_model_files(directory: str | Path) -> dict[str, bytes]:
     }
 
 
-def _single_id(tokenizer: Any, text: str) -> int:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    unknown = tokenizer.unk_token_id
-    if len(ids) != 1 or (unknown is not None and ids[0] == unknown):
+def _marker_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if not ids or tokenizer.unk_token_id in ids:
         raise InvalidInput(
-            f"think marker {text!r} is {len(ids)} tokens {ids} of this tokenizer; expected one known "
-            "token: set model.think_open / model.think_close to tokens it has, or "
+            f"think marker {text!r} is {len(ids)} tokens {list(ids)} of this tokenizer; expected known "
+            "tokens, one at least: set model.think_open / model.think_close to text it has, or "
             "model.add_think_tokens=true to add them"
         )
-    return int(ids[0])
+    return ids
+
+
+def _form(marker_ids: tuple[int, ...]) -> str:
+    """A marker for messages: which tokens, and as what."""
+    if len(marker_ids) == 1:
+        return f"token {marker_ids[0]}"
+    return f"ordinary text of {len(marker_ids)} tokens {list(marker_ids)}"
 
 
 def _check_own_ids(tokenizer: Any, *markers: str) -> None:

@@ -6,6 +6,7 @@ whether a run would start. The price: the doctor loads the weights, so it does t
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from forethought.objectives import Objective
 from forethought.run.directory import RunDirectory
 from forethought.special_tokens import special_tokens_of
 from forethought.types import Prompting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,4 +139,12 @@ def _markers(settings: Settings, language_model: LanguageModel) -> Markers:
     section = settings.model
     if section.add_think_tokens:
         add_markers(language_model, section.think_open, section.think_close)
-    return find_markers(language_model.tokenizer, section.think_open, section.think_close)
+    markers = find_markers(language_model.tokenizer, section.think_open, section.think_close)
+    log.info("think markers: %s", markers)
+    num_close, budget = len(markers.close_ids), settings.sampling.max_thought_tokens
+    if num_close > budget:
+        raise InvalidInput(
+            f"think marker {section.think_close!r} is {num_close} tokens, sampling.max_thought_tokens "
+            f"{budget}: no thought could close; expected more than {num_close}: raise it"
+        )
+    return markers

@@ -30,10 +30,10 @@ def prompting_of(objective: Objective, tokenizer: Any, markers: Markers) -> Prom
         InvalidInput: the tokenizer's chat template cannot take the objective's messages.
     """
     special = special_tokens_of(tokenizer)
-    prompting = objective.prompting(markers.open_id, markers.close_id)
+    prompting = objective.prompting(markers.open_ids, markers.close_ids)
     if objective.template is not None:
         before, after = _rendered(objective.template, tokenizer)
-        bridge_ids = _without_open(_tokens(tokenizer, after), tokenizer, markers.open_id)
+        bridge_ids = _without_open(_tokens(tokenizer, after), tokenizer, markers.open_ids)
         prompting = replace(
             prompting,
             head_ids=_tokens(tokenizer, before) + prompting.head_ids,
@@ -44,6 +44,8 @@ def prompting_of(objective: Objective, tokenizer: Any, markers: Markers) -> Prom
         head_ids=special.without_bos(prompting.head_ids),
         no_think_head_ids=special.without_bos(prompting.no_think_head_ids),
         bos_ids=special.bos_ids,
+        num_open_tokens=len(markers.open_ids),
+        num_close_tokens=len(markers.close_ids),
     )
 
 
@@ -86,12 +88,16 @@ def _chat(system: str, message: str, tokenizer: Any) -> str:
     return text
 
 
-def _without_open(token_ids: tuple[int, ...], tokenizer: Any, open_id: int) -> tuple[int, ...]:
+def _without_open(
+    token_ids: tuple[int, ...], tokenizer: Any, open_ids: tuple[int, ...]
+) -> tuple[int, ...]:
     """Drop a final open marker that some chat templates add: the objective's bridge has one."""
-    if open_id not in token_ids:
+    size = len(open_ids)
+    starts = range(len(token_ids) - size, -1, -1)
+    last = next((i for i in starts if token_ids[i : i + size] == open_ids), None)
+    if last is None or tokenizer.decode(token_ids[last + size :]).strip():
         return token_ids
-    last = len(token_ids) - 1 - token_ids[::-1].index(open_id)
-    return token_ids if tokenizer.decode(token_ids[last + 1 :]).strip() else token_ids[:last]
+    return token_ids[:last]
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -84,9 +84,9 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where it is faster
     device: str = "auto"  # cpu, cuda, cuda:1; auto: the first GPU if there is one
     max_length_tokens: NonNegativeInt = 0  # 0: the model's own limit
-    think_open: str = "<think>"
+    think_open: str = "<think>"  # any text: one token, or several of ordinary text
     think_close: str = "</think>"
-    add_think_tokens: bool = False  # add missing markers to tokenizer and embeddings
+    add_think_tokens: bool = False  # add markers that are not one token, with new embeddings
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"  # whether rows begin with BOS
     fp32_head: bool = False  # float32 logits even from a bfloat16 model; not supported by vllm
 

@@ -158,9 +158,12 @@ def rewards_do_not_depend_on_the_order_of_thoughts(subject: Subject) -> None:
 
 def prompting_opens_and_closes_with_the_markers(subject: Subject) -> None:
     """The no-think scorer removes the open marker's mass, and a truncated thought gets a forced close."""
-    prompting = subject.load().prompting(open_id=39, close_id=40)
-    assert prompting.open_id == 39, f"the bridge ends with {prompting.open_id}, expected 39"
-    assert prompting.close_ids[0] == 40, f"the close begins with {prompting.close_ids[0]}, not 40"
+    for open_ids, close_ids in (((39,), (40,)), ((38, 39), (40, 41, 42))):
+        prompting = subject.load().prompting(open_ids, close_ids)
+        bridge = prompting.bridge_ids[-len(open_ids) :]
+        close = prompting.close_ids[: len(close_ids)]
+        assert bridge == open_ids, f"the bridge ends with {bridge}, expected {open_ids}"
+        assert close == close_ids, f"the close begins with {close}, not {close_ids}"
 
 
 def token_weights_are_positive_and_finite(subject: Subject) -> None:

@@ -20,6 +20,7 @@ from forethought.corpus.token_decoder import TokenDecoder
 from forethought.errors import ForethoughtError
 from forethought.objectives import Objective
 from forethought.objectives.parts.grading import GroundTruth, TokenBytes
+from forethought.stops import Stops
 from forethought.types import Prompting, Thought
 
 
@@ -27,10 +28,10 @@ from forethought.types import Prompting, Thought
 class GroupQuery:
     """The query of one position: how likely is the target after each thought, and without a thought?
 
-    Only ``thought_ids`` and ``closed`` of a thought matter here; a closed thought ends with the first of
-    ``prompting.close_ids``. ``wants_target`` is False if the reward needs no likelihood of the target.
-    ``predictions_G`` and ``truth`` are for grading; ``wants_predictions`` requests the log-prob of the
-    first token of each prediction without a thought. ``target_logprobs_G`` are log p(target | context,
+    Only ``thought_ids`` and ``closed`` of a thought matter here; a closed thought ends with
+    ``prompting.close_marker_ids``. ``wants_target`` is False if the reward needs no likelihood of the
+    target. ``predictions_G`` and ``truth`` are for grading; ``wants_predictions`` requests the log-prob of
+    the first token of each prediction without a thought. ``target_logprobs_G`` are log p(target | context,
     thought) where the sampler handed them on, computed by the version that is to score; empty where not.
 
     Example:
@@ -198,8 +199,8 @@ def fault_of(query: GroupQuery, held: HeldModels) -> str | None:
             f"tokens and {len(query.thoughts_G)} thoughts; expected at least one of each"
         )
     if not prompting.bridge_ids:
-        return "prompting.bridge_ids is empty; expected the think-open token as its last"
-    if prompting.open_id in query.target_ids_H:
+        return "prompting.bridge_ids is empty; expected the think-open marker at its end"
+    if prompting.open_id is not None and prompting.open_id in query.target_ids_H:
         return (
             f"the target holds the think-open token {prompting.open_id}, which the no-think branch "
             "masks; choose a position whose target is text"
@@ -286,10 +287,10 @@ def predictions_of(
     )
 
 
-def split_at_close(thought: Thought, close_id: int) -> Thought:
-    """Split a thought sent in one piece: what follows its first close token is the prediction."""
-    ids = thought.token_ids_L
-    if close_id not in ids:
+def split_at_close(thought: Thought, close_ids: tuple[int, ...]) -> Thought:
+    """Split a thought sent in one piece: what follows its first close marker is the prediction."""
+    ids, end = thought.token_ids_L, Stops(sequences=(close_ids,)).end(thought.token_ids_L)
+    if end is None:
         return thought
-    num_after = len(ids) - 1 - ids.index(close_id)
+    num_after = len(ids) - end
     return Thought(ids, thought.behaviour_logprobs_L, thought.version_spans, True, num_after)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, NoReturn, TypeAlias
 
 import msgspec
@@ -97,21 +98,21 @@ def check_item(item: Any, known: Iterable[str]) -> None:
         raise InvalidInput(f"id is {kind_of(item['id'])}; expected valid text or an integer")
 
 
-def read_item(item: Any, tokenizer: Any, prompting: Prompting) -> GroupQuery:
-    """The query of an item, plain or typed.
+def read_item(item: Any, tokenizer: Any, prompting: Prompting, think_close: str = "") -> GroupQuery:
+    """The query of an item, plain or typed. ``think_close`` is the text of the close marker, for thoughts
+    sent as text.
 
     Raises:
         InvalidInput: a key is unknown, missing, of the wrong type, or empty.
     """
     if isinstance(item, ScoreItem):
-        return _query(item, tokenizer, prompting, _checked_ids)
+        return _query(item, tokenizer, prompting, _checked_ids, think_close)
     check_item(item, _ITEM_KEYS)
     thoughts = item.get("thoughts")
     if not isinstance(thoughts, list | tuple) or not thoughts:
         raise InvalidInput(f"thoughts is {kind_of(thoughts)}; expected a list of thoughts")
-    return _query(
-        ScoreItem(**item), tokenizer, prompting, read_ids
-    )  # the constructor checks no types
+    typed = ScoreItem(**item)  # the constructor checks no types
+    return _query(typed, tokenizer, prompting, read_ids, think_close)
 
 
 def shown(text: str) -> str:
@@ -119,33 +120,48 @@ def shown(text: str) -> str:
     return ascii(text if len(text) <= 40 else f"{text[:40]}...")
 
 
-def _query(item: ScoreItem, tokenizer: Any, prompting: Prompting, ids: IdsReader) -> GroupQuery:
+def _query(
+    item: ScoreItem, tokenizer: Any, prompting: Prompting, ids: IdsReader, think_close: str
+) -> GroupQuery:
     context = item.context, item.context_ids, "context", "context_ids"
     target = item.target, item.target_ids, "target", "target_ids"
     context_ids = _one_of(*context, tokenizer, ids)
     if prompting.bos_ids:  # it has one, so that the context needs none
         context_ids = SpecialTokens(prompting.bos_ids).without_bos(context_ids)
+    separator = think_close if prompting.num_close_tokens > 1 else ""
     return GroupQuery(
         context_ids,
         _one_of(*target, tokenizer, ids),
         prompting,
         tuple(
             _thought(
-                read_tokens(value, f"thoughts[{index}]", tokenizer)
+                _thought_tokens(value, f"thoughts[{index}]", tokenizer, prompting, separator)
                 if isinstance(value, str)
                 else ids(value, f"thoughts[{index}]"),
-                prompting.close_ids,
+                prompting,
             )
             for index, value in enumerate(item.thoughts)
         ),
     )
 
 
-def _thought(token_ids_L: tuple[int, ...], close_ids: tuple[int, ...]) -> Thought:
-    if len(close_ids) > 1 and token_ids_L[-len(close_ids) :] == close_ids:
-        # A sampled thought ends with the first close token; the scorer appends the others.
-        token_ids_L = token_ids_L[: 1 - len(close_ids)]
-    closed = bool(close_ids) and token_ids_L[-1:] == close_ids[:1]
+def _thought_tokens(
+    text: str, where: str, tokenizer: Any, prompting: Prompting, separator: str
+) -> tuple[int, ...]:
+    """The tokens of a thought's text. A close marker of several tokens is looked for in the text, as a
+    tokenizer does for a special token: in the tokens it may be merged with what precedes it."""
+    if not separator:
+        return read_tokens(text, where, tokenizer)
+    first, *others = (read_tokens(piece, where, tokenizer) for piece in text.split(separator))
+    return first + tuple(chain.from_iterable(prompting.close_marker_ids + one for one in others))
+
+
+def _thought(token_ids_L: tuple[int, ...], prompting: Prompting) -> Thought:
+    after_ids, marker_ids = prompting.remaining_close(closed=True), prompting.close_marker_ids
+    if after_ids and token_ids_L[-len(prompting.close_ids) :] == prompting.close_ids:
+        # A sampled thought ends with the close marker; the scorer appends what follows.
+        token_ids_L = token_ids_L[: -len(after_ids)]
+    closed = bool(marker_ids) and token_ids_L[-len(marker_ids) :] == marker_ids
     return Thought(token_ids_L, (), (), closed)
 
 

@@ -378,6 +378,7 @@ def rewards_of(
         query.truth,
         likelihoods.prediction_logprobs_G,
         decode,
+        query.prompting.num_close_tokens,
     )
     try:
         rewards_G = tuple(objective.rewards(group))

@@ -261,7 +261,8 @@ class RewardService:
         def read(item: Any) -> GroupQuery | ForethoughtError:
             nonlocal num_tokens
             try:
-                query = facts.graded(read_item(item, facts.bounded, prompting), objective)
+                given = read_item(item, facts.bounded, prompting, facts.think_close)
+                query = facts.graded(given, objective)
                 size = query.num_tokens(self._scorer.shares)
                 if size > self.limits.max_batch_tokens:  # else no row of it is longer
                     self.limits.check_row(query.longest_row)

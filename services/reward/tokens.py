@@ -7,6 +7,7 @@ memory of one number per token.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +22,8 @@ from forethought.objectives import Objective
 from forethought.special_tokens import SpecialTokens, special_tokens_of
 from forethought.types import Prompting
 from services.reward.groups import GroupQuery, predictions_of, split_at_close
+
+log = logging.getLogger("reward")
 
 
 class BoundedTokenizer:
@@ -64,7 +67,7 @@ class TokenizerFacts:
     ) -> None:
         self.tokenizer = tokenizer
         self.bounded = BoundedTokenizer(tokenizer, max_text_characters)
-        self._think_open, self._think_close = think_open, think_close
+        self._think_open, self.think_close = think_open, think_close
         self._promptings: dict[int, Prompting] = {}
 
     @cached_property
@@ -80,12 +83,14 @@ class TokenizerFacts:
             NotReady: the tokenizer lacks them, which is a fault of the served model, not of the request.
         """
         try:
-            return find_markers(self.tokenizer, self._think_open, self._think_close)
+            found = find_markers(self.tokenizer, self._think_open, self.think_close)
         except InvalidInput as error:
             raise NotReady(
                 f"{error}; scoring thoughts needs these markers, while log-probs, matches and entropies "
                 "work without"
             ) from error
+        log.info("think markers: %s", found)
+        return found
 
     def prompting(self, objective: Objective) -> Prompting:
         """The tokens that an objective puts around a thought.
@@ -99,11 +104,11 @@ class TokenizerFacts:
         return self._promptings[key]
 
     def graded(self, query: GroupQuery, objective: Objective) -> GroupQuery:
-        """The query with what its objective grades: the tokens after a close token are the prediction."""
+        """The query with what its objective grades: the tokens after a close marker are the prediction."""
         if not objective.prediction_tokens:
             return query
-        decoder, close_id = decoder_of(self.tokenizer), query.prompting.close_ids[0]
-        thoughts_G = tuple(split_at_close(thought, close_id) for thought in query.thoughts_G)
+        decoder, close_ids = decoder_of(self.tokenizer), query.prompting.close_marker_ids
+        thoughts_G = tuple(split_at_close(thought, close_ids) for thought in query.thoughts_G)
         return replace(
             query,
             thoughts_G=thoughts_G,

@@ -73,7 +73,7 @@ def markers(loop: ModuleType, language_model: LanguageModel) -> Markers:
 
 def around(markers: Markers) -> Prompting:
     """The markers alone."""
-    return Prompting(bridge_ids=(markers.open_id,), close_ids=(markers.close_id,))
+    return Prompting(bridge_ids=markers.open_ids, close_ids=markers.close_ids)
 
 
 @pytest.fixture
@@ -120,11 +120,11 @@ def plain_rewards(
 
     (target,) = query.position.target_ids_H
     plain = next_logprobs(baseline, context_of(query))
-    without = plain[target] - math.log1p(-math.exp(plain[markers.open_id]))
+    without = plain[target] - math.log1p(-math.exp(plain[markers.open_ids[0]]))
     thinking = []
     for thought in thoughts_G:
-        ids = (*context_of(query), markers.open_id, *thought.token_ids_L)
-        closed = ids if ids[-1] == markers.close_id else (*ids, markers.close_id)
+        ids = (*context_of(query), *markers.open_ids, *thought.token_ids_L)
+        closed = ids if ids[-1:] == markers.close_ids else (*ids, *markers.close_ids)
         thinking.append(next_logprobs(policy, closed)[target])
     group = Group((target,), thoughts_of(thoughts_G), tuple(thinking), without)
     return objectives.load("rlp").rewards(group)
@@ -156,7 +156,7 @@ def naive_loss(
     """RLP eq. 7 and 8 written out: one forward pass per thought, one sum per token."""
     loss = torch.zeros(())
     for query, thoughts_G, rewards_G in zip(queries_B, thoughts_BG, rewards_BG, strict=True):
-        prefix = (*context_of(query), markers.open_id)
+        prefix = (*context_of(query), *markers.open_ids)
         for g, thought in enumerate(thoughts_G):
             others = [reward for other, reward in enumerate(rewards_G) if other != g]
             advantage = rewards_G[g] - sum(others) / len(others)
@@ -219,7 +219,7 @@ def scored_rollout(
 ) -> ScoredRollout:
     """What would come back to the learner."""
     prompting = around(markers)
-    sampling = Sampling(len(thoughts_G), 4, 1.0, (markers.close_id,))
+    sampling = Sampling(len(thoughts_G), 4, 1.0, markers.close_ids)
     task = Task(
         0, 1, version, version, "rlp", "{}", query.document, (query.position,), prompting, sampling, 0
     )  # fmt: skip

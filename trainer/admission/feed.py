@@ -114,7 +114,8 @@ class TaskFeed:
             group_size=section.group_size,
             max_thought_tokens=section.max_thought_tokens,
             temperature=section.temperature,
-            stop_ids=(self.markers.close_id,),
+            stop_ids=self.markers.stop_ids,
+            stop_sequences=self.markers.stop_sequences,
             prediction_tokens=objective.prediction_tokens,
             prediction_stop_ids=self.end_ids if objective.prediction_ends else (),
         )
@@ -138,8 +139,8 @@ class TaskFeed:
         )
 
     def _can_be_predicted(self, position: Position) -> bool:
-        """Whether the target contains no think marker, which the no-think scorer gives no mass, and begins
-        with a token that a prediction can be."""
+        """Whether the target contains no think marker, which the no-think scorer may give no mass, and
+        begins with a token that a prediction can be."""
         ids = position.target_ids_H
-        is_marked = bool({self.markers.open_id, self.markers.close_id} & set(ids))
+        is_marked = self.markers.occur_in(ids)
         return not is_marked and self.unpredictable_ids.isdisjoint(ids[:1])

@@ -57,25 +57,30 @@ def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str,
 
     from forethought.compute.answers import evaluate
     from forethought.compute.model import find_markers, load_language_model
-    from forethought.config.sections import CorpusSection, ModelSection
+    from forethought.config.sections import CorpusSection
     from forethought.corpus.mixture import open_corpus
     from forethought.special_tokens import special_tokens_of
     from forethought.types import Prompting, Sampling
 
     torch.set_num_threads(1)
     language_model = load_language_model(model, "float32", "cpu")
-    names = ModelSection()
-    markers = find_markers(language_model.tokenizer, names.think_open, names.think_close)
+    markers = find_markers(language_model.tokenizer, entry.think_open, entry.think_close)
     section = CorpusSection(path=entry.corpus, window_tokens=entry.window_tokens)
     corpus = open_corpus(section, language_model.tokenizer, 0, cache)
     documents = corpus.take(min(entry.num_documents, corpus.num_windows))
     prompting = Prompting(
-        bridge_ids=(markers.open_id,),
-        close_ids=(markers.close_id,),
+        bridge_ids=markers.open_ids,
+        close_ids=markers.close_ids,
+        num_open_tokens=len(markers.open_ids),
+        num_close_tokens=len(markers.close_ids),
         bos_ids=special_tokens_of(language_model.tokenizer).bos_ids,
     )
     sampling = Sampling(
-        entry.num_thoughts, entry.max_thought_tokens, entry.temperature, (markers.close_id,)
+        entry.num_thoughts,
+        entry.max_thought_tokens,
+        entry.temperature,
+        markers.stop_ids,
+        stop_sequences=markers.stop_sequences,
     )
     figures: dict[str, Any] = {
         "num_parameters": sum(p.numel() for p in language_model.model.parameters())

@@ -81,6 +81,8 @@ class EvaluationEntry(Section):
     temperature: PositiveFloat = 1.0
     seed: NonNegativeInt = 1
     elsewhere: bool = True  # also measure at one other position per document
+    think_open: str = "<think>"
+    think_close: str = "</think>"
 
 
 class ComparisonPlan(Section):
@@ -126,6 +128,18 @@ class ComparisonPlan(Section):
                 "expected one of "
                 + ", ".join(arm.name for arm in self.arms if arm.trains and not arm.match)
             )
+        return self
+
+    @model_validator(mode="after")
+    def _measures_with_the_markers_of_its_runs(self) -> ComparisonPlan:
+        for name in ("think_open", "think_close"):
+            measured = getattr(self.evaluation, name)
+            trained = self.settings.get("model", {}).get(name, measured)
+            if trained != measured:
+                raise ValueError(
+                    f"settings.model.{name} is {trained!r}, evaluation.{name} {measured!r}; expected the "
+                    "same: set both"
+                )
         return self
 
 

@@ -25,6 +25,7 @@ TASKS = Path(__file__).parent / "tasks"
 """Forethought's tasks, for ``lm_eval --include_path``."""
 
 _PREFIX = "forethought_"
+log = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, Any]]
 """One run's metrics in the harness's format: ``{task: {"metric,filter": value}}``, groups included."""
@@ -174,22 +175,33 @@ def _load_model(model: Path, options: HarnessOptions) -> Any:
     check_model_files(model)
     tokenizer = load_tokenizer(model)
     drop_eos(tokenizer)  # prompts are continued; a BOS precedes them, once
-    close_id = tokenizer.get_vocab().get(options.think_close)
-    if options.opens_thought and (
-        close_id is None or options.think_open not in tokenizer.get_vocab()
-    ):
-        raise InvalidInput(
-            f"{model} has no tokens {options.think_open!r} and {options.think_close!r}; expected both, to "
-            "open a thought before each answer: name the model's markers, or drop --think"
-        )
     return HFLM(
         pretrained=str(model),
         tokenizer=tokenizer,
         device=options.device,
         dtype=options.dtype,
         batch_size=options.batch_size,
-        think_end_token=close_id if options.opens_thought or options.chat else None,
+        think_end_token=_think_end(model, tokenizer, options),
     )
+
+
+def _think_end(model: Path, tokenizer: Any, options: HarnessOptions) -> int | str | None:
+    """What ends a thought: the close marker's token, or its text if it is ordinary text of several."""
+    from forethought.compute.model import find_markers
+
+    if not (options.opens_thought or options.chat):
+        return None
+    try:
+        markers = find_markers(tokenizer, options.think_open, options.think_close)
+    except InvalidInput as error:
+        if not options.opens_thought:
+            return None  # its chat template opens no thought
+        raise InvalidInput(
+            f"{model} has no tokens {options.think_open!r} and {options.think_close!r}; expected both, to "
+            f"open a thought before each answer: name the model's markers, or drop --think ({error})"
+        ) from error
+    log.info("think markers: %s", markers)
+    return markers.close_ids[0] if len(markers.close_ids) == 1 else options.think_close
 
 
 def _seed(seed: int) -> None:

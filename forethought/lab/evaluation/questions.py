@@ -73,6 +73,7 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
     model = load_model(request.checkpoints[0].model, request, section.bos)
     log.info("computing in %s", model.precision)
     markers = find_markers(model.tokenizer, section.think_open, section.think_close)
+    log.info("think markers: %s", markers)
     prompting = prompting_of(given.objective, model.tokenizer, markers)
     sampling = _sampling(given, model, markers)
     limit = _length_limit(given, model, markers, prompting, sampling)
@@ -118,7 +119,7 @@ def check_vocabulary(model: LanguageModel, vocabulary: dict[str, int], label: st
 
 
 def _sampling(given: Conditions, model: LanguageModel, markers: Markers) -> Sampling:
-    """As in training: thoughts end at the close token, predictions where the objective ends them."""
+    """As in training: thoughts end at the close marker, predictions where the objective ends them."""
     from forethought.compute.prompting import end_ids
 
     section, objective = given.settings.sampling, given.objective
@@ -126,9 +127,10 @@ def _sampling(given: Conditions, model: LanguageModel, markers: Markers) -> Samp
         section.group_size,
         section.max_thought_tokens,
         section.temperature,
-        (markers.close_id,),
+        markers.stop_ids,
         objective.prediction_tokens,
         end_ids(model.model, model.tokenizer) if objective.prediction_ends else (),
+        markers.stop_sequences,
     )
 
 
@@ -144,7 +146,7 @@ def _length_limit(
     return LengthLimit(
         min(model.max_length_tokens, model.consistency.boundary_tokens) - needed,
         target_tokens,
-        frozenset((markers.open_id, markers.close_id)),
+        markers,
         decoder_of(model.tokenizer).unpredictable_ids(given.objective)
         if given.objective.prediction_tokens
         else frozenset(),

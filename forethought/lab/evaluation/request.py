@@ -9,6 +9,7 @@ configuration also determines how models from elsewhere are evaluated.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,11 +95,16 @@ def _override_strings(overrides: Overrides) -> list[str]:
         "sampling.group_size": overrides.group_size,
         "sampling.max_thought_tokens": overrides.max_thought_tokens,
         "sampling.temperature": overrides.temperature,
-        "model.think_open": overrides.think_open,
-        "model.think_close": overrides.think_close,
+        "model.think_open": _quoted(overrides.think_open),
+        "model.think_close": _quoted(overrides.think_close),
         "model.bos": overrides.bos,
     }
     return [f"{key}={value}" for key, value in given.items() if value not in (None, "")]
+
+
+def _quoted(text: str) -> str:
+    """A text as it is, spaces and line breaks included."""
+    return text and json.dumps(text, ensure_ascii=False)
 
 
 def _objective(trained_with: Objective, overrides: Overrides) -> Objective:

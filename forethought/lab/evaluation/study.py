@@ -74,9 +74,7 @@ def _evaluate(
     )
     texts = _texts(model.tokenizer, answers)
     rewarded = _rewarded(model.tokenizer, given.objective, questions, answers)
-    nll = plain_text_nll(
-        model, questions.documents, prompting.no_think_prefix(()), prompting.open_id
-    )
+    nll = plain_text_nll(model, questions.documents, prompting)
     return CheckpointResult(checkpoint, measurements_of(answers, texts, rewarded), compute, nll)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forethought.config.sections import CorpusSection
 from forethought.corpus.mixture import open_corpus
@@ -21,7 +21,10 @@ from forethought.errors import InvalidInput
 from forethought.lab.evaluation.splits import CandidatePosition, is_uncertain_and_unmarked
 from forethought.objectives.parts.positions import valid
 from forethought.special_tokens import special_tokens_of
-from forethought.types import Document
+from forethought.types import Document, Prompting
+
+if TYPE_CHECKING:
+    from forethought.compute.model import Markers
 
 TOP_K = 16  # number of tokens that an entropy covers, as in RPT
 _BATCH_TOKENS = 16_384
@@ -105,15 +108,15 @@ def find_entropies(
 @dataclass(frozen=True, slots=True)
 class LengthLimit:
     """The length limit of a position: the last index with limit for a thought, the number of target tokens,
-    and the ids that are never in a target, or never its first.
+    and what is never in a target, or never its first token.
 
     Example:
-        ``LengthLimit(max_index=2038, target_tokens=1, markers=frozenset({39, 40}))``
+        ``LengthLimit(max_index=2038, target_tokens=1, markers=Markers((39,), (40,)))``
     """
 
     max_index: int
     target_tokens: int
-    markers: frozenset[int]
+    markers: Markers
     unpredictable_ids: frozenset[int] = frozenset()
 
 
@@ -132,7 +135,7 @@ def candidate_positions(
         given = marked_noise.get((document.source, document.document_id), frozenset())
         for index in valid(document, limit.target_tokens):
             target = document.token_ids_N[index : index + limit.target_tokens]
-            if index > limit.max_index or limit.markers & set(target):
+            if index > limit.max_index or limit.markers.occur_in(target):
                 continue
             if target[0] in limit.unpredictable_ids:
                 continue
@@ -148,16 +151,17 @@ def candidate_positions(
 
 
 def plain_text_nll(
-    language_model: Any, documents: Sequence[Document], head_ids: tuple[int, ...], open_id: int
+    language_model: Any, documents: Sequence[Document], prompting: Prompting
 ) -> float:
     """Mean no-think NLL in nats of every token but a window's first, think-open mass removed.
 
-    Windows with a thought in them are excluded; nan if there are no others.
+    Windows with a thought in them are excluded (a think-open marker of one token tells); nan if there are
+    no others.
     """
     from forethought.compute.logprob import Continuation, score_continuations
 
-    plain = [d.token_ids_N for d in documents if open_id not in d.token_ids_N]
-    queries = [Continuation((*head_ids, ids[0]), ids[1:], removed_id=open_id) for ids in plain]
+    plain = [d.token_ids_N for d in documents if prompting.open_id not in d.token_ids_N]
+    queries = [Continuation.without_thought(prompting, ids[:1], ids[1:]) for ids in plain]
     scored = score_continuations(language_model.model, queries, _BATCH_TOKENS)
     num_tokens = sum(len(result.logprobs_H) for result in scored)
     return -sum(result.total for result in scored) / num_tokens if num_tokens else float("nan")

@@ -46,7 +46,7 @@ class Group:
     log p(target | context); both are sums over the H target tokens, the first empty where the objective
     requested neither. An objective with predictions finds them (None: there is none) next to the truth,
     and, if requested, log p(first predicted token | context), -inf where that token has no id. ``decode``
-    turns token ids into text.
+    turns token ids into text; ``num_close_tokens`` are the close marker's.
 
     Example:
         ``Group((42,), thoughts_G, (-0.1, -1.3), -1.0)``
@@ -60,10 +60,11 @@ class Group:
     truth: GroundTruth | None = None
     prediction_logprobs_G: tuple[float, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = None
+    num_close_tokens: int = 1
 
     @property
     def texts_G(self) -> tuple[str, ...]:
-        """Every thought as text, its sampled close token and its prediction left out. Decoded on access.
+        """Every thought as text, its sampled close marker and its prediction left out. Decoded on access.
 
         Raises:
             InvalidInput: the group was made without ``decode``.
@@ -74,7 +75,7 @@ class Group:
                 "pass decode=tokenizer.decode"
             )
         return tuple(
-            self.decode(thought.thought_ids[: -1 if thought.closed else None])
+            self.decode(thought.thought_ids[: -self.num_close_tokens if thought.closed else None])
             for thought in self.thoughts_G
         )
 
@@ -139,10 +140,11 @@ class Objective(ABC):
         """The most positions that :meth:`positions` gives for a window: a task's size follows from it."""
         return int(getattr(self.config, "num_positions", 1))
 
-    def prompting(self, open_id: int, close_id: int) -> Prompting:
+    def prompting(self, open_ids: tuple[int, ...], close_ids: tuple[int, ...]) -> Prompting:
         """The tokens around a thought, :attr:`template` and the tokenizer's BOS left out; the plain form is
-        the two markers."""
-        return Prompting(bridge_ids=(open_id,), close_ids=(close_id,))
+        the two markers, of one token or several each. The bridge ends with the one, the close begins with
+        the other; their lengths are noted by what asks."""
+        return Prompting(bridge_ids=open_ids, close_ids=close_ids)
 
     def prediction(self, answer: TokenBytes) -> TokenBytes | None:
         """What is predicted by ``answer``, the tokens after a thought's close: all of it, unless empty."""

@@ -172,7 +172,7 @@ def test_rotary_frequencies_that_change_limit_padding_and_sampling(
 def test_a_run_whose_thoughts_cross_the_boundary_is_refused(engine: str, tmp_path: Path) -> None:
     """16 of window, 2 of markers and 6 of thought are 24 tokens."""
     language_model, rlp = loaded(tmp_path, "phi3"), objectives.load("rlp")
-    prompting = rlp.prompting(tiny.OPEN_ID, tiny.CLOSE_ID)
+    prompting = rlp.prompting((tiny.OPEN_ID,), (tiny.CLOSE_ID,))
     words = (f"rollout.engine={engine}", "corpus.window_tokens=16", "sampling.max_thought_tokens=6")
     check_length(load_settings(None, words, {}), rlp, language_model, prompting)
     settings = load_settings(None, (*words[:2], "sampling.max_thought_tokens=7"), {})

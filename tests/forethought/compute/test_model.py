@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from forethought import objectives
 from forethought.compute.answers import Query, evaluate
@@ -35,6 +36,7 @@ from forethought.compute.sampling import derive_seed
 from forethought.compute.weights import apply_weights, named_weights, serialise
 from forethought.config import load_settings
 from forethought.errors import InvalidInput
+from forethought.special_tokens import choose_bos
 from forethought.types import Document, Position, Prompting, Sampling
 from tests import tiny
 
@@ -193,18 +195,20 @@ def test_missing_devices_are_refused(name: str, words: str) -> None:
 
 def test_markers_are_found(directories: dict[str, Path]) -> None:
     tokenizer = load_tokenizer(directories["llama"])
-    assert find_markers(tokenizer, "<think>", "</think>") == Markers(tiny.OPEN_ID, tiny.CLOSE_ID)
-    assert find_markers(tokenizer, "a", "b") == Markers(*tokenizer("ab")["input_ids"])
+    assert find_markers(tokenizer, "<think>", "</think>") == Markers(
+        (tiny.OPEN_ID,), (tiny.CLOSE_ID,)
+    )
+    assert find_markers(tokenizer, "a", "b") == Markers(
+        *((i,) for i in tokenizer("ab")["input_ids"])
+    )
 
 
 @pytest.mark.parametrize(
     ("think_open", "think_close", "words"),
     [
-        ("<thought>", "</think>", r"'<thought>' is 9 tokens .*model\.add_think_tokens=true"),
-        ("<think>", "[/think]", r"'\[/think\]' is 8 tokens"),
-        ("", "</think>", "'' is 0 tokens"),
-        ("ö", "</think>", "'ö' is 2 tokens"),
+        ("", "</think>", r"'' is 0 tokens .*model\.add_think_tokens=true"),
         ("<think>", "<think>", "both think markers are token 257; expected two different"),
+        ("ö", "ö", r"both think markers are ordinary text of 2 tokens \[127, 114\]; expected two"),
     ],
 )
 def test_unusable_markers_are_refused(
@@ -214,13 +218,36 @@ def test_unusable_markers_are_refused(
         find_markers(load_tokenizer(directories["llama"]), think_open, think_close)
 
 
+def test_other_markers_are_ordinary_text_of_several_tokens(directories: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer(directories["llama"])
+    tokenizer.bos_token = tiny.EOS
+    choose_bos(tokenizer, "always")
+    markers = find_markers(tokenizer, "<think>", "\n\nö")
+    assert markers.open_ids == (tiny.OPEN_ID,)
+    assert tokenizer.decode(markers.close_ids) == "\n\nö"
+    assert str(markers) == f"token 257 and ordinary text of 4 tokens {list(markers.close_ids)}"
+    assert (markers.stop_ids, markers.stop_sequences) == ((), (markers.close_ids,))
+    assert markers.occur_in((5, tiny.OPEN_ID))
+    assert markers.occur_in((5, *markers.close_ids, 6))
+    assert not markers.occur_in((5, *markers.close_ids[:-1], 6))
+
+
+def test_unknown_tokens_are_no_marker() -> None:
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "so": 1, "then": 2}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    assert find_markers(tokenizer, "so then", "then") == Markers((1, 2), (2,))
+    with pytest.raises(InvalidInput, match=r"'so well' is 2 tokens \[1, 0\]"):
+        find_markers(tokenizer, "so well", "then")
+
+
 def test_added_markers_are_single_tokens_and_survive_saving(
     language_model: LanguageModel, tmp_path: Path
 ) -> None:
     old = language_model.model.get_input_embeddings().weight.detach().clone()
     add_markers(language_model, "<thought>", "</thought>")
     markers = find_markers(language_model.tokenizer, "<thought>", "</thought>")
-    assert markers == Markers(tiny.VOCAB_SIZE, tiny.VOCAB_SIZE + 1)
+    assert markers == Markers((tiny.VOCAB_SIZE,), (tiny.VOCAB_SIZE + 1,))
     grown = language_model.model.get_input_embeddings().weight
     assert grown.shape[0] == tiny.VOCAB_SIZE + 2
     assert torch.equal(grown[: tiny.VOCAB_SIZE], old)
@@ -228,8 +255,8 @@ def test_added_markers_are_single_tokens_and_survive_saving(
     language_model.tokenizer.save_pretrained(tmp_path / "saved")
     back = load_language_model(tmp_path / "saved", "float32", "cpu")
     assert find_markers(back.tokenizer, "<thought>", "</thought>") == markers
-    assert find_markers(back.tokenizer, "<think>", "</think>").open_id == tiny.OPEN_ID
-    ids = torch.tensor([[5, markers.open_id, 9, markers.close_id]])
+    assert find_markers(back.tokenizer, "<think>", "</think>").open_ids == (tiny.OPEN_ID,)
+    ids = torch.tensor([[5, *markers.open_ids, 9, *markers.close_ids]])
     assert torch.equal(back.model(ids).logits, language_model.model(ids).logits)
 
 
@@ -438,7 +465,7 @@ def test_windows_with_their_thoughts_have_to_fit(
     settings = load_settings(None, words, {})
     language_model = load_language_model(directories["llama"], "float32", "cpu")
     rlp = objectives.load("rlp")
-    prompting = rlp.prompting(tiny.OPEN_ID, tiny.CLOSE_ID)
+    prompting = rlp.prompting((tiny.OPEN_ID,), (tiny.CLOSE_ID,))
     if fits:
         check_length(settings, rlp, language_model, prompting)
         return

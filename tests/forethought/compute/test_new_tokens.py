@@ -50,14 +50,14 @@ def test_markers_of_a_vocabulary_with_holes_get_ids_of_their_own(
     text = "a and b c"
     before = loaded.tokenizer(text)["input_ids"]
     add_markers(loaded, "<think>", "</think>")
-    assert find_markers(loaded.tokenizer, "<think>", "</think>") == Markers(7, 8)
+    assert find_markers(loaded.tokenizer, "<think>", "</think>") == Markers((7,), (8,))
     assert loaded.tokenizer(text)["input_ids"] == before
     assert loaded.tokenizer("and <think> c</think>")["input_ids"] == [4, 7, 6, 8]
     assert loaded.model.get_input_embeddings().num_embeddings == max(9, num_rows)
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
     back = load_language_model(tmp_path, "float32", "cpu")
-    assert find_markers(back.tokenizer, "<think>", "</think>") == Markers(7, 8)
+    assert find_markers(back.tokenizer, "<think>", "</think>") == Markers((7,), (8,))
     assert back.tokenizer.get_vocab() == {**WORDS, "<think>": 7, "</think>": 8}
     add_markers(back, "<think>", "</think>")  # a second time nothing is missing
     assert back.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
@@ -68,7 +68,7 @@ def test_a_missing_marker_beside_an_existing_one_and_added_tokens_with_holes() -
     tokenizer.add_tokens([AddedToken("c"), AddedToken("<think>", special=True)])
     loaded = language_model(tiny.build_model(), tokenizer)
     add_markers(loaded, "<think>", "</think>")
-    assert find_markers(loaded.tokenizer, "<think>", "</think>") == Markers(9, 10)
+    assert find_markers(loaded.tokenizer, "<think>", "</think>") == Markers((9,), (10,))
     assert sorted(set(tokenizer.get_vocab().values())) == [0, 1, 2, 4, 6, 9, 10]
 
 

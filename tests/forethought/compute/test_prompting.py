@@ -18,7 +18,7 @@ from forethought.special_tokens import choose_bos
 from forethought.types import Prompting
 from tests import tiny
 
-MARKERS = Markers(tiny.OPEN_ID, tiny.CLOSE_ID)
+MARKERS = Markers((tiny.OPEN_ID,), (tiny.CLOSE_ID,))
 CHAT = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}[/]{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -160,10 +160,37 @@ def test_a_template_of_a_tokenizer_without_bos_is_unchanged() -> None:
     assert made.no_think_prefix((5,)) == (5,)
 
 
+@pytest.mark.parametrize("opened", ["", "<|think|>\n", "<|think|> <|think|>"])
+def test_markers_of_several_tokens_open_and_close_once(opened: str) -> None:
+    tokenizer = tokenizer_with(CHAT.replace("[assistant]", f"[assistant]{opened}"))
+    ids = tuple(tokenizer(text)["input_ids"] for text in ("<|think|>", " so:"))
+    markers = Markers(*map(tuple, ids))
+    made = prompting_of(objectives.load("rpt", {"prompt": "v0"}), tokenizer, markers)
+    kept = opened.removesuffix("\n").removesuffix("<|think|>")
+    assert text_of(made.bridge_ids) == f"[/][assistant]{kept}<|think|>"
+    assert (made.num_open_tokens, made.num_close_tokens) == (9, 4)
+    assert made.open_id is None
+    assert made.close_marker_ids == made.close_ids == markers.close_ids
+    assert made.remaining_close(closed=True) == ()
+    assert made.remaining_close(closed=False) == markers.close_ids
+
+
+def test_text_after_a_close_of_several_tokens_follows_every_thought() -> None:
+    class Asking(Rlp):
+        def prompting(self, open_ids: tuple[int, ...], close_ids: tuple[int, ...]) -> Prompting:
+            return Prompting((), (70, *open_ids), (*close_ids, 71, 72))
+
+    markers = Markers((1, 2), (3, 4, 5))
+    made = prompting_of(Asking(RlpConfig()), tiny.build_tokenizer(), markers)
+    assert made.target_prefix((9,), (8, 3, 4, 5), closed=True) == (9, 70, 1, 2, 8, 3, 4, 5, 71, 72)
+    within = made.target_prefix((9,), (8, 3, 4), closed=False)  # its budget ended in the marker
+    assert within == (9, 70, 1, 2, 8, 3, 4, 3, 4, 5, 71, 72)
+
+
 def test_an_objectives_own_heads_begin_with_one_bos() -> None:
     class Own(Rlp):
-        def prompting(self, open_id: int, close_id: int) -> Prompting:
-            return Prompting((tiny.BOS_ID, 1), (open_id,), (close_id,), (tiny.BOS_ID, 2))
+        def prompting(self, open_ids: tuple[int, ...], close_ids: tuple[int, ...]) -> Prompting:
+            return Prompting((tiny.BOS_ID, 1), open_ids, close_ids, (tiny.BOS_ID, 2))
 
     tokenizer = bos_tokenizer()
     choose_bos(tokenizer, "always")

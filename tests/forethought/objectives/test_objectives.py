@@ -134,8 +134,8 @@ BREAKS: dict[str, str] = {
         return () if len(group.thoughts_G) == 1 else (1.0,) * len(group.thoughts_G)""",
     "do not depend on the order": """def rewards(self, group):
         return tuple(map(float, range(len(group.thoughts_G))))""",
-    "prompting opens": """def prompting(self, open_id, close_id):
-        return Prompting((), (close_id,), (close_id,))""",
+    "prompting opens": """def prompting(self, open_ids, close_ids):
+        return Prompting((), close_ids, close_ids)""",
     "token weights are": """def token_weights(self, num_tokens_G):
         return (0.0,) * len(num_tokens_G)""",
     "imitation has one weight": """def imitation(self, rewards_G):

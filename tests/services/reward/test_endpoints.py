@@ -169,12 +169,12 @@ async def test_match_needs_no_model() -> None:
 
 
 async def test_a_model_without_markers_answers_everything_but_score(served: Served) -> None:
-    async with connect(make_service(served.policy, think_open="<plan>")) as client:
+    async with connect(make_service(served.policy, think_open="")) as client:
         item = {"context": "a", "target": "b", "thoughts": ["c", "d"]}
         response = await client.post("/v1/score", json={"objective": "rlp", "items": [item]})
         assert response.status_code == 503
         message = response.json()["error"]["message"]
-        assert "think marker '<plan>'" in message
+        assert "think marker '' is 0 tokens" in message
         assert "model.think_open" in message
         await ask(client, "logprobs", prefix="a", continuations=["b"])
         await ask(client, "entropy", text="ab")

@@ -80,9 +80,9 @@ def test_words_without_spaces_are_decoded_by_their_names() -> None:
 
 def test_a_thought_in_one_piece_is_split_at_its_first_close() -> None:
     whole = Thought((5, 40, 6, 40, 7), (), (), closed=False)
-    split = split_at_close(whole, 40)
+    split = split_at_close(whole, (40,))
     assert (split.thought_ids, split.prediction_ids, split.closed) == ((5, 40), (6, 40, 7), True)
-    assert split_at_close(whole, 41) == whole
+    assert split_at_close(whole, (41,)) == whole
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def test_texts_leave_out_close_token_and_prediction() -> None:
     assert group.texts_G == ("ab", "abcdef", "a")
 
 
+def test_texts_leave_out_a_close_marker_of_several_tokens() -> None:
+    thoughts_G = (thought(b"ab", True, b"xyz"), thought(b"a", False))
+    group = Group(
+        (1,), thoughts_G, (), 0.0, decode=lambda ids: bytes(ids).decode(), num_close_tokens=2
+    )
+    assert group.texts_G == ("a", "a")
+
+
 def test_a_group_without_a_tokenizer_says_so() -> None:
     with pytest.raises(InvalidInput, match=r"pass decode=tokenizer\.decode"):
         Group((1,), THOUGHTS_G, (), 0.0).texts_G  # noqa: B018
@@ -71,6 +80,16 @@ def test_rollouts_are_rewarded_by_text(scorer: Scorer) -> None:
     plain, priced = scorer.score_rollouts([rollout("rlp"), rollout("brief_rlp")])
     assert plain.failure is None
     assert priced.rewards_KG[0] == pytest.approx(brief(plain.rewards_KG[0]), abs=1e-9)
+
+
+def test_a_rollouts_prompting_says_how_long_the_marker_is(scorer: Scorer) -> None:
+    prompting = replace(PROMPTING, close_ids=(66, CLOSE_ID), num_close_tokens=2)
+    given = [rollout("rlp"), rollout("brief_rlp")]
+    given = [replace(r, task=replace(r.task, prompting=prompting)) for r in given]
+    plain, priced = scorer.score_rollouts(given)
+    gains = zip(plain.rewards_KG[0], (1, 6, 0), strict=True)  # "ab" + close: its b is the marker's
+    expected = [gain - 0.001 * size for gain, size in gains]
+    assert priced.rewards_KG[0] == pytest.approx(expected, abs=1e-9)
 
 
 def test_requests_are_rewarded_by_text(scorer: Scorer) -> None:

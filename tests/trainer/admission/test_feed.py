@@ -16,7 +16,7 @@ from forethought.errors import InvalidInput
 from forethought.types import Document, Prompting, Sampling, Task
 from trainer.admission.feed import TaskFeed
 
-MARKERS = Markers(open_id=90, close_id=91)
+MARKERS = Markers(open_ids=(90,), close_ids=(91,))
 
 
 class Endless:
@@ -41,7 +41,7 @@ ABC = [document("a"), document("b", 12), document("c", 3)]
 def make_feed(documents: Iterable[Document] = ABC, *words: str, first: int = 0) -> TaskFeed:
     settings = load_settings(None, ("learner.batch_tasks=3", "run.seed=5", *words), {})
     rlp = objectives.load("rlp", settings.objective.parameters)
-    prompting = rlp.prompting(MARKERS.open_id, MARKERS.close_id)
+    prompting = rlp.prompting(MARKERS.open_ids, MARKERS.close_ids)
     feed = TaskFeed(Endless(documents), rlp, MARKERS, prompting, settings, ("policy",))
     feed.next_task_id = first
     return feed
@@ -74,6 +74,17 @@ def test_a_task_says_what_the_settings_say() -> None:
     assert objectives.load("rlp").config.model_validate_json(task.objective_json).target_tokens == 2
     assert task.models == ("policy",)
     assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", task.traceparent)
+
+
+def test_a_task_of_markers_of_several_tokens_ends_at_their_sequence() -> None:
+    """Positions at the marker's words stay: they are text. A target with a whole marker is none."""
+    markers = Markers(open_ids=(4, 5), close_ids=(6, 7, 8))
+    feed = make_feed([document("a", 12)], "objective.parameters.target_tokens=2")
+    feed.markers = markers
+    tasks = feed.take(200, epoch=1, min_version=0)
+    assert {task.sampling.stop_sequences for task in tasks} == {((6, 7, 8),)}
+    assert {task.sampling.stop_ids for task in tasks} == {()}
+    assert {p.index for task in tasks for p in task.positions_K} == set(range(1, 11)) - {4}
 
 
 @pytest.mark.parametrize("target_tokens", [1, 2])

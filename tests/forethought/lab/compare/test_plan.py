@@ -104,6 +104,7 @@ def test_arguments_override_keys_of_the_plan(tmp_path: Path) -> None:
         ({"reference": "cpt"}, "reference 'cpt'"),
         ({"seeds": []}, "seeds"),
         ({"arm": []}, "arm: Extra inputs"),
+        ({"settings": {"model": {"think_close": " So:"}}}, "think_close is ' So:', evaluation"),
         ({"bases": [{"name": "late"}]}, "bases.0.model"),
         ({"bases": [{"name": "a", "model": "m"}, {"name": "a", "model": "n"}]}, "same name"),
         ({"settings": {"learner": {"step": 3}}}, "learner.step"),

@@ -24,6 +24,7 @@ from forethought.lab.downstream.harness import (
 )
 from forethought.lab.downstream.scores import report, scores_of, suite_mean, table
 from forethought.lab.downstream.suites import SUITES, Suite, SuiteTask, suite
+from tests import tiny
 
 LM = pytest.importorskip("lm_eval.api.model").LM
 
@@ -242,6 +243,19 @@ def test_a_model_without_markers_cannot_open_a_thought() -> None:
     asking = HarnessOptions(opens_thought=True, think_open="<ponder>")
     with pytest.raises(InvalidInput, match="has no tokens '<ponder>'"):
         harness.run_suite(base_model(), suite("state-tracking"), asking)
+
+
+@pytest.mark.parametrize(
+    ("think_close", "ends"),
+    [("</think>", tiny.CLOSE_ID), ("\n\nAnswer:", "\n\nAnswer:")],
+)
+def test_a_close_marker_of_several_tokens_is_looked_for_as_text(
+    think_close: str, ends: int | str, tmp_path: Path
+) -> None:
+    directory = tiny.build_model_directory(tmp_path)
+    asking = HarnessOptions(opens_thought=True, think_close=think_close)
+    assert harness._load_model(directory, asking).think_end_token == ends
+    assert harness._load_model(directory, HarnessOptions(think_close="")).think_end_token is None
 
 
 def test_an_unknown_suite_is_refused() -> None:

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from forethought.compute.model import Markers
 from forethought.lab.evaluation.splits import (
     NAMES,
     CandidatePosition,
@@ -16,7 +17,7 @@ from forethought.lab.evaluation.splits import (
 from forethought.lab.evaluation.text import LengthLimit, Noise, candidate_positions
 from forethought.types import Document
 
-OPEN_ID = 39
+OPEN_ID, CLOSE_ID = 39, 40
 
 
 def places_of(num_documents: int, seed: int = 0) -> list[CandidatePosition]:
@@ -74,7 +75,7 @@ def test_a_draw_is_uniform_in_its_split() -> None:
 
 DOCUMENT = Document("d", "s", (1, 2, 3, OPEN_ID, 5, 6), marks=(2,))
 ENTROPIES = (0.0, 0.9, 2.0, 2.0, 1.0, 2.0)
-ROOM = LengthLimit(max_index=4, target_tokens=1, markers=frozenset({OPEN_ID}))
+ROOM = LengthLimit(max_index=4, target_tokens=1, markers=Markers((OPEN_ID,), (CLOSE_ID,)))
 
 
 def noisy(document: Document, noise: Noise, given: frozenset[int] = frozenset()) -> set[int]:

@@ -314,10 +314,10 @@ async def test_before_the_first_baseline_the_policy_replaces_it(
 async def test_a_model_without_the_markers_is_not_the_callers_fault(
     served: tuple[ServedModel, ServedModel],
 ) -> None:
-    async with connect(make_app(*served, markers=("<plan>", "</plan>"))) as client:
+    async with connect(make_app(*served, markers=("", "</plan>"))) as client:
         response = await client.post("/v1/score", content=request_with())
     assert response.status_code == 503
-    assert "think marker '<plan>'" in response.json()["error"]["message"]
+    assert "think marker '' is 0 tokens" in response.json()["error"]["message"]
 
 
 async def test_a_defect_is_a_500_that_leaks_no_internals(
