@@ -27,7 +27,11 @@ from tests.repository import ROOT
 
 PACKAGES = ("forethought", "services", "trainer")
 HEAVY = {"torch", "transformers", "vllm"}
-NEEDS_TORCH = ("forethought.compute", "forethought.lab.curation")
+NEEDS_TORCH = (
+    "forethought.compute",
+    "forethought.lab.curation",
+    "forethought.lab.downstream.answering",
+)
 """What handles tensors itself; no other module of the library imports it at module level."""
 PURE = (
     "forethought.types",

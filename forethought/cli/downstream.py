@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,12 @@ def downstream(
     tasks: str = typer.Option(
         "", "--tasks", metavar="A,B", help="lm_eval tasks or groups, instead of a suite."
     ),
+    data: Path | None = typer.Option(
+        None,
+        "--data",
+        metavar="FILE",
+        help="The suite's questions, in its data set's own columns: .jsonl, .json, .csv, .parquet.",
+    ),
     think: bool = typer.Option(
         False, "--think", help="Append the think-open marker to every prompt."
     ),
@@ -74,10 +81,10 @@ def downstream(
         "auto", "--dtype", help="float32, bfloat16, or auto: the model's own."
     ),
     think_open: str = typer.Option(
-        "<think>", "--think-open", help="The model's think-open marker."
+        "", "--think-open", help="The think-open marker; default: the run's, else <think>."
     ),
     think_close: str = typer.Option(
-        "</think>", "--think-close", help="The model's think-close marker."
+        "", "--think-close", help="The think-close marker; default: the run's, else </think>."
     ),
     out: Path | None = typer.Option(None, "--out", metavar="FILE", help="Write results as JSON."),
     list_suites: bool = typer.Option(
@@ -95,10 +102,14 @@ def downstream(
         is_eager=True,
     ),
 ) -> None:
-    """Evaluate a checkpoint with lm-evaluation-harness and print a table."""
-    from forethought.lab.downstream.harness import HarnessOptions, adjusted
+    """Evaluate a checkpoint with lm-evaluation-harness and print a table.
+
+    Example: forethought downstream runs/demo/rlp --suite state-tracking
+    """
+    from forethought.lab.downstream.harness import HarnessOptions, adjusted, check_data
 
     name, chosen = _chosen(suite, tasks)
+    check_data(name, chosen, str(data or ""))
     chosen = adjusted(chosen, runs, temperature, max_tokens, shots)
     if checkpoint is None:
         raise InvalidInput(
@@ -114,6 +125,7 @@ def downstream(
         chat=chat,
         think_open=think_open,
         think_close=think_close,
+        data=str(data or ""),
     )
     _run(checkpoint, name, chosen, options, out)
 
@@ -146,15 +158,23 @@ def _run(
 ) -> None:
     from rich.console import Console
 
-    from forethought.lab.downstream.harness import find_model, run_suite
-    from forethought.lab.downstream.scores import report, scores_of, table
+    from forethought.lab.downstream.harness import run_suite
+    from forethought.lab.downstream.markers import markers_of
+    from forethought.lab.downstream.scores import report, table
+    from forethought.run.checkpoints import resolve
 
-    os.environ.setdefault(
-        "TRANSFORMERS_VERBOSITY", "error"
-    )  # not offline: benchmark data is fetched
-    model = find_model(checkpoint)
-    found = scores_of(suite, run_suite(model, suite, options))
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if options.data:  # otherwise not offline: benchmark data is fetched
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    found = resolve(checkpoint)
+    think_open, think_close = markers_of(found)
+    options = replace(
+        options,
+        think_open=options.think_open or think_open,
+        think_close=options.think_close or think_close,
+    )
+    evaluated = run_suite(found.model, suite, options)
     if out is not None:
-        written = json.dumps(report(str(model), name, suite, options, found), indent=2)
+        written = json.dumps(report(str(found.model), name, suite, options, evaluated), indent=2)
         out.write_text(written + "\n", encoding="utf-8")
-    Console().print(table(f"{name} on {checkpoint}", found))
+    Console().print(table(f"{name} on {checkpoint}", suite, evaluated, options.data))

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from forethought.errors import InvalidInput
-from forethought.lab.downstream.suites import Suite, SuiteTask
-from forethought.run.directory import RunDirectory
+from forethought.lab.downstream.markers import DEFAULT_MARKERS, MarkerTexts
+from forethought.lab.downstream.suites import Suite, SuiteTask, benchmark_of
 from forethought.special_tokens import drop_eos
 
 TASKS = Path(__file__).parent / "tasks"
@@ -34,10 +34,12 @@ Results = dict[str, dict[str, Any]]
 @dataclass(frozen=True, slots=True)
 class HarnessOptions:
     """How a model is evaluated. ``limit`` is the maximum number of questions per task; ``opens_thought``
-    appends the think-open marker to every prompt of a generative task that does not end with it.
+    appends the think-open marker to every prompt of a generative task that does not end with it; ``data``
+    is the file of the questions, empty for those of the hub. Empty markers are ``<think>`` and
+    ``</think>``.
 
     Example:
-        ``HarnessOptions(batch_size=16, limit=100, opens_thought=True)``
+        ``HarnessOptions(batch_size=16, limit=100, opens_thought=True, data="gsm8k-test.jsonl")``
     """
 
     batch_size: int = 8
@@ -47,24 +49,21 @@ class HarnessOptions:
     dtype: str = "auto"
     opens_thought: bool = False
     chat: bool = False
-    think_open: str = "<think>"
-    think_close: str = "</think>"
+    think_open: str = ""
+    think_close: str = ""
+    data: str = ""
 
 
-def find_model(path: Path) -> Path:
-    """The transformers directory of a checkpoint, a run (its newest checkpoint), or itself.
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The results of every run, in order, and per task the number of questions (asked, in its data).
 
-    Raises:
-        InvalidInput: there is no model.
+    Example:
+        ``Evaluated([{"gsm8k": {"exact_match,none": 0.5}}], {"gsm8k": (50, 1319)})``
     """
-    for candidate in (path, path / "model"):
-        if (candidate / "config.json").exists():
-            return candidate
-    if (path / "checkpoints").is_dir():
-        return RunDirectory(path).model()
-    raise InvalidInput(
-        f"{path} holds no model; expected a run directory, a checkpoint, or a directory with config.json"
-    )
+
+    runs: list[Results]
+    num_questions: dict[str, tuple[int, int]]
 
 
 def check_installed() -> None:
@@ -84,8 +83,25 @@ def suite_of_tasks(names: Sequence[str]) -> Suite:
     return Suite(tuple(SuiteTask(name, "") for name in names), has_mean=False)
 
 
-def run_suite(model: Path, suite: Suite, options: HarnessOptions) -> list[Results]:
-    """One result per run, in order. Blocking, for minutes to days.
+def check_data(name: str, suite: Suite, data: str) -> None:
+    """Check that one file can hold the questions of a suite.
+
+    Raises:
+        InvalidInput: its tasks have data sets of their own, or several.
+    """
+    from forethought.lab.downstream.questions import BENCHMARKS
+
+    benchmarks = {benchmark_of(scored.task) for scored in suite.tasks}
+    if data and (len(benchmarks) > 1 or None in benchmarks):
+        raise InvalidInput(
+            f"--data is {data}, one file, and {name} reads data sets of its own; expected one of --suite "
+            f"gsm8k, gsm8k-text, math, math500, amc23, minerva, mmlu, or tasks forethought_NAME of one of "
+            f"{', '.join(BENCHMARKS)}"
+        )
+
+
+def run_suite(model: Path, suite: Suite, options: HarnessOptions) -> Evaluated:
+    """Evaluate a model. Blocking, for minutes to days; progress goes to stderr.
 
     Raises:
         InvalidInput: the harness is missing, does not know a task, or cannot load its data.
@@ -94,11 +110,12 @@ def run_suite(model: Path, suite: Suite, options: HarnessOptions) -> list[Result
     from lm_eval import evaluator
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    loaded = _load_tasks(_manager(suite), suite)
+    loaded = _load_tasks(_manager(suite, options), suite)
     for task in loaded["tasks"].values():
         _configure(task, suite, options)
     language_model = _load_model(model, options)
     runs: list[Results] = []
+    counts: dict[str, dict[str, int]] = {}
     for run in range(suite.num_runs):
         _seed(options.seed + run)
         found = evaluator.evaluate(
@@ -110,15 +127,18 @@ def run_suite(model: Path, suite: Suite, options: HarnessOptions) -> list[Result
             apply_chat_template=options.chat,
         )
         runs.append(dict(found["results"]))
-    return runs
+        counts = found["n-samples"]
+    asked = {task: (count["effective"], count["original"]) for task, count in counts.items()}
+    return Evaluated(runs, asked)
 
 
-def _manager(suite: Suite) -> Any:
+def _manager(suite: Suite, options: HarnessOptions) -> Any:
     from lm_eval.tasks import TaskManager
 
     # Loading the harness's thousands of task files takes seconds; Forethought's tasks do not need them.
     only_added = all(scored.task.startswith(_PREFIX) for scored in suite.tasks)
-    return TaskManager(include_path=str(TASKS), include_defaults=not only_added)
+    metadata = {"data": options.data} if options.data else {}
+    return TaskManager(include_path=str(TASKS), include_defaults=not only_added, metadata=metadata)
 
 
 def _load_tasks(manager: Any, suite: Suite) -> dict[str, Any]:
@@ -131,10 +151,13 @@ def _load_tasks(manager: Any, suite: Suite) -> dict[str, Any]:
             )
     try:
         loaded: dict[str, Any] = manager.load([scored.task for scored in suite.tasks])
+    except InvalidInput:  # a file's own fault
+        raise
     except (OSError, ValueError) as error:  # no network, a gated dataset, an unknown split
         raise InvalidInput(
-            f"the data of a task cannot be loaded ({error}); expected network access or a populated cache "
-            "(HF_HOME), and for gated datasets such as GPQA a login: `hf auth login`"
+            f"the data of a task cannot be loaded ({error}); expected network access, a populated cache "
+            "(HF_HOME) or a local file (--data), and for gated datasets such as GPQA a login: "
+            "`hf auth login`"
         ) from error
     return loaded
 
@@ -142,7 +165,7 @@ def _load_tasks(manager: Any, suite: Suite) -> dict[str, Any]:
 def _configure(task: Any, suite: Suite, options: HarnessOptions) -> None:
     """Override a task's settings with the suite's, as the harness's command line does."""
     task.set_fewshot_seed(seed=options.seed)
-    if suite.num_fewshot is not None:
+    if suite.num_fewshot is not None and task.get_config("num_fewshot") != 0:
         task.set_config(key="num_fewshot", value=suite.num_fewshot)
     elif task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
@@ -151,7 +174,8 @@ def _configure(task: Any, suite: Suite, options: HarnessOptions) -> None:
     if overrides := _generation(suite):
         task.set_config(key="generation_kwargs", value=overrides, update=True)
     if options.opens_thought and not _opens_itself(task):
-        task.set_config(key="gen_prefix", value=options.think_open)
+        task.set_config(key="gen_prefix", value=options.think_open or DEFAULT_MARKERS.think_open)
+        task.set_config(key="target_delimiter", value="")  # as in training: no space before it
 
 
 def _generation(suite: Suite) -> dict[str, Any]:
@@ -168,40 +192,54 @@ def _opens_itself(task: Any) -> bool:
 
 
 def _load_model(model: Path, options: HarnessOptions) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
     from forethought.compute.model import check_model_files, load_tokenizer
+    from forethought.lab.downstream.answering import AnsweringModel
 
     check_model_files(model)
     tokenizer = load_tokenizer(model)
     drop_eos(tokenizer)  # prompts are continued; a BOS precedes them, once
-    return HFLM(
+    markers = _markers(model, tokenizer, options)
+    return AnsweringModel(
+        markers=markers,
         pretrained=str(model),
         tokenizer=tokenizer,
         device=options.device,
         dtype=options.dtype,
         batch_size=options.batch_size,
-        think_end_token=_think_end(model, tokenizer, options),
+        think_end_token=_think_end(tokenizer, markers),
     )
 
 
-def _think_end(model: Path, tokenizer: Any, options: HarnessOptions) -> int | str | None:
+def _think_end(tokenizer: Any, markers: MarkerTexts | None) -> int | str | None:
     """What ends a thought: the close marker's token, or its text if it is ordinary text of several."""
+    if markers is None:
+        return None
+    close_ids = tokenizer(markers.think_close, add_special_tokens=False)["input_ids"]
+    return int(close_ids[0]) if len(close_ids) == 1 else markers.think_close
+
+
+def _markers(model: Path, tokenizer: Any, options: HarnessOptions) -> MarkerTexts | None:
+    """The markers of thoughts that are removed from answers; None if no thought is awaited."""
     from forethought.compute.model import find_markers
 
     if not (options.opens_thought or options.chat):
         return None
+    markers = MarkerTexts(
+        options.think_open or DEFAULT_MARKERS.think_open,
+        options.think_close or DEFAULT_MARKERS.think_close,
+    )
     try:
-        markers = find_markers(tokenizer, options.think_open, options.think_close)
+        found = find_markers(tokenizer, markers.think_open, markers.think_close)
     except InvalidInput as error:
         if not options.opens_thought:
             return None  # its chat template opens no thought
         raise InvalidInput(
-            f"{model} has no tokens {options.think_open!r} and {options.think_close!r}; expected both, to "
-            f"open a thought before each answer: name the model's markers, or drop --think ({error})"
+            f"{model} has no tokens {markers.think_open!r} and {markers.think_close!r}; expected both, to "
+            "open a thought before each answer: name the model's markers (--think-open, --think-close), or "
+            f"drop --think ({error})"
         ) from error
-    log.info("think markers: %s", markers)
-    return markers.close_ids[0] if len(markers.close_ids) == 1 else options.think_close
+    log.info("think markers: %s", found)
+    return markers
 
 
 def _seed(seed: int) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from forethought.lab.downstream.harness import HarnessOptions, Results
+from forethought.lab.downstream.harness import Evaluated, HarnessOptions, Results
 from forethought.lab.downstream.suites import Suite
 
 if TYPE_CHECKING:
@@ -56,26 +57,32 @@ def suite_mean(scores: Iterable[Score]) -> float | None:
 
 
 def report(
-    model: str, name: str, suite: Suite, options: HarnessOptions, scores: Sequence[Score]
+    model: str, name: str, suite: Suite, options: HarnessOptions, evaluated: Evaluated
 ) -> dict[str, Any]:
-    """Settings, versions and scores as a JSON-serialisable dictionary."""
+    """Settings, versions, numbers of questions and scores as a JSON-serialisable dictionary."""
     from importlib.metadata import version
 
+    scores = scores_of(suite, evaluated.runs)
     return {
         "model": model,
         "suite": name,
         "settings": asdict(suite) | asdict(options),
+        "num_questions": {
+            task: {"asked": asked, "in_data": in_data}
+            for task, (asked, in_data) in evaluated.num_questions.items()
+        },
         "versions": {package: version(package) for package in ("lm_eval", "transformers", "torch")},
         "mean": suite_mean(scores),
         "scores": [asdict(score) for score in scores],
     }
 
 
-def table(title: str, scores: Sequence[Score]) -> Table:
+def table(title: str, suite: Suite, evaluated: Evaluated, data: str = "") -> Table:
     """The scores as a terminal table; those that count towards the mean in bold."""
     from rich.table import Table
 
-    shown = Table(title=title)
+    scores = scores_of(suite, evaluated.runs)
+    shown = Table(title=title, caption=_questions(evaluated, data))
     for column in ("task", "metric", "mean", "± runs", "± questions"):
         is_name = column in ("task", "metric")
         shown.add_column(column, justify="left" if is_name else "right", overflow="fold")
@@ -91,6 +98,15 @@ def table(title: str, scores: Sequence[Score]) -> Table:
         shown.add_section()
         shown.add_row("mean", "", _written(mean), "", "", style="bold")
     return shown
+
+
+def _questions(evaluated: Evaluated, data: str) -> str:
+    """The numbers of questions: ``50 of the 1,319 questions of gsm8k-test.jsonl``."""
+    of_data = f" of {Path(data).name}" if data else ""
+    counts = dict.fromkeys(evaluated.num_questions.values())  # tasks of one data set have the same
+    return "; ".join(
+        f"{asked:,} of the {in_data:,} questions{of_data}" for asked, in_data in counts
+    )
 
 
 def _score(task: str, metric: str, runs: Sequence[Results], counts: bool) -> Score:

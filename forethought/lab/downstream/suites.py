@@ -70,7 +70,39 @@ _TRACKING = (
     SuiteTask("forethought_state_tracking_greedy", "exact_match,answer"),
 )
 
-SUITES = {
+_OF_ONE_FILE = {
+    "gsm8k": Suite(
+        (SuiteTask("forethought_gsm8k", "exact_match,flexible-extract"),),
+        note="GSM8K, zero-shot, step by step: the harness's gsm8k_cot_zeroshot",
+    ),
+    "gsm8k-text": Suite(
+        (SuiteTask("forethought_gsm8k_text", "exact_match,answer"),),
+        note="GSM8K as a text to be continued, for models trained on it: the question, a new line",
+    ),
+    "math": Suite(
+        (SuiteTask("forethought_math", "math_verify,none"),),
+        note="MATH with Minerva's four examples: the harness's minerva_math",
+    ),
+    "math500": Suite(
+        (SuiteTask("forethought_math500", "math_verify,none"),),
+        note="MATH-500 with Minerva's four examples: the harness's minerva_math500",
+    ),
+    "amc23": Suite((SuiteTask("forethought_amc23", "math_verify,none"),), note="AMC23, zero-shot"),
+    "minerva": Suite(
+        (SuiteTask("forethought_minerva", "math_verify,none"),),
+        note="Minerva's OpenCourseWare problems, zero-shot",
+    ),
+    "mmlu": Suite(
+        (
+            SuiteTask("forethought_mmlu", "acc,none"),
+            SuiteTask("forethought_mmlu_generative", "exact_match,get_response"),
+        ),
+        has_mean=False,  # two ways of answering the same questions
+        note="MMLU by the likeliest letter and by the letter written: the harness's mmlu, mmlu_generative",
+    ),
+}
+
+SUITES = _OF_ONE_FILE | {
     "state-tracking": Suite(
         _TRACKING,
         has_mean=False,  # three ways of answering the same questions
@@ -113,3 +145,21 @@ def suite(name: str) -> Suite:
     if name not in SUITES:
         raise InvalidInput(f"--suite is {name!r}; expected one of {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def benchmark_of(task: str) -> str | None:
+    """The data set of one of Forethought's tasks that reads a file or the hub; None for other tasks.
+
+    Example:
+        ``benchmark_of("forethought_gsm8k_text") == "gsm8k"``
+    """
+    from forethought.lab.downstream.questions import BENCHMARKS
+
+    return next(
+        (
+            name
+            for name in BENCHMARKS
+            if task == f"forethought_{name}" or task.startswith(f"forethought_{name}_")
+        ),
+        None,
+    )

@@ -17,9 +17,10 @@ from forethought.lab.demo.corpus import documents
 from forethought.lab.downstream import harness
 from forethought.lab.downstream.harness import (
     TASKS,
+    Evaluated,
     HarnessOptions,
     adjusted,
-    find_model,
+    check_data,
     suite_of_tasks,
 )
 from forethought.lab.downstream.scores import report, scores_of, suite_mean, table
@@ -46,7 +47,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def manager() -> Any:
     """The harness's tasks, whose thousands of files take seconds to read, plus Forethought's."""
-    return harness._manager(suite_of_tasks(["a task of the harness"]))
+    return harness._manager(suite_of_tasks(["a task of the harness"]), HarnessOptions())
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -102,11 +103,12 @@ def ask(
 
     model = Scripted(answers)
     config = load_yaml(TASKS / f"{task.removeprefix('forethought_')}.yaml", resolve_func=True)
-    data = {config["test_split"]: Dataset.from_list(rows)}
+    data = {config["test_split"]: Dataset.from_list([row | {"opening": ""} for row in rows])}
     spec = config | {"custom_dataset": lambda **_: data}
     monkeypatch.setattr(harness, "_load_tasks", lambda manager, chosen: manager.load([spec]))
     monkeypatch.setattr(harness, "_load_model", lambda path, given: model)
-    (results,) = harness.run_suite(Path(), adjusted(suite_of_tasks([task]), **overrides), asking)
+    chosen = adjusted(suite_of_tasks([task]), **overrides)
+    (results,) = harness.run_suite(Path(), chosen, asking).runs
     return model, results[task]
 
 
@@ -150,7 +152,7 @@ def test_a_suites_settings_override_a_tasks_own(monkeypatch: pytest.MonkeyPatch)
         monkeypatch, "forethought_amc23", MATH_ROWS, MATH_ANSWERS, HarnessOptions(opens_thought=True),
         temperature=0.8, max_tokens=77,
     )  # fmt: skip
-    assert all(prompt.endswith("<think>") for prompt in model.prompts)
+    assert all(prompt.endswith("\\boxed{}.<think>") for prompt in model.prompts)
     generation = model.generation[0]
     assert (generation["temperature"], generation["do_sample"]) == (0.8, True)
     assert generation["max_gen_toks"] == 77
@@ -160,20 +162,22 @@ def test_a_suites_settings_override_a_tasks_own(monkeypatch: pytest.MonkeyPatch)
 def test_state_tracking_on_the_demos_base(tmp_path: Path) -> None:
     """The real model through the real harness, offline: a thought helps, and results are reproducible."""
     asking = HarnessOptions(batch_size=64, limit=128, opens_thought=False)
-    runs = harness.run_suite(find_model(base_model()), suite("state-tracking"), asking)
-    found = {score.task: score for score in scores_of(suite("state-tracking"), runs)}
+    evaluated = harness.run_suite(base_model(), suite("state-tracking"), asking)
+    found = {score.task: score for score in scores_of(suite("state-tracking"), evaluated.runs)}
     plain, thought, greedy = (
         found[f"forethought_state_tracking_{kind}"].mean for kind in ("plain", "thought", "greedy")
     )
     assert 0.3 < plain < 0.55  # 0.44 over all 512; chance is 0.14
     assert plain < thought < greedy
     again = harness.run_suite(base_model(), suite("state-tracking"), asking)
-    assert again == runs
-    written = report(
-        "base", "state-tracking", suite("state-tracking"), asking, list(found.values())
-    )
+    assert again == evaluated
+    written = report("base", "state-tracking", suite("state-tracking"), asking, evaluated)
     read = json.loads(json.dumps(written))
     assert read["settings"]["limit"] == 128
+    assert read["num_questions"]["forethought_state_tracking_plain"] == {
+        "asked": 128,
+        "in_data": 512,
+    }
     assert read["mean"] is None
     assert {score["task"] for score in read["scores"]} == set(found)
 
@@ -201,7 +205,7 @@ def test_runs_are_averaged_and_their_spread_is_reported() -> None:
     assert scores[0].mean == pytest.approx(0.6)
     assert scores[0].run_std == pytest.approx(math.sqrt(0.02))
     assert suite_mean(scores) == pytest.approx(0.8)
-    assert table("t", scores).row_count == 3
+    assert table("t", chosen, Evaluated(runs, {"a": (5, 40), "b": (5, 40)})).row_count == 3
 
 
 def test_one_run_has_the_harnesss_error_over_questions() -> None:
@@ -211,16 +215,6 @@ def test_one_run_has_the_harnesss_error_over_questions() -> None:
     )
     assert (score.mean, score.stderr, score.run_std, score.counts) == (0.5, 0.05, None, False)
     assert suite_mean([score]) is None
-
-
-def test_a_model_is_found_by_run_checkpoint_or_path(tmp_path: Path) -> None:
-    model = tmp_path / "run/checkpoints/step-000004/model"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    for path in (model, model.parent, tmp_path / "run"):
-        assert find_model(path) == model
-    with pytest.raises(InvalidInput, match="holds no model; expected a run directory"):
-        find_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +228,7 @@ def test_harness_errors_are_reported(
     manager: Any, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
 ) -> None:
     if names == ["nonsense"]:  # its manager would be another of the same
-        monkeypatch.setattr(harness, "_manager", lambda suite: manager)
+        monkeypatch.setattr(harness, "_manager", lambda suite, options: manager)
     with pytest.raises(InvalidInput, match=message):
         harness.run_suite(base_model(), suite_of_tasks(names), HarnessOptions())
 
@@ -255,11 +249,46 @@ def test_a_close_marker_of_several_tokens_is_looked_for_as_text(
     directory = tiny.build_model_directory(tmp_path)
     asking = HarnessOptions(opens_thought=True, think_close=think_close)
     assert harness._load_model(directory, asking).think_end_token == ends
-    assert harness._load_model(directory, HarnessOptions(think_close="")).think_end_token is None
+    assert harness._load_model(directory, HarnessOptions()).think_end_token is None
+
+
+@pytest.mark.parametrize("name", ["rlp-math", "state-tracking", "rpt"])
+def test_one_file_is_not_taken_for_several_data_sets(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"--data is a\.jsonl, one file, and .* own; expected"):
+        check_data(name, suite(name), "a.jsonl")
+    check_data(name, suite(name), "")
+    check_data("mmlu", suite("mmlu"), "mmlu.csv")
+
+
+def test_a_zero_shot_task_is_asked_without_examples_from_its_own_questions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _ = ask(
+        monkeypatch,
+        "forethought_amc23",
+        MATH_ROWS,
+        MATH_ANSWERS,
+        HarnessOptions(),
+        num_fewshot=2,
+    )
+    assert [prompt.count("Reason step by step") for prompt in model.prompts] == [1] * 4
+
+
+def test_answers_leave_room_for_their_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    """The harness fails in an assertion, and cuts the beginnings of prompts without a word."""
+    chosen, asking = suite_of_tasks(["forethought_state_tracking_thought"]), HarnessOptions(limit=4)
+    length = json.loads((base_model() / "config.json").read_text())["max_position_embeddings"]
+    with pytest.raises(
+        InvalidInput, match=f"the model takes {length:,} with their prompts; expected"
+    ):
+        harness.run_suite(base_model(), adjusted(chosen, max_tokens=length), asking)
+    evaluated = harness.run_suite(base_model(), adjusted(chosen, max_tokens=length - 4), asking)
+    assert len(evaluated.runs) == 1
+    assert "4 of 4 prompts are longer than the 4 tokens" in caplog.text
 
 
 def test_an_unknown_suite_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="expected one of state-tracking"):
+    with pytest.raises(InvalidInput, match="expected one of gsm8k, gsm8k-text, math"):
         suite("glue")
 
 
