@@ -36,9 +36,11 @@ def compare(
     """
     from rich.console import Console
 
+    from forethought.lab.compare.downstream import check_files
     from forethought.lab.compare.plan import load_plan
 
     plan = load_plan(config, tuple(overrides or ()))
+    check_files(plan)
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     if dry_run:
         _list(plan)
@@ -60,6 +62,9 @@ def _list(plan: ComparisonPlan) -> None:
             typer.echo(f"{base.name}/{arm.name}: {seeds}{match}")
     stages = ", ".join(stage.name for stage in plan.stages)
     typer.echo(f"after each arm: {stages or 'nothing'}; {plan.processes} concurrent processes")
+    for entry in plan.downstream:
+        of = f"{entry.limit:,} questions" if entry.limit else "all questions"
+        typer.echo(f"behind each of them: {entry.suite}, {of} of {entry.data or 'the hub'}")
 
 
 def _write_demo_corpus(plan: ComparisonPlan) -> None:
@@ -99,9 +104,13 @@ def _line(outcome: TrialOutcome) -> str:
     if outcome.error is not None:
         return f"[red]{outcome.trial} failed:[/red] {outcome.error}"
     answers = outcome.figures["answers"]
+    benchmarks = "".join(
+        f", {suite} {modes.get('think', modes['plain'])['accuracy']:.3f}"
+        for suite, modes in outcome.figures["downstream"].items()
+    )
     return (
         f"{outcome.trial}: accuracy {answers['think_accuracy']:.3f} after a thought, gain "
-        f"{answers['information_gain']:.3f} nats, run took {outcome.seconds:.0f} s"
+        f"{answers['information_gain']:.3f} nats{benchmarks}, run took {outcome.seconds:.0f} s"
     )
 
 

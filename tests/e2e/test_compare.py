@@ -23,8 +23,8 @@ from forethought.lab.compare.plan import ComparisonPlan
 from forethought.lab.compare.schedule import Schedule, TrialFailed
 from forethought.lab.compare.trial import Trial, arm_settings
 from forethought.lab.demo.arms import base_model
+from forethought.lab.demo.corpus import EQUALS, documents, write_corpus
 from forethought.lab.demo.corpus import PLAIN as DOCUMENTS
-from forethought.lab.demo.corpus import write_corpus
 from forethought.run.cost import Cost
 from forethought.run.directory import RunDirectory
 from tests import tiny
@@ -105,7 +105,16 @@ def compare(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, file = tmp_path / "out", tmp_path / "small.toml"
     write_corpus(directory / "corpus", num_documents=200, seed=0, mixture=DOCUMENTS, num_heldout=64)
-    file.write_text(tomli_w.dumps({**PLAN, "directory": str(directory)}))
+    questions = tmp_path / "questions.jsonl"
+    asked = [document.text.partition(EQUALS) for document in documents(32, seed=0, heldout=True)]
+    questions.write_text(
+        "".join(
+            json.dumps({"question": a + b, "answer": f"#### {c.split()[0]}"}) + "\n"
+            for a, b, c in asked
+        )
+    )
+    entry = {"suite": "gsm8k-text", "data": str(questions), "limit": 24, "max_tokens": 16}
+    file.write_text(tomli_w.dumps({**PLAN, "directory": str(directory), "downstream": [entry]}))
     status, said = compare_forking(file, monkeypatch)
     assert status == 1, said  # because of the broken arm only
     results = json.loads((directory / "compare.json").read_text())
@@ -115,6 +124,12 @@ def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {key: row["values"] for key, row in rows.items() if key[0] != "broken"}
     assert set(values) == {(a, s) for a in ("cpt", "rlp") for s in ("", "sft")}
     assert all(0 <= v["think_accuracy"]["mean"] <= 1 for v in values.values())
+    for name in ("downstream_gsm8k-text", "downstream_gsm8k-text_think"):
+        assert all(0 < v[name]["mean"] <= 1 for v in values.values())
+        assert all(0 < v[name + "_stderr"]["mean"] < 0.11 for v in values.values())
+        assert rows["cpt", "sft"]["minus_reference"][name]["mean"] == pytest.approx(
+            values["cpt", "sft"][name]["mean"] - values["rlp", "sft"][name]["mean"]
+        )
     budget, taken = (values[arm, ""]["tokens"]["mean"] for arm in ("rlp", "cpt"))
     a_step = 8 * 13
     assert budget <= taken < budget + a_step
@@ -124,6 +139,7 @@ def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f'path = "{started_from}"' in stage.read_text()
     assert (directory / "compare.png").exists()
     assert "from late, after sft" in said
+    assert "from late: gsm8k-text think" in said
     # Only failed or stopped runs are repeated.
     summaries = {a: directory / f"trials/late/{a}/seed-0/run/summary.json" for a in ("cpt", "rlp")}
     stopped = json.loads(summaries["cpt"].read_text()) | {"done": False}

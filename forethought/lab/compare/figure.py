@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from forethought.lab.compare.results import Results, Row, value
+from forethought.lab.compare.results import Results, Row, benchmarks, value
 
 _PANELS = (
     ("think_accuracy", "accuracy after a thought"),
@@ -22,14 +22,15 @@ def draw_comparison(results: Results, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    titles = [*_PANELS, *((name, f"accuracy, {t}") for name, t in benchmarks(results).items())]
     sections = list(dict.fromkeys((row["base"], row["stage"]) for row in results["rows"]))
     figure, axes = pyplot.subplots(
-        len(sections), len(_PANELS), squeeze=False, sharey="row", layout="constrained",
-        figsize=(4.2 * len(_PANELS), 0.9 + 2.8 * len(sections)),
+        len(sections), len(titles), squeeze=False, sharey="row", layout="constrained",
+        figsize=(4.2 * len(titles), 0.9 + 2.8 * len(sections)),
     )  # fmt: skip
     for (base, stage), panels in zip(sections, axes, strict=True):
         rows = [row for row in results["rows"] if (row["base"], row["stage"]) == (base, stage)]
-        for panel, (name, title) in zip(panels, _PANELS, strict=True):
+        for panel, (name, title) in zip(panels, titles, strict=True):
             _panel(panel, rows, results["trials"], name)
             panel.set_xlabel(title)
         panels[0].set_title(f"from {base}" + (f", after {stage}" if stage else ""), loc="left")

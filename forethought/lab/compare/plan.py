@@ -5,6 +5,7 @@
     [[arms]]      how the bases are trained; an arm without settings is the base itself
     [[stages]]    stages run after each arm, in order: SFT, RLVR
     [evaluation]  how all of them are measured
+    [[downstream]]  benchmarks that all of them are evaluated on, by lm-evaluation-harness
 
 Design: settings remain the nested tables of a run's configuration, because an arm is simply a run; each
 is validated by the same :class:`Settings` before anything starts. ``{corpus}`` in a string expands to the
@@ -18,7 +19,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from forethought.config.sections import (
     Folder,
@@ -85,6 +86,33 @@ class EvaluationEntry(Section):
     think_close: str = "</think>"
 
 
+class DownstreamEntry(Section):
+    """A benchmark behind every arm and stage: accuracy with standard error, plain and after a thought."""
+
+    suite: str  # of `forethought downstream`, one with a mean
+    data: LocalPath = ""  # a file with its questions; empty: the hub's
+    think: bool = True  # also behind a thought that the prompt opens
+    limit: NonNegativeInt = 0  # questions per task; 0: all
+    max_tokens: NonNegativeInt = 0  # of an answer with its thought; 0: each task's own
+    batch_size: PositiveInt = 16
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the model's own
+    seed: NonNegativeInt = 0
+    think_open: str = ""  # empty: the markers of the evaluation
+    think_close: str = ""
+
+    @field_validator("suite")
+    @classmethod
+    def _has_mean(cls, name: str) -> str:
+        from forethought.lab.downstream.suites import SUITES
+
+        means = [name for name, suite in SUITES.items() if suite.has_mean]
+        if name not in means:
+            raise ValueError(
+                f"{name!r} is not a suite with a mean; expected one of {', '.join(means)}"
+            )
+        return name
+
+
 class ComparisonPlan(Section):
     """A whole comparison.
 
@@ -103,6 +131,18 @@ class ComparisonPlan(Section):
     arms: Annotated[tuple[ArmEntry, ...], Field(min_length=1)]
     stages: tuple[StageEntry, ...] = ()
     evaluation: EvaluationEntry
+    downstream: tuple[DownstreamEntry, ...] = ()
+
+    @property
+    def benchmarks(self) -> tuple[DownstreamEntry, ...]:
+        """The entries of ``downstream``, each with its markers."""
+        names = ("think_open", "think_close")
+        return tuple(
+            entry.model_copy(
+                update={n: getattr(entry, n) or getattr(self.evaluation, n) for n in names}
+            )
+            for entry in self.downstream
+        )
 
     @property
     def corpus(self) -> Path:
@@ -121,6 +161,11 @@ class ComparisonPlan(Section):
             names = [entry.name for entry in getattr(self, kind)]
             if len(set(names)) < len(names):
                 raise ValueError(f"two {kind} have the same name; got {', '.join(names)}")
+        suites = [entry.suite for entry in self.downstream]
+        if len(set(suites)) < len(suites):
+            raise ValueError(
+                f"two entries of downstream have the same suite; got {', '.join(suites)}"
+            )
         reference = next((arm for arm in self.arms if arm.name == self.reference), None)
         if reference is None or not reference.trains or reference.match:
             raise ValueError(

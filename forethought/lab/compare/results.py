@@ -28,6 +28,8 @@ FIGURES = (
     "truncated_share",
 )
 ELSEWHERE = ("information_gain", "no_think_nll")
+STDERR = "_stderr"
+_DOWNSTREAM = "downstream_"
 
 
 def results_of(plan: ComparisonPlan, outcomes: Sequence[TrialOutcome]) -> Results:
@@ -57,6 +59,16 @@ def value(row: Row, name: str) -> SeedInterval | None:
     return SeedInterval(**found) if found else None
 
 
+def benchmarks(results: Results) -> dict[str, str]:
+    """The plan's benchmark accuracies: name of the value, and a title such as ``gsm8k think``."""
+    names = {}
+    for entry in results["plan"]["downstream"]:
+        names[_DOWNSTREAM + entry["suite"]] = entry["suite"]
+        if entry["think"]:
+            names[f"{_DOWNSTREAM}{entry['suite']}_think"] = f"{entry['suite']} think"
+    return names
+
+
 def _trial(outcome: TrialOutcome) -> Row:
     trial, figures = outcome.trial, outcome.figures
     values: dict[str, float] = {}
@@ -64,6 +76,7 @@ def _trial(outcome: TrialOutcome) -> Row:
         answers, elsewhere = figures["answers"], figures.get("elsewhere", {})
         values = {name: answers[name] for name in FIGURES}
         values |= {f"elsewhere_{name}": elsewhere[name] for name in ELSEWHERE if elsewhere}
+        values |= _accuracies(figures.get("downstream", {}))
         values |= outcome.cost.to_dict(figures["num_parameters"]) | {"seconds": outcome.seconds}
     return {
         "base": trial.base,
@@ -75,9 +88,22 @@ def _trial(outcome: TrialOutcome) -> Row:
     }
 
 
+def _accuracies(benchmarks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """``downstream_SUITE`` and ``downstream_SUITE_think``, and their standard errors if known."""
+    values: dict[str, float] = {}
+    for suite, modes in benchmarks.items():
+        for mode, found in modes.items():
+            name = f"{_DOWNSTREAM}{suite}" + ("_think" if mode == "think" else "")
+            values[name] = found["accuracy"]
+            if found["stderr"] is not None:
+                values[name + STDERR] = found["stderr"]
+    return values
+
+
 def _row(plan: ComparisonPlan, trials: Sequence[Row], base: str, arm: str, stage: str) -> Row:
     own, reference = (_by_seed(trials, base, name, stage) for name in (arm, plan.reference))
     names = next(iter(own.values()), {}).keys()
+    accuracies = [n for n in names if n.startswith(_DOWNSTREAM) and not n.endswith(STDERR)]
     label = next(entry.label or entry.name for entry in plan.arms if entry.name == arm)
     return {
         "base": base,
@@ -96,7 +122,7 @@ def _row(plan: ComparisonPlan, trials: Sequence[Row], base: str, arm: str, stage
             name: seed_interval(
                 [own[seed][name] - reference[seed][name] for seed in both]
             ).to_dict()
-            for name in FIGURES
+            for name in (*FIGURES, *accuracies)
             if (both := [seed for seed in own if seed in reference])
         },
     }

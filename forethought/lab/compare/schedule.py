@@ -1,7 +1,7 @@
 """Running the trials of a comparison with bounded concurrency.
 
-    base's run -> arm's run -> measurement
-                      └─────-> stage's run -> measurement -> …
+    base's run -> arm's run -> measurement, benchmarks
+                      └─────-> stage's run -> measurement, benchmarks -> …
 
 Design: every trial is an asyncio task that awaits its inputs (its base, the reference's budget, the
 previous stage); each input is created once and awaited by all dependents. At most ``processes`` of them
@@ -13,16 +13,23 @@ trial's settings must be kept next to its result, to detect that they changed.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from forethought.background import end
 from forethought.errors import ForethoughtError
-from forethought.lab.compare.plan import ArmEntry, BaseEntry, ComparisonPlan
+from forethought.lab.compare.plan import (
+    ArmEntry,
+    BaseEntry,
+    ComparisonPlan,
+    DownstreamEntry,
+    EvaluationEntry,
+)
 from forethought.lab.compare.trial import (
     Trial,
     arm_settings,
@@ -176,20 +183,38 @@ class Schedule:
         return run.model()
 
     async def _measured(self, trial: Trial, model: Path) -> dict[str, Any]:
-        out = trial.folder(self._plan) / "measurement.json"
+        """The metrics by kind of position, and ``downstream``: those of the benchmarks, by suite."""
+        cache = ("--cache", str(self._plan.directory / "cache"))
+        figures = await self._recorded(trial, model, "measurement", self._plan.evaluation, *cache)
+        threads = ("--threads", str(max(1, (os.cpu_count() or 1) // self._plan.processes)))
+        benchmarks = {
+            entry.suite: await self._recorded(trial, model, "downstream", entry, *threads)
+            for entry in self._plan.benchmarks
+        }
+        return figures | {"downstream": benchmarks}
+
+    async def _recorded(
+        self,
+        trial: Trial,
+        model: Path,
+        module: Literal["measurement", "downstream"],
+        entry: EvaluationEntry | DownstreamEntry,
+        *arguments: str,
+    ) -> dict[str, Any]:
+        """What a module of this package says of a model, unless it said so before."""
+        key, name = "evaluation", str(module)
+        if isinstance(entry, DownstreamEntry):
+            key, name = "downstream", f"{module}-{entry.suite}"
+        out = trial.folder(self._plan) / f"{name}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        entry = self._plan.evaluation
         record = read_object(out)
-        if (record.get("model"), record.get("evaluation")) != (str(model), entry.model_dump()):
-            arguments = (
-                *("--model", str(model), "--evaluation", entry.model_dump_json()),
-                *("--cache", str(self._plan.directory / "cache"), "--out", str(out)),
-            )
+        if (record.get("model"), record.get(key)) != (str(model), entry.model_dump()):
+            given = ("--model", str(model), f"--{key}", entry.model_dump_json(), "--out", str(out))
             await self._process(
-                trial, "measurement", "forethought.lab.compare.measurement", *arguments
+                trial, name, f"forethought.lab.compare.{module}", *given, *arguments
             )
             record = read_object(out)
-        return {key: value for key, value in record.items() if key not in ("model", "evaluation")}
+        return {name: value for name, value in record.items() if name not in ("model", key)}
 
     async def _process(self, trial: Trial, name: str, module: str, *arguments: str) -> None:
         """Run a module to completion once a slot is free, logging to the trial's folder.

@@ -11,6 +11,7 @@ import tomli_w
 
 from forethought.config import Settings
 from forethought.errors import InvalidInput
+from forethought.lab.compare.downstream import check_files
 from forethought.lab.compare.plan import ComparisonPlan, layered, load_plan
 from forethought.lab.compare.trial import (
     Trial,
@@ -108,6 +109,12 @@ def test_arguments_override_keys_of_the_plan(tmp_path: Path) -> None:
         ({"bases": [{"name": "late"}]}, "bases.0.model"),
         ({"bases": [{"name": "a", "model": "m"}, {"name": "a", "model": "n"}]}, "same name"),
         ({"settings": {"learner": {"step": 3}}}, "learner.step"),
+        (
+            {"downstream": [{"suite": "glue"}]},
+            "'glue' is not a suite with a mean; expected one of gsm8k",
+        ),
+        ({"downstream": [{"suite": "mmlu"}]}, "'mmlu' is not a suite with a mean"),
+        ({"downstream": [{"suite": "gsm8k"}] * 2}, "downstream have the same suite"),
         ({"stages": [{"name": "s", "settings": {"objective": {"name": "no"}}}]}, "'no'"),
         (
             {"arms": [{"name": "rlp", "settings": {"sampling": {"group_size": 1}}}]},
@@ -160,6 +167,22 @@ def test_settings_of_arms_bases_and_stages(tmp_path: Path) -> None:
     assert (after.model.path, after.objective.name, after.learner.steps) == ("m2", "ntp", 3)
     assert str(after.run.directory).endswith("trials/early/rlp/seed-2/sft/run")
     assert start_of(base.model_copy(update={"model": "demo"})) == base_model()
+
+
+def test_a_benchmarks_file_is_read_before_anything_starts(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    file = tmp_path / "gsm8k.jsonl"
+    entry = {"suite": "gsm8k", "data": str(file), "limit": 5}
+    plan = load(tmp_path, downstream=[entry])
+    with pytest.raises(InvalidInput, match="does not exist; expected one file"):
+        check_files(plan)
+    file.write_text('{"problem": "p"}')
+    with pytest.raises(InvalidInput, match="expected those of GSM8K"):
+        check_files(plan)
+    file.write_text('{"question": "q", "answer": "#### 4"}')
+    check_files(plan)
+    with pytest.raises(InvalidInput, match="rpt reads data sets of its own"):
+        check_files(load(tmp_path, downstream=[entry | {"suite": "rpt"}]))
 
 
 @pytest.mark.parametrize("limit", ["max_failed_batches", "max_unlearned_batches"])

@@ -13,7 +13,13 @@ from rich.console import Console
 
 from forethought.lab.compare.figure import draw_comparison
 from forethought.lab.compare.plan import ComparisonPlan
-from forethought.lab.compare.results import FIGURES, results_of, value, write_results
+from forethought.lab.compare.results import (
+    FIGURES,
+    Results,
+    results_of,
+    value,
+    write_results,
+)
 from forethought.lab.compare.schedule import TrialOutcome
 from forethought.lab.compare.table import tables_of
 from forethought.lab.compare.trial import Trial
@@ -40,6 +46,31 @@ def outcome(arm: str, seed: int, accuracy: float, cost: Cost | None = None) -> T
     figures = dict.fromkeys(FIGURES, 0.5) | {"think_accuracy": accuracy}
     places = {"num_parameters": 10, "answers": figures, "elsewhere": figures}
     return TrialOutcome(Trial("late", arm, seed), places, cost or Cost(), seconds=2.0)
+
+
+WITH_STAGES = ComparisonPlan.model_validate(
+    PLAN.model_dump()
+    | {
+        "stages": [{"name": "rlvr", "settings": {}}],
+        "downstream": [{"suite": "gsm8k", "data": "gsm8k.jsonl"}],
+    }
+)
+
+
+def with_benchmarks(arm: str, stage: str, seed: int, plain: float, think: float) -> TrialOutcome:
+    figures = dict.fromkeys(FIGURES, 0.25)
+    found = {
+        "plain": {"accuracy": plain, "stderr": 0.02},
+        "think": {"accuracy": think, "stderr": 0.04},
+    }
+    places = {"num_parameters": 10, "answers": figures, "downstream": {"gsm8k": found}}
+    return TrialOutcome(Trial("late", arm, seed, stage), places)
+
+
+def shown(results: Results) -> str:
+    console = Console(width=200, file=StringIO())
+    console.print(tables_of(results))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
 OUTCOMES = [
@@ -107,6 +138,31 @@ def test_results_are_written_tabled_and_drawn(tmp_path: Path) -> None:
     assert "RLP" in text
     assert "0.910 ± 0.025" in text
     assert "from late" in text
+
+
+def test_benchmarks_and_what_remains_after_the_stages_are_shown(tmp_path: Path) -> None:
+    outcomes = [
+        *(with_benchmarks("rlp", "", seed, 0.1, 0.3 + seed / 50) for seed in (0, 1)),
+        *(with_benchmarks("rlp", "rlvr", seed, 0.5, 0.75) for seed in (0, 1)),
+        *(with_benchmarks("base", stage, 0, 0.125, 0.375) for stage in ("", "rlvr")),
+    ]
+    results = results_of(WITH_STAGES, outcomes)
+    rows = {(row["arm"], row["stage"]): row for row in results["rows"]}
+    paired = rows["base", ""]["minus_reference"]
+    assert paired["downstream_gsm8k_think"]["mean"] == pytest.approx(0.375 - 0.3)
+    assert not any("stderr" in name for name in paired)
+    text = shown(json.loads(json.dumps(results)))
+    by_stage = text[text.index("by stage") :]
+    assert re.search(r"arm +┃ +before +┃ +after rlvr", by_stage)
+    behind = by_stage[by_stage.index("from late: gsm8k think") :]
+    assert re.search(r"base +│ +0\.375 \(0\.040\) +│ +0\.375 \(0\.040\)", behind)
+    assert re.search(r"RLP +│ +0\.310 ± 0\.127 \(0\.040\) +│ +0\.750 ± 0\.000 \(0\.040\)", behind)
+    assert re.search(r"rpt +│ +failed +│ +failed", behind)
+    draw_comparison(results, tmp_path / "compare.png")
+    width = int.from_bytes((tmp_path / "compare.png").read_bytes()[16:20], "big")
+    draw_comparison(results_of(PLAN, OUTCOMES), tmp_path / "compare.png")
+    without = int.from_bytes((tmp_path / "compare.png").read_bytes()[16:20], "big")
+    assert width == pytest.approx(without * 5 / 3, rel=0.01)  # two more panels
 
 
 def test_no_number_is_cut_or_broken_at_80_columns() -> None:
