@@ -40,6 +40,12 @@ def curate(
     ),
     text_field: str = typer.Option("text", "--text-field", help="Record field of the text."),
     marks_field: str = typer.Option("marks", "--marks-field", help="Record field of the marks."),
+    marks_pattern: str = typer.Option(
+        "",
+        "--marks-pattern",
+        metavar="REGEX",
+        help="Also mark what a regular expression matches in the text: '[0-9]+' for numbers.",
+    ),
     skip_invalid: bool = typer.Option(
         False, "--skip-invalid", help="Skip and count records that cannot be read."
     ),
@@ -62,7 +68,7 @@ def curate(
     The output is a corpus: train on it with corpus.path=DIR and the tokenizer of the proxy. The same
     command resumes where it stopped.
     """
-    from forethought.config.sections import SourceSection
+    from forethought.config.sections import SourceSection, checked_pattern
     from forethought.lab.curation import CurationRequest
 
     part, num_shards = _parsed(shard)
@@ -73,6 +79,7 @@ def curate(
                 path=str(corpus),
                 text_field=text_field,
                 marks_field=marks_field,
+                marks_pattern=checked_pattern(marks_pattern),
                 skip_invalid=skip_invalid,
             ),
             model=model,

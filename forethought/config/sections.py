@@ -9,10 +9,34 @@ word, never in ``model.path=~/base`` or in a file.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from forethought.errors import InvalidInput
+
+
+def checked_pattern(pattern: str) -> str:
+    """The regular expression as given, empty for none.
+
+    Raises:
+        InvalidInput: it is not one, or it matches the empty text, which holds no token.
+    """
+    try:
+        is_empty = bool(pattern) and re.fullmatch(pattern, "") is not None
+    except re.error as error:
+        raise InvalidInput(
+            f"{pattern!r} is no regular expression: {error}; expected one such as '[0-9]+'"
+        ) from None
+    if is_empty:
+        raise InvalidInput(
+            f"{pattern!r} matches the empty text; expected matches of at least one character: "
+            "write '+' instead of '*', such as '[0-9]+'"
+        )
+    return pattern
+
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -21,6 +45,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 ExitStatus = Annotated[int, Field(ge=0, le=125)]
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
+Pattern = Annotated[str, AfterValidator(checked_pattern)]
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
 
 
@@ -112,6 +137,7 @@ class SourceSection(Section):
     weight: PositiveFloat = 1.0
     text_field: str = "text"
     marks_field: str = "marks"
+    marks_pattern: Pattern = ""  # tokens with part of a match are marked; empty: none
     prompt_field: str = ""  # prepended to the text and excluded from the loss (SFT); empty: none
     skip_invalid: bool = False  # of this source alone; see corpus.skip_invalid
 

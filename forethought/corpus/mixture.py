@@ -239,6 +239,7 @@ def open_corpus(
             section.min_window_tokens,
             cache_dir,
             section.eos,
+            source.marks_pattern,
         )
         sources.append(WindowedSource(source.name, source.weight, windows))
     return Corpus(sources, seed)

@@ -30,7 +30,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,9 +37,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forethought.corpus.left_out import LeftOut
+from forethought.corpus.marks import matches, tokens_at, tokens_in, tokens_matching
 from forethought.corpus.token_bytes import (
+    decoded_vocabulary,
     offset_bytes,
-    vocabulary_bytes,
+    token_names,
     without_inserted_space,
 )
 from forethought.errors import InvalidInput
@@ -63,14 +64,17 @@ def cut_windows(
     min_window_tokens: int,
     cache_dir: Path,
     eos: Choice = "tokenizer",
+    marks_pattern: str = "",
 ) -> Dataset:
     """Tokenise and cut ``documents`` (from :func:`forethought.corpus.sources.open_source`).
 
     Columns: ``document_id`` (``notes.txt#0:3`` is window 3 of document ``notes.txt#0``),
     ``token_ids`` (N), ``token_bytes`` (N, or empty if unknown) and ``marks``, indices into the window's
     tokens: the token that contains the marked character or, if none does (whitespace), the next. A
-    character split over several tokens marks the first. ``prompt_tokens`` is the number of tokens at the
-    start of a document that contain any of its prompt; ``entropies`` (N) are the source's, or empty.
+    character split over several tokens marks the first. Tokens that hold any part of a match of
+    ``marks_pattern`` in the text, its prompt left out, are marked too. ``prompt_tokens`` is the number of
+    tokens at the start of a document that contain any of its prompt; ``entropies`` (N) are the source's, or
+    empty.
 
     Raises:
         InvalidInput: inconsistent sizes, no window at all (every document too short, or with a prompt and
@@ -82,8 +86,9 @@ def cut_windows(
             f"corpus.window_tokens={window_tokens}; lower it"
         )
     special = SpecialTokens(special_tokens_of(tokenizer).bos_ids, document_end(tokenizer, eos))
-    fingerprint = _fingerprint(documents, tokenizer, special, window_tokens, min_window_tokens)
-    cutter = _Cutter(tokenizer, special, window_tokens, min_window_tokens)
+    sizes = (window_tokens, min_window_tokens)
+    fingerprint = _fingerprint(documents, tokenizer, special, sizes, marks_pattern)
+    cutter = _Cutter(tokenizer, special, *sizes, marks_pattern)
     cache_dir.mkdir(parents=True, exist_ok=True)
     counts = cache_dir / f"windows-{fingerprint}.json"
     windows = documents.map(
@@ -152,12 +157,18 @@ class _Cutter:
     special: SpecialTokens
     window_tokens: int
     min_window_tokens: int
+    marks_pattern: str = ""
     left_out: LeftOut = field(default_factory=LeftOut)
 
     @cached_property
-    def vocabulary_bytes(self) -> tuple[int, ...] | None:
+    def vocabulary(self) -> tuple[bytes, ...] | None:
         """The vocabulary is scanned once, and not at all for windows from the cache."""
-        return vocabulary_bytes(self.tokenizer)
+        return decoded_vocabulary(self.tokenizer)
+
+    @cached_property
+    def vocabulary_bytes(self) -> tuple[int, ...] | None:
+        """The size of every token, None if the vocabulary does not tell."""
+        return None if self.vocabulary is None else tuple(map(len, self.vocabulary))
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -206,7 +217,7 @@ class _Cutter:
 
     def _tokenise(self, batch: dict[str, list[Any]]) -> Iterator[_Tokenised]:
         texts = [text for text in batch["text"] if text is not None]
-        with_marks = any(batch["marks"]) or any(batch["prompt_chars"])
+        with_marks = any((*batch["marks"], *batch["prompt_chars"], self.marks_pattern))
         encoded = iter(self._encode(texts, with_marks=with_marks))
         for i, document_id in enumerate(batch["id"]):
             if batch["text"][i] is None:
@@ -225,9 +236,19 @@ class _Cutter:
                     document_id,
                     [*token_ids_N, *self.special.eos_ids],
                     sizes_N and [*sizes_N, *self._eos_sizes],
-                    _marked_tokens(batch["marks"][i], offsets_N),
+                    self._marked(batch["marks"][i], offsets_N, text, prompt_chars),
                     _prompt_tokens(prompt_chars, offsets_N),
                 )
+
+    def _marked(
+        self, marks: list[int], offsets_N: Any, text: str, prompt_chars: int
+    ) -> Sequence[int]:
+        """Indices of the tokens that the record or the pattern marks, ascending."""
+        given = tokens_at(marks, offsets_N)
+        if not self.marks_pattern:
+            return given
+        found = tokens_in(matches(self.marks_pattern, text, prompt_chars), offsets_N)
+        return sorted({*given, *found})
 
     def _apart(self, text: str, prompt_chars: int) -> tuple[list[int], Any, list[int]]:
         """Token ids, offsets and sizes of a question and its answer, each tokenised on its own."""
@@ -246,8 +267,9 @@ class _Cutter:
             return
         if with_marks and not self.tokenizer.is_fast:
             raise InvalidInput(
-                f"got marks or prompts and the slow tokenizer {type(self.tokenizer).__name__}, expected a "
-                "fast one, whose offsets map characters to tokens; convert it"
+                "got marks, prompts or a marks_pattern and the slow tokenizer "
+                f"{type(self.tokenizer).__name__}, expected a fast one, whose offsets map characters to "
+                "tokens; convert it"
             )
         with_offsets = with_marks or (self.tokenizer.is_fast and self.vocabulary_bytes is None)
         encoding = self.tokenizer(
@@ -287,17 +309,23 @@ class _Cutter:
                 f"vocabulary's {self.vocabulary_size}; it was tokenised for another model: provide the text"
             )
         sizes = self.vocabulary_bytes and [self.vocabulary_bytes[i] for i in token_ids_N]
-        marks = sorted(set(marks))
+        marks = sorted({*marks, *self._matching(token_ids_N)})
         return _Tokenised(document_id, token_ids_N, sizes or (), marks, entropies_N=entropies_N)
 
+    def _matching(self, token_ids_N: list[int]) -> list[int]:
+        """Indices of the tokens that the pattern marks in a document without a text."""
+        if not self.marks_pattern:
+            return []
+        spelling = [self._spelling[i] for i in token_ids_N]
+        separator = b" " if self.vocabulary is None else b""
+        return tokens_matching(self.marks_pattern, spelling, separator)
 
-def _marked_tokens(marks: list[int], offsets_N: Any) -> list[int]:
-    """Indices of the tokens that contain the marked characters, ascending."""
-    if not marks:
-        return []
-    ends_N = [end for _, end in offsets_N]
-    indices = {bisect_right(ends_N, mark) for mark in marks}
-    return sorted(index for index in indices if index < len(ends_N))
+    @cached_property
+    def _spelling(self) -> tuple[bytes, ...]:
+        """The text of every token; special ones have none."""
+        pieces = token_names(self.tokenizer) if self.vocabulary is None else self.vocabulary
+        special_ids = frozenset(self.tokenizer.all_special_ids)
+        return tuple(b"" if i in special_ids else piece for i, piece in enumerate(pieces))
 
 
 def _prompt_tokens(prompt_chars: int, offsets_N: Any) -> int:
@@ -315,8 +343,8 @@ def _fingerprint(
     documents: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     special: SpecialTokens,
-    window_tokens: int,
-    min_window_tokens: int,
+    sizes: tuple[int, int],
+    marks_pattern: str,
 ) -> str:
     """Equal iff the windows are, regardless of the tokenizer object's earlier use."""
     if tokenizer.is_fast:
@@ -325,7 +353,6 @@ def _fingerprint(
         state.update(truncation=None, padding=None)
     else:
         state = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    sizes = (window_tokens, min_window_tokens)
     convention = (special.bos_ids, special.eos_ids)
-    parts = [_FORMAT_VERSION, documents._fingerprint, *sizes, *convention, state]
+    parts = [_FORMAT_VERSION, documents._fingerprint, *sizes, *convention, state, marks_pattern]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

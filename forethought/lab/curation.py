@@ -52,6 +52,7 @@ class CurationSettings:
     bos: Choice = "tokenizer"
     eos: Choice = "tokenizer"
     dtype: str = "float32"
+    marks_pattern: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ def curate(request: CurationRequest, report: Callable[[int, int], None]) -> int:
         2,
         cache,
         request.eos,
+        request.source.marks_pattern,
     )
     settings = _settings(request, windows, language_model.precision.dtype)
     _claim(request.out, settings)
@@ -163,6 +165,7 @@ def _settings(request: CurationRequest, windows: Any, dtype: str) -> CurationSet
         bos=request.bos,
         eos=request.eos,
         dtype=dtype,
+        marks_pattern=request.source.marks_pattern,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -228,6 +229,22 @@ def test_the_command(corpus: Path, model: Path, tmp_path: Path) -> None:
     for wrong in (["--shard", "4"], ["--dtype", "int8"]):
         refused = CliRunner().invoke(app, [*words, *wrong])
         assert isinstance(refused.exception, InvalidInput)
+
+
+def test_numbers_are_marked_with_their_entropies(corpus: Path, model: Path, tmp_path: Path) -> None:
+    """A folder keeps the pattern that it was started with."""
+    out = tmp_path / "curated"
+    given = {"source": SourceSection(path=str(corpus), marks_pattern="[0-9]+"), "bos": "never"}
+    curate(replace(order(corpus, model, out), **given), silent)
+    marked = {
+        tiny.build_tokenizer().decode([document.token_ids_N[i]])
+        for document in documents_of(out, tmp_path / "c", 7).values()
+        for i in document.marks
+        if document.entropies_N
+    }
+    assert marked == {"3", "4", "7", ".", "?", "\ufffd"}  # and what the records mark
+    with pytest.raises(InvalidInput, match="marks_pattern"):
+        curate(order(corpus, model, out, bos="never"), silent)
 
 
 @pytest.mark.parametrize(("bos", "begins"), [("tokenizer", True), ("never", False)])
