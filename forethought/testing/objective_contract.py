@@ -227,10 +227,10 @@ def parameters_survive_json_and_toml(subject: Subject) -> None:
 
 
 def scheduled_parameters_round_trip_through_tasks(subject: Subject) -> None:
-    """The parameters in a batch's tasks recreate the same objective where the tasks are scored."""
+    """The parameters in a task of a batch recreate the same objective where it is scored."""
     objective = subject.load()
     for batch in (0, 1, 1000):
-        carried = objective.of_batch(batch)
+        carried = objective.of_batch(batch).of_task(Random(batch))
         parameters = json.loads(carried.config.model_dump_json())
         again = objectives.load(subject.name, parameters, subject.folder)
         assert again.rewards(GROUP) == carried.rewards(GROUP), f"of batch {batch}"

@@ -88,8 +88,10 @@ class TaskFeed:
         return task
 
     def _task(self, task_id: int, batch: int, epoch: int, min_version: int) -> Task:
-        settings, objective = self.settings, self.objective.of_batch(batch)
-        document, positions_K = self._document_with_positions(task_id, objective)
+        settings = self.settings
+        rng = Random(derive_seed(settings.run.seed, task_id))
+        objective = self.objective.of_batch(batch).of_task(rng)
+        document, positions_K = self._document_with_positions(objective, rng)
         return Task(
             task_id=task_id,
             epoch=epoch,
@@ -121,9 +123,8 @@ class TaskFeed:
         )
 
     def _document_with_positions(
-        self, task_id: int, objective: Objective
+        self, objective: Objective, rng: Random
     ) -> tuple[Document, tuple[Position, ...]]:
-        rng = Random(derive_seed(self.settings.run.seed, task_id))
         for _ in range(_MAX_SKIPPED):
             (document,) = self.documents.take(1)
             chosen = objective.positions(document, rng)
@@ -134,8 +135,9 @@ class TaskFeed:
         raise InvalidInput(
             f"{_MAX_SKIPPED} documents in a row have no position for objective "
             f"{self.settings.objective.name!r} with {objective.config!r}; expected documents "
-            "longer than the target (uniform), with marks (marked), of enough entropy (entropy), or with "
-            "a question before their text (rlvr: the source's prompt_field)"
+            "longer than the target (uniform), with marks (marked: the source's marks_field or "
+            "marks_pattern), of enough entropy (entropy), or with a question before their text (rlvr: the "
+            "source's prompt_field)"
         )
 
     def _can_be_predicted(self, position: Position) -> bool:

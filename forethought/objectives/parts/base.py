@@ -132,6 +132,11 @@ class Objective(ABC):
         """The objective that tasks of a batch carry: where a schedule goes, as a scorer knows no step."""
         return self
 
+    def of_task(self, rng: Random) -> Objective:
+        """The objective that one task carries: where a mixture goes. ``rng`` is the task's own, and is
+        what :meth:`positions` is given next."""
+        return self
+
     @abstractmethod
     def positions(self, document: Document, rng: Random) -> tuple[Position, ...]:
         """Where to think in ``document``, indices strictly increasing; empty: this document has none."""

@@ -2,8 +2,10 @@
 
 Design: positions are selected in the feed from the document alone: uniformly, by the corpus's marks, or by
 its annotated entropies. At which positions thinking *helps* is only known after scoring, and is left to
-the filters (``filter.min_logprob_std``). A curriculum moves a threshold with the batch number, so that a
-task remains a function of seed, id and document, and includes the threshold it was made with.
+the filters (``filter.min_logprob_std``). A curriculum moves a threshold with the batch number, and a
+mixture draws each task's kind of position, so that a task remains a function of seed, id and document, and
+includes the threshold and the kind it was made with. The price: a mixture is of whole tasks, not of the
+positions within one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Selection(BaseModel):
 
     ``entropy`` selects positions of at least ``min_entropy`` nats, ``top_entropy`` the ``top_share`` of a
     document's positions with the highest entropy. Over the first ``curriculum_batches`` both thresholds
-    move linearly to their ``final_`` values.
+    move linearly to their ``final_`` values. Of all tasks, ``uniform_share`` have uniform positions instead
+    of the chosen ones, because thinking at one kind alone teaches that kind everywhere.
 
     Example:
         ``Selection(positions="entropy", min_entropy=0.5, final_min_entropy=1.5, curriculum_batches=500)``
@@ -35,6 +38,7 @@ class Selection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     positions: Literal["uniform", "all", "marked", "entropy", "top_entropy"] = "uniform"
+    uniform_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     num_positions: Annotated[int, Field(ge=1)] = 1
     target_tokens: Annotated[int, Field(ge=1)] = 1
     min_entropy: Nats = 0.5
@@ -56,12 +60,21 @@ class Selection(BaseModel):
             }
         )
 
+    def of_task(self, rng: Random) -> Self:
+        """The parameters of one task, with the mixture resolved by the task's own random generator."""
+        if not self.uniform_share:
+            return self
+        kind = "uniform" if rng.random() < self.uniform_share else self.positions
+        return self.model_copy(update={"positions": kind, "uniform_share": 0.0})
+
     def select(self, document: Document, rng: Random) -> tuple[Position, ...]:
-        """Positions of a document.
+        """Positions of a document, of one kind.
 
         Raises:
             InvalidInput: entropies are required and the document has none.
         """
+        if self.uniform_share:
+            return self.of_task(rng).select(document, rng)
         size = (self.num_positions, self.target_tokens)
         match self.positions:
             case "uniform":
@@ -86,8 +99,12 @@ class SelectingObjective(Objective):
     def of_batch(self, batch: int) -> Self:
         """This objective with the curriculum resolved at a batch."""
         config: Selection = self.config
-        resolved = config.of_batch(batch)
-        return self if resolved is config else type(self)(resolved)
+        return self._with(config.of_batch(batch))
+
+    def of_task(self, rng: Random) -> Self:
+        """This objective with the mixture of positions resolved for a task."""
+        config: Selection = self.config
+        return self._with(config.of_task(rng))
 
     def positions(self, document: Document, rng: Random) -> tuple[Position, ...]:
         """Positions according to the selection's parameters."""
@@ -98,6 +115,9 @@ class SelectingObjective(Objective):
         """See :meth:`Selection.max_positions`."""
         selection: Selection = self.config
         return selection.max_positions(window_tokens)
+
+    def _with(self, selection: Selection) -> Self:
+        return self if selection is self.config else type(self)(selection)
 
 
 def _between(first: float, final: float, progress: float) -> float:

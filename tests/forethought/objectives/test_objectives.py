@@ -48,6 +48,7 @@ def parameters_of(name: str) -> list[dict[str, Any]]:
     if "positions" in known:
         kinds = ("marked", "entropy", "top_entropy", "all")
         sets += [{"positions": kind, **given} for kind in kinds for given in sets]
+        sets += [{"positions": "marked", "uniform_share": 0.5}]
     return sets
 
 

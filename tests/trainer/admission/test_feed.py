@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -212,6 +213,23 @@ def test_a_curriculum_follows_the_batch_and_not_the_task() -> None:
     assert first == [1, 1, 5, 5, 9, 9]
     carried = [objectives.load("rpt").config.model_validate_json(t.objective_json) for t in tasks]
     assert [config.min_entropy for config in carried] == [1.0, 1.0, 5.0, 5.0, 9.0, 9.0]
+
+
+def test_a_mixture_is_of_whole_tasks_and_every_task_says_its_kind() -> None:
+    """Half of the documents have no marks: they are skipped and do not change the share."""
+    documents = [document("bare"), document("m", marks=(3, 8))]
+    words = ("objective.parameters={positions = 'marked', uniform_share = 0.5}",)
+    tasks = make_feed(documents, *words).take(200, epoch=1, min_version=0)
+    kinds = [json.loads(task.objective_json)["positions"] for task in tasks]
+    assert kinds.count("uniform") == pytest.approx(100, abs=30)
+    for task, kind in zip(tasks, kinds, strict=True):
+        assert kind == "uniform" or task.positions_K[0].index in (3, 8)
+    drawn = {
+        t.positions_K[0].index for t, kind in zip(tasks, kinds, strict=True) if kind != "marked"
+    }
+    assert len(drawn) > 10
+    again = make_feed(documents, *words).take(200, epoch=1, min_version=0)
+    assert untraced(again) == untraced(tasks)
 
 
 def test_a_position_whose_next_token_cannot_be_predicted_is_left_out_and_counted() -> None:

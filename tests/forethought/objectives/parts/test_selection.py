@@ -80,7 +80,36 @@ def test_both_papers_objectives_select_alike(name: str) -> None:
     assert found == [[1, 2, 3, 4, 5, 6], [2, 3, 4, 6], [2, 4]]
 
 
-@pytest.mark.parametrize("wrong", [{"top_share": 0.0}, {"top_share": 1.1}, {"min_entropy": -1.0}])
+def test_a_mixture_has_its_share_of_uniform_positions_whatever_the_kind() -> None:
+    for kind, among in (("marked", {3, 6}), ("entropy", {2, 4}), ("all", {1, 2, 3, 4, 5, 6})):
+        selection = Selection.model_validate(
+            {"positions": kind, "uniform_share": 0.25, "num_positions": 2, "min_entropy": 2.0}
+        )
+        drawn = [selection.of_task(Random(seed)) for seed in range(400)]
+        assert {task.uniform_share for task in drawn} == {0.0}
+        num_uniform = sum(task.positions == "uniform" for task in drawn)
+        assert num_uniform == pytest.approx(100, abs=30)
+        found = [{p.index for p in task.select(DOCUMENT, Random(0))} for task in drawn]
+        others = {i for task, of in zip(drawn, found, strict=True) for i in of
+                  if task.positions == kind}  # fmt: skip
+        assert others == among
+
+
+def test_selecting_resolves_the_mixture_and_without_one_nothing_is_drawn() -> None:
+    """So that adding the parameter changed no run that does not set it."""
+    mixed = Selection(positions="marked", uniform_share=0.5, num_positions=1)
+    found = {mixed.select(DOCUMENT, Random(seed))[0].index for seed in range(200)}
+    assert found == {1, 2, 3, 4, 5, 6}
+    rng, plain = Random(7), Selection(positions="marked")
+    assert plain.of_task(rng) is plain
+    assert rng.random() == Random(7).random()
+    assert Selection(positions="marked", uniform_share=1.0).of_task(rng).positions == "uniform"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"top_share": 0.0}, {"top_share": 1.1}, {"min_entropy": -1.0}, {"uniform_share": 1.1}],
+)
 def test_impossible_parameters_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Selection.model_validate(wrong)
