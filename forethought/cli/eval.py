@@ -63,6 +63,14 @@ _Documents = Annotated[int, _option("Maximum number of windows.", _TEXT, min=1)]
 _Window = Annotated[int | None, _option("Window length; default: the run's.", _TEXT, min=2)]
 _TextField = Annotated[str, _option("Record field of the text.", _TEXT)]
 _MarksField = Annotated[str, _option("Record field of the marks.", _TEXT)]
+_MarksPattern = Annotated[
+    str,
+    _option(
+        "Also mark what a regular expression matches in the text: '[0-9]+' for numbers.",
+        _TEXT,
+        metavar="REGEX",
+    ),
+]
 
 _Proxy = Annotated[
     Path | None,
@@ -92,6 +100,10 @@ _Bos = Annotated[
     str, _option("model.bos: tokenizer, always or never; default: the run's.", _THOUGHTS)
 ]
 _Marker = Annotated[str, _option("Think marker; default: the run's.", _THOUGHTS)]
+_AddMarkers = Annotated[
+    bool,
+    _option("Add markers that a model lacks as untrained tokens; default: the run's.", _THOUGHTS),
+]
 _PassAt = Annotated[
     str, _option("Values of k for pass@k; default: 1,2,4 … G.", _THOUGHTS, metavar="K,K")
 ]
@@ -106,6 +118,7 @@ def evaluate(
     window_tokens: _Window = None,
     text_field: _TextField = "",
     marks_field: _MarksField = "",
+    marks_pattern: _MarksPattern = "",
     proxy: _Proxy = None,
     num_positions: _Positions = 512,
     noise_field: _NoiseField = "",
@@ -116,6 +129,7 @@ def evaluate(
     prompt: _Prompt = "",
     think_open: _Marker = "",
     think_close: _Marker = "",
+    add_think_tokens: _AddMarkers = False,
     bos: _Bos = "",
     pass_at: _PassAt = "",
     compute: _Compute = "flops",
@@ -130,6 +144,7 @@ def evaluate(
     All checkpoints are evaluated at the same positions with the same random numbers. --series fits accuracy
     as a power law of training compute.
     """
+    from forethought.config.sections import checked_pattern
     from forethought.lab.evaluation.request import EvalRequest, Overrides
     from forethought.lab.evaluation.text import Noise
 
@@ -138,6 +153,7 @@ def evaluate(
         corpus=corpus,
         text_field=text_field,
         marks_field=marks_field,
+        marks_pattern=checked_pattern(marks_pattern),
         window_tokens=window_tokens,
         group_size=group_size,
         max_thought_tokens=max_thought_tokens,
@@ -145,6 +161,7 @@ def evaluate(
         prompt=prompt,
         think_open=think_open,
         think_close=think_close,
+        add_think_tokens=add_think_tokens,
         bos=bos,
     )
     request = EvalRequest(
@@ -206,11 +223,11 @@ def _show(report: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
     from forethought.lab.evaluation.drawing import draw_evaluation
-    from forethought.lab.evaluation.table import law_lines, lines, tables
+    from forethought.lab.evaluation.table import law_lines, lines, quartile_tables, tables
 
     console = Console()
     typer.echo("\n".join(lines(report)) + "\n")
-    for table in tables(report):
+    for table in (*tables(report), *quartile_tables(report)):
         console.print(table)
     typer.echo("\n".join(law_lines(report)))
     if out is None:

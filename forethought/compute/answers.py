@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from forethought.compute.decode_batches import sample_within, tokens_within
 from forethought.compute.finite import check_finite
@@ -111,6 +111,11 @@ class Answer:
     def information_gain(self) -> float:
         """No-think NLL minus think NLL, nats."""
         return self.no_think_nll - self.think_nll
+
+    @property
+    def logprob_std(self) -> float:
+        """Standard deviation over the thoughts of log p(target | context, c), nats; 0 for one thought."""
+        return pstdev(scored.total for scored in self.scored_G)
 
     @property
     def num_right(self) -> int:

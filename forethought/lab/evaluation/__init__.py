@@ -7,6 +7,7 @@
     patterns      the reasoning patterns of a thought, by keywords
     pass_at_k     the probability that at least one of k thoughts helps
     figures       all metrics of one split
+    quartiles     where thoughts help: the gain by entropy, surprise and spread
     scaling       accuracy as a power law of the training compute (forethought.run.cost)
     summary, table, drawing   eval.json, the terminal, eval.png
 

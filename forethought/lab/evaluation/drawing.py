@@ -1,14 +1,19 @@
 """``eval.png``: for a series, accuracy over compute with the fitted laws; otherwise bars by split.
 
+Below them the gain by quartiles.
+
 Design: drawn from the report alone, so that an old eval.json can be redrawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from forethought.lab.evaluation.quartiles import MEASURES, PARTS
 
 _LEVELS = ("easy", "medium", "hard", "marked")
 
@@ -20,13 +25,22 @@ def draw_evaluation(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    tables = _quartiles(report)
+    num_rows = 2 if tables else 1
+    figure, axes = pyplot.subplots(
+        num_rows, 2, figsize=(12, 4.6 * num_rows), layout="constrained", squeeze=False
+    )
+    left, right = axes[0]
     if report["laws"]:
         _accuracy_curves(left, report)
         _gain_curves(right, report)
     else:
         _accuracy_bars(left, report)
         _gain_bars(right, report)
+    for below, (split, of_split) in zip(axes[-1], tables.items(), strict=False):
+        _quartile_bars(below, split, of_split)
+    if len(tables) == 1:
+        axes[-1][1].axis("off")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -90,15 +104,51 @@ def _accuracy_bars(axes: Any, report: dict[str, Any]) -> None:
 def _gain_bars(axes: Any, report: dict[str, Any]) -> None:
     for offset, width, checkpoint in _side_by_side(report):
         of = checkpoint["splits"].values()
-        means = np.array([figures["information_gain"] for figures in of])
-        ends = np.array(
-            [(figures["information_gain_low"], figures["information_gain_high"]) for figures in of]
-        ).T
-        errors = np.abs(ends - means)
+        means, errors = _gains(of)
         axes.bar(np.arange(len(of)) + offset, means, width, yerr=errors, label=checkpoint["label"])
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(title="information gain (nats), 95 % intervals over positions")
     _finish_bars(axes, report)
+
+
+def _gains(of: Collection[dict[str, Any]]) -> tuple[Any, Any]:
+    """Mean gains, and the distances to the ends of their intervals. Shapes [n], [2, n]."""
+    means = np.array([figures["information_gain"] for figures in of])
+    ends = [[figures[f"information_gain_{end}"] for figures in of] for end in ("low", "high")]
+    return means, np.abs(np.array(ends) - means)
+
+
+def _quartiles(report: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The quartiles by split and checkpoint; of a series, its first and last checkpoint."""
+    checkpoints = report["checkpoints"]
+    shown = (checkpoints[0], checkpoints[-1]) if report["laws"] else checkpoints
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for checkpoint in shown:
+        for table in checkpoint.get("quartiles", ()):
+            found.setdefault(table["of"], {}).setdefault(checkpoint["label"], []).append(table)
+    return found
+
+
+def _quartile_bars(axes: Any, split: str, tables: dict[str, list[dict[str, Any]]]) -> None:
+    """The gain by quartiles: a group of bars per measure, ascending, one bar per checkpoint."""
+    places = [(measure, part) for measure in MEASURES for part in PARTS]
+    width = 0.8 / len(tables)
+    for number, (label, of_checkpoint) in enumerate(tables.items()):
+        parts = {
+            (table["by"], part): figures
+            for table in of_checkpoint
+            for part, figures in table["splits"].items()
+        }
+        x = [i for i, place in enumerate(places) if place in parts]
+        of = [parts[places[i]] for i in x]
+        offset, (means, errors) = number * width - 0.4 + width / 2, _gains(of)
+        axes.bar(np.array(x) + offset, means, width, yerr=errors, label=label)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    names = [f"{part}\n{measure}" if part == PARTS[0] else part for measure, part in places]
+    axes.set_xticks(range(len(places)), names, fontsize=7)
+    axes.set(title=f"gain at {split} positions (nats), by quartiles of three measures")
+    axes.legend(fontsize=8)
+    axes.grid(axis="y", alpha=0.3)
 
 
 def _side_by_side(report: dict[str, Any]) -> list[tuple[float, float, dict[str, Any]]]:

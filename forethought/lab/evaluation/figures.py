@@ -30,6 +30,7 @@ COMPARED = (
     "marginal_nll",
     "no_think_nll",
     "information_gain",
+    "logprob_std",
 )
 """The metrics reported per split as a mean and compared between models."""
 
@@ -78,6 +79,7 @@ def measurements_of(
         "marginal_nll": [answer.marginal_nll for answer in answers_Q],
         "no_think_nll": [answer.no_think_nll for answer in answers_Q],
         "information_gain": [answer.information_gain for answer in answers_Q],
+        "logprob_std": [answer.logprob_std for answer in answers_Q],
     }
     if rewarded_Q:
         values["reward_share"] = [num / num_thoughts for num in rewarded_Q]

@@ -26,12 +26,13 @@ from forethought.lab.evaluation.text import (
     read_documents,
 )
 from forethought.objectives.parts.positions import at
-from forethought.special_tokens import Choice, special_tokens_of
+from forethought.special_tokens import special_tokens_of
 from forethought.types import Document, Prompting, Sampling
 
 if TYPE_CHECKING:
     from forethought.compute.answers import Query
     from forethought.compute.model import LanguageModel, Markers
+    from forethought.config.sections import ModelSection
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
     from forethought.compute.prompting import prompting_of
 
     section = given.settings.model
-    model = load_model(request.checkpoints[0].model, request, section.bos)
+    model = load_model(request.checkpoints[0].model, request, section)
     log.info("computing in %s", model.precision)
     markers = find_markers(model.tokenizer, section.think_open, section.think_close)
     log.info("think markers: %s", markers)
@@ -98,11 +99,21 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
     )
 
 
-def load_model(path: Path, request: EvalRequest, bos: Choice) -> LanguageModel:
-    """Load a model directory onto the request's device; ``bos`` is ``model.bos``."""
-    from forethought.compute.model import load_language_model
+def load_model(path: Path, request: EvalRequest, section: ModelSection) -> LanguageModel:
+    """Load a model directory onto the request's device, with BOS and markers by ``section``.
 
-    return load_language_model(path, request.dtype, request.device, bos=bos)
+    Markers that ``model.add_think_tokens`` adds have the same random rows in every load.
+    """
+    import torch
+
+    from forethought.compute.model import add_markers, load_language_model
+
+    loaded = load_language_model(path, request.dtype, request.device, bos=section.bos)
+    if section.add_think_tokens:
+        with torch.random.fork_rng():
+            torch.manual_seed(request.seed)
+            add_markers(loaded, section.think_open, section.think_close)
+    return loaded
 
 
 def check_vocabulary(model: LanguageModel, vocabulary: dict[str, int], label: str) -> None:
@@ -180,8 +191,7 @@ def _drawn(
             section, model.tokenizer, request.num_documents, request.seed, cache
         )
         marked = noise_marks(section, model.tokenizer, request.noise, request.seed, cache)
-    bos = given.settings.model.bos
-    entropies, proxy = _entropies(request, documents, model, bos, progress)
+    entropies, proxy = _entropies(request, documents, model, given.settings.model, progress)
     places = candidate_positions(documents, entropies, marked, request.noise, limit)
     if not places:
         raise InvalidInput(
@@ -190,6 +200,12 @@ def _drawn(
             "no think marker is a target; expected one token at least: lower --max-thought-tokens, choose "
             "--prompt plain, or give text without thoughts"
         )
+    pattern = request.overrides.marks_pattern
+    if pattern and not any(place.is_marked for place in places):
+        raise InvalidInput(
+            f"--marks-pattern {pattern!r} marks none of the {len(places)} positions of {len(documents)} "
+            "windows; expected matches in their text: correct it, or raise --num-documents"
+        )
     return documents, draw_positions(places, NAMES, request.num_positions, request.seed), proxy
 
 
@@ -197,7 +213,7 @@ def _entropies(
     request: EvalRequest,
     documents: Sequence[Document],
     first: LanguageModel,
-    bos: Choice,
+    section: ModelSection,
     progress: Progress,
 ) -> tuple[Sequence[Sequence[float]], str]:
     """One entropy per token, and the source of the entropies."""
@@ -205,7 +221,7 @@ def _entropies(
         return [document.entropies_N for document in documents], "the corpus's own entropies"
     proxy = first
     if request.proxy is not None:
-        proxy = load_model(request.proxy, request, bos)
+        proxy = load_model(request.proxy, request, section)
         check_vocabulary(proxy, first.tokenizer.get_vocab(), str(request.proxy))
     num_documents = len(documents)
     found = find_entropies(proxy, documents, lambda n: progress("entropies", n, num_documents))

@@ -38,6 +38,7 @@ class Overrides:
     corpus: str = ""
     text_field: str = ""
     marks_field: str = ""
+    marks_pattern: str = ""
     window_tokens: int | None = None
     group_size: int | None = None
     max_thought_tokens: int | None = None
@@ -45,6 +46,7 @@ class Overrides:
     prompt: str = ""
     think_open: str = ""
     think_close: str = ""
+    add_think_tokens: bool = False
     bos: str = ""
 
 
@@ -98,6 +100,7 @@ def _override_strings(overrides: Overrides) -> list[str]:
         "model.think_open": _quoted(overrides.think_open),
         "model.think_close": _quoted(overrides.think_close),
         "model.bos": overrides.bos,
+        "model.add_think_tokens": "true" if overrides.add_think_tokens else "",
     }
     return [f"{key}={value}" for key, value in given.items() if value not in (None, "")]
 
@@ -116,8 +119,8 @@ def _objective(trained_with: Objective, overrides: Overrides) -> Objective:
 
 def _corpus(section: CorpusSection, overrides: Overrides) -> tuple[CorpusSection, str]:
     """The corpus to read, and a note on whether it is held out."""
-    fields = {"text_field": overrides.text_field, "marks_field": overrides.marks_field}
-    given = {name: value for name, value in fields.items() if value}
+    names = ("text_field", "marks_field", "marks_pattern")
+    given = {name: getattr(overrides, name) for name in names if getattr(overrides, name)}
     if overrides.corpus:
         source = SourceSection(path=overrides.corpus).model_copy(update=given)
         return _with_sources(

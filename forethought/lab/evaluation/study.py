@@ -60,7 +60,7 @@ def _evaluate(
     from forethought.compute.answers import answer_queries
 
     compute = compute_of(checkpoint, request.unit, questions.num_parameters)
-    model = load_model(checkpoint.model, request, given.settings.model.bos)
+    model = load_model(checkpoint.model, request, given.settings.model)
     check_vocabulary(model, questions.vocabulary, checkpoint.label)
     num_queries, prompting = len(questions.queries), questions.prompting
     answers = answer_queries(

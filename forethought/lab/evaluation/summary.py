@@ -16,6 +16,7 @@ from typing import Any
 
 from forethought import __version__
 from forethought.lab.evaluation.figures import Measurements, differences, split_figures
+from forethought.lab.evaluation.quartiles import quartile_tables
 from forethought.lab.evaluation.questions import Questions
 from forethought.lab.evaluation.request import Conditions, EvalRequest
 from forethought.lab.evaluation.scaling import fit_law, limit_interval, why_no_fit
@@ -115,6 +116,7 @@ def _entry(
             name: split_figures(result.measured, members, k_list, seed)
             for name, members in drawn.members.items()
         },
+        "quartiles": quartile_tables(result.checkpoint.label, result.measured, drawn, seed),
     }
 
 
@@ -149,6 +151,9 @@ DEFINITIONS = {
     "marginal_nll": "nats: -log mean_c p(target | context, c); at most think_nll (Jensen)",
     "no_think_nll": "nats: -log p(target | context), with the think-open token's mass removed",
     "information_gain": "no_think_nll - think_nll; _low and _high: 95 % bootstrap interval over positions",
+    "logprob_std": "nats: standard deviation of log p(target | context, c) over the G thoughts",
+    "quartiles": "a split's positions by quartiles of the proxy's entropy, or of the checkpoint's own "
+    "no_think_nll or logprob_std; from and to: the values in each; equal values stay together",
     "think_accuracy": "share of thoughts after which the target is the likeliest token (greedy); thoughts "
     "are sampled at sampling.temperature",
     "no_think_accuracy": "share of positions where the target is the likeliest token without a thought",
@@ -178,7 +183,7 @@ def split_definitions(noise: Noise) -> dict[str, str]:
         for name, least in THRESHOLDS.items()
     }
     words = {
-        "all": "every position",
+        "all": "every position: uniform over the text",
         **by_entropy,
         "marked": "positions that the corpus marks",
         "noise": noise.definition,

@@ -39,6 +39,13 @@ def tables(report: dict[str, Any]) -> list[Table]:
     return whole
 
 
+def quartile_tables(report: dict[str, Any]) -> list[Table]:
+    """Where thoughts help: the gain by quartiles, of the checkpoints that :func:`tables` shows in full."""
+    checkpoints = report["checkpoints"]
+    shown = checkpoints if len(checkpoints) <= _MAX_WHOLE else checkpoints[-1:]
+    return [_by_quartile(checkpoint) for checkpoint in shown if checkpoint["quartiles"]]
+
+
 def lines(report: dict[str, Any]) -> list[str]:
     """The conditions of the evaluation, to print above the tables."""
     corpus, sampling = report["corpus"], report["sampling"]
@@ -94,6 +101,26 @@ def _whole(checkpoint: dict[str, Any]) -> Table:
             f"{of['thought_tokens_mean']:.1f}",
             f"{of['truncated_share']:.0%}",
         )
+    return drawn
+
+
+def _by_quartile(checkpoint: dict[str, Any]) -> Table:
+    """One row per quarter of a split's positions by a measure."""
+    drawn = _table(
+        f"{checkpoint['label']}   gain where a measure is low and high, by quartiles of positions",
+        ["split", "by", "part", "from", "to", "positions", "plain NLL", "gain", "95 %"],
+    )
+    for table in checkpoint["quartiles"]:
+        for number, (name, of) in enumerate(table["splits"].items()):
+            drawn.add_row(
+                *((table["of"], table["by"]) if number == 0 else ("", "")),
+                name,
+                *(f"{of[key]:.2f}" for key in ("from", "to")),
+                str(of["num_positions"]),
+                f"{of['no_think_nll']:.2f}",
+                f"{of['information_gain']:.3f}",
+                f"{of['information_gain_low']:.2f} {of['information_gain_high']:.2f}",
+            )
     return drawn
 
 

@@ -73,7 +73,7 @@ def noise_marks(
     if not noise.field:
         return {}
     sources = tuple(
-        source.model_copy(update={"marks_field": noise.field})
+        source.model_copy(update={"marks_field": noise.field, "marks_pattern": ""})
         for source in section.resolved_sources()
     )
     marked = section.model_copy(update={"path": "", "sources": sources})

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from forethought import objectives
 from forethought.compute.answers import Answer
 from forethought.compute.logprob import ContinuationScore
+from forethought.compute.model import add_markers, load_language_model
 from forethought.compute.sampling import Sample
 from forethought.errors import InvalidInput
 from forethought.lab.demo.arms import base_model
+from forethought.lab.evaluation.drawing import draw_evaluation
 from forethought.lab.evaluation.request import EvalRequest, Overrides
 from forethought.lab.evaluation.study import Grader, evaluate_checkpoints
-from forethought.lab.evaluation.table import law_lines, lines, tables
+from forethought.lab.evaluation.table import law_lines, lines, quartile_tables, tables
 from forethought.lab.evaluation.text import Noise
+from forethought.lab.report.evaluation import evaluation_tables
 from forethought.run.checkpoints import Checkpoint
 from forethought.types import Document
 from tests import tiny
@@ -139,6 +145,84 @@ def test_a_series_too_short_for_a_law_is_reported_in_the_table(
     assert len(tables(report)) == 2
     assert any("the first checkpoint" in line or "corpus's own" in line for line in lines(report))
     assert set(report["differences"]) == {"c1"}
+
+
+def test_numbers_are_the_marked_positions_of_a_pattern(model: Path, corpus: Path) -> None:
+    """In one run with uniform ones; the pattern of the marks does not mark noise."""
+    records = [{"text": text, "noise": [5, 6]} for text in TEXTS]
+    corpus.write_text("".join(json.dumps(record) + "\n" for record in records))
+    given = request(model, corpus)
+    overrides = replace(given.overrides, marks_pattern="[0-9]+")
+    report = carry_out(replace(given, overrides=overrides, noise=Noise(field="noise")))
+    candidates = {name: split["num_candidates"] for name, split in report["splits"].items()}
+    assert candidates["marked"] == 2  # the 3 of "3 + 4 = 7" has no context
+    assert candidates["noise"] == 6
+    for name in ("all", "marked"):
+        figures = report["checkpoints"][0]["splits"][name]
+        assert figures["information_gain_low"] <= figures["information_gain"]
+        assert figures["logprob_std"] > 0
+    nothing = replace(given.overrides, marks_pattern="[@]")
+    with pytest.raises(InvalidInput, match=r"marks none of the .* positions of 3 windows"):
+        carry_out(replace(given, overrides=nothing))
+
+
+def test_quartiles_say_where_thoughts_help(model: Path, corpus: Path, tmp_path: Path) -> None:
+    report = carry_out(request(model, corpus, num_positions=40))
+    (checkpoint,) = report["checkpoints"]
+    tables = {(t["of"], t["by"]): t["splits"] for t in checkpoint["quartiles"]}
+    assert {of for of, _ in tables} == {"all", "marked"}
+    for by in ("entropy", "no_think_nll", "logprob_std"):
+        parts = list(tables["all", by].values())
+        assert sum(part["num_positions"] for part in parts) == 40
+        assert all(a["to"] < b["from"] for a, b in pairwise(parts))
+        for metric in ("information_gain", "no_think_nll"):
+            mean = sum(part[metric] * part["num_positions"] for part in parts) / 40
+            assert mean == pytest.approx(checkpoint["splits"]["all"][metric])
+    ends = [part[end] for part in tables["all", "entropy"].values() for end in ("from", "to")]
+    assert {round(end, 3) for end in ends} == set(ENTROPIES)
+    lowest, *_, highest = tables["all", "no_think_nll"].values()
+    assert lowest["from"] < lowest["no_think_nll"] < lowest["to"] < highest["no_think_nll"]
+    draw_evaluation(report, tmp_path / "eval.png")
+    assert (tmp_path / "eval.png").stat().st_size > 10_000
+    assert len(quartile_tables(report)) == 1
+    shown = {table.title for table in evaluation_tables(report)}
+    assert {"first", "first: all by entropy", "first: marked by logprob_std"} <= shown
+
+
+def test_one_thought_has_no_spread_to_divide_by(model: Path, corpus: Path) -> None:
+    given = request(model, corpus)
+    report = carry_out(replace(given, overrides=replace(given.overrides, group_size=1)))
+    (checkpoint,) = report["checkpoints"]
+    assert checkpoint["splits"]["all"]["logprob_std"] == 0
+    assert {table["by"] for table in checkpoint["quartiles"]} == {"entropy", "no_think_nll"}
+
+
+def test_a_model_without_markers_is_evaluated_with_untrained_ones(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """The same in every load, beside a checkpoint that has them; otherwise markers are text."""
+    bare, with_markers = bare_model(tmp_path / "bare"), tmp_path / "with"
+    given = request(bare, corpus)
+    as_text = carry_out(given)
+    given = replace(given, overrides=replace(given.overrides, add_think_tokens=True))
+    one, again = carry_out(given), carry_out(given)
+    assert one["checkpoints"] == again["checkpoints"] != as_text["checkpoints"]
+    loaded = load_language_model(bare, "float32", "cpu")
+    add_markers(loaded, "<think>", "</think>")
+    loaded.model.save_pretrained(with_markers)
+    loaded.tokenizer.save_pretrained(with_markers)
+    checkpoints = (Checkpoint("bare", bare), Checkpoint("with", with_markers))
+    both = carry_out(replace(given, checkpoints=checkpoints))
+    assert set(both["differences"]) == {"with"}
+
+
+def bare_model(directory: Path) -> Path:
+    """A model whose tokenizer has no think markers."""
+    state = json.loads(tiny.build_tokenizer().backend_tokenizer.to_str()) | {"added_tokens": []}
+    backend = Tokenizer.from_str(json.dumps(state))
+    tiny.build_model().save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tiny.EOS).save_pretrained(directory)
+    return directory
 
 
 def ids_of(text: str) -> tuple[int, ...]:
