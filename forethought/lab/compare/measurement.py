@@ -57,7 +57,7 @@ def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str,
 
     from forethought.compute.answers import evaluate
     from forethought.compute.model import find_markers, load_language_model
-    from forethought.config.sections import CorpusSection
+    from forethought.config.sections import CorpusSection, SourceSection
     from forethought.corpus.mixture import open_corpus
     from forethought.special_tokens import special_tokens_of
     from forethought.types import Prompting, Sampling
@@ -65,7 +65,8 @@ def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str,
     torch.set_num_threads(1)
     language_model = load_language_model(model, "float32", "cpu")
     markers = find_markers(language_model.tokenizer, entry.think_open, entry.think_close)
-    section = CorpusSection(path=entry.corpus, window_tokens=entry.window_tokens)
+    source = SourceSection(path=entry.corpus, marks_pattern=entry.marks_pattern)
+    section = CorpusSection(sources=(source,), window_tokens=entry.window_tokens)
     corpus = open_corpus(section, language_model.tokenizer, 0, cache)
     documents = corpus.take(min(entry.num_documents, corpus.num_windows))
     prompting = Prompting(
@@ -101,16 +102,28 @@ def _queries(documents: Sequence[Document], entry: EvaluationEntry) -> dict[str,
     elsewhere: list[Query] = []
     for document in documents:
         every = set(range(1, len(document.token_ids_N)))
-        chosen = set(document.marks) if entry.positions == "marked" else {rng.choice(sorted(every))}
+        if entry.positions == "marked":
+            marks, chosen = set(document.marks), _marked(document, entry)
+        else:
+            marks, chosen = set(), {rng.choice(sorted(every))}
         answers += (Query(document, p) for p in at(document, sorted(chosen), target_tokens=1))
-        if entry.elsewhere and (others := sorted(every - chosen)):
+        if entry.elsewhere and (others := sorted(every - chosen - marks)):
             elsewhere += (Query(document, p) for p in at(document, [rng.choice(others)], 1))
     if not answers:
         raise InvalidInput(
-            f"the {len(documents)} documents of {entry.corpus} have no marked position; expected marks, or "
-            'evaluation.positions = "uniform"'
+            f"the {len(documents)} documents of {entry.corpus} have no marked position; expected marks, "
+            'matches of evaluation.marks_pattern, or evaluation.positions = "uniform"'
         )
     return {"answers": answers, "elsewhere": elsewhere} if elsewhere else {"answers": answers}
+
+
+def _marked(document: Document, entry: EvaluationEntry) -> set[int]:
+    """The marked positions of a document, or as many of them as the plan wants."""
+    from forethought.objectives.parts.positions import marked
+
+    rng = random.Random(f"marked/{entry.seed}/{document.document_id}")
+    num_positions = entry.num_positions or len(document.token_ids_N)
+    return {position.index for position in marked(document, num_positions, 1, rng)}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from forethought.config.sections import (
     Folder,
     LocalPath,
     NonNegativeInt,
+    Pattern,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -76,6 +77,8 @@ class EvaluationEntry(Section):
     corpus: str
     window_tokens: PositiveInt = 256
     positions: Literal["marked", "uniform"] = "marked"
+    marks_pattern: Pattern = ""  # also marks what it matches, as a source's does
+    num_positions: NonNegativeInt = 0  # marked ones of a document, drawn at random; 0: all of them
     num_documents: PositiveInt = 512
     num_thoughts: PositiveInt = 8
     max_thought_tokens: PositiveInt = 32
