@@ -4,8 +4,9 @@ Design: the entropy of token i of N is that of predicting it from the tokens bef
 ``top_k`` likeliest tokens (RPT: 16). RPT does not state whether those are renormalised, so the caller
 chooses: without, the sum is ``-sum p log p`` with p of the whole distribution, a lower bound of the
 entropy that ignores the tail; with, p sums to 1 over the k. Taking the k logits first costs nothing:
-only the log-normaliser of the rest is needed. Sums are in float64, because thresholds and files compare
-digits that float32 sums would round away.
+only the log-normaliser of the rest is needed. Logits are taken relative to the likeliest one, so that the
+vocabulary can be summed in float32, a quarter of the time of float64, and the k terms in float64. The
+price: an entropy of some 1e-6 nats is off in its sixth digit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from forethought.compute.forms import forms_of
 from forethought.compute.packing import Pack, Row, packs_of
 from forethought.compute.token_logprobs import Predictions
 
-_CHUNK_TOKENS = 128  # of a row whose logits are held in float64 at once
+_CHUNK_TOKENS = 128  # of a row whose logits are held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,10 @@ def _of_pack(model: Any, pack: Pack, queries: Sequence[EntropyQuery]) -> list[tu
 
 
 def _entropies(logits: torch.Tensor, query: EntropyQuery) -> torch.Tensor:
-    """Sum in float64, return float32: the precision of both transports and of files."""
-    top = logits.topk(min(query.top_k, logits.shape[-1]), dim=-1).values.double()
-    of = top if query.renormalise else logits.double()
-    logprobs = top - of.logsumexp(dim=-1, keepdim=True)
+    """Float32: the precision of both transports and of files."""
+    top = logits.topk(min(query.top_k, logits.shape[-1]), dim=-1).values
+    likeliest = top[:, :1]
+    relative = (top - likeliest).double()
+    of = relative.exp() if query.renormalise else (logits - likeliest).exp_()
+    logprobs = relative - of.sum(dim=-1, keepdim=True).double().log()
     return -(logprobs.exp() * logprobs).sum(dim=-1).float()
