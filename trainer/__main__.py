@@ -54,9 +54,11 @@ def train(settings: Settings) -> int:
         if note := directory.finished_note(settings.learner):
             log.info("%s", note)
             return 0
-        from trainer.assembly import assemble
+        from trainer.warmup.preparation import prepared
 
-        parts = assemble(settings, objective)
+        parts, summary = prepared(settings, objective, _supervised)
+        if parts is None:  # stopped or failed in the warm-up: the next start resumes it
+            return process.run_status(summary, settings.learner.stopped_status)
         log.info("%s", parts.precision_line)
         summary = _supervised(parts)
         directory.write_summary(summary)
@@ -136,9 +138,9 @@ async def run_thinking(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
 async def run_next_token(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
     """Run without thoughts, serving the ops port, until done or stopped; returns the summary."""
     from forethought.telemetry.metrics import process_registry
-    from trainer.next_token_run import NextTokenRun
+    from trainer.runs import next_token_run
 
-    run = NextTokenRun(parts)
+    run = next_token_run(parts)
     async with _ops_port(parts.settings, run.describe, process_registry("learner")):
         return await run.run_until(stop)
 

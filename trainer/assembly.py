@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -45,6 +47,10 @@ class Assembly:
     corpus: Corpus
     markers: Markers | None
     prompting: Prompting | None  # markers and prompting: None if the objective has no thoughts
+    new_ids: tuple[int, ...] = ()  # of markers that the model did not have
+    warmup: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # its outcome; empty: none was considered
 
     @property
     def precision_line(self) -> str:
@@ -131,9 +137,8 @@ def assemble(settings: Settings, objective: Objective) -> Assembly:
     learner = Learner(language_model, settings.learner, settings.baseline)
     model = settings.model.model_copy(update={"dtype": language_model.precision.dtype})
     settings = settings.model_copy(update={"model": model})
-    return Assembly(
-        settings, directory, objective, learner, corpus, policy.markers, policy.prompting
-    )
+    given = (policy.markers, policy.prompting, policy.new_ids)
+    return Assembly(settings, directory, objective, learner, corpus, *given)
 
 
 def _what_was_read(corpus: Corpus, window_tokens: int) -> str:

@@ -17,8 +17,9 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,7 +36,7 @@ from trainer.learner.learner import Learner
 @dataclass(frozen=True, slots=True)
 class Progress:
     """A run's progress. ``num_steps`` counts closed batches; versions and optimizer steps are counted
-    separately.
+    separately. ``warmup`` is the outcome of the warm-up before it (:mod:`trainer.warmup.preparation`).
 
     Example:
         ``Progress(epoch=1, num_steps=40, batch_tasks=32, version=40, num_optimizer_steps=40,``
@@ -52,6 +53,7 @@ class Progress:
     seconds: float
     cursor: str
     run_id: str = ""
+    warmup: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(

@@ -38,7 +38,7 @@ from forethought.run.files import grant_usual_mode, rename_whole
 from forethought.types import Document
 from trainer.assembly import assemble
 from trainer.base_corpus import quote_thoughts, train_tokenizer
-from trainer.next_token_run import NextTokenRun
+from trainer.next_token_run import NextTokenRun, PlainDocuments
 
 log = logging.getLogger("trainer.make_base")
 
@@ -61,7 +61,8 @@ def make_base(settings: Settings) -> int:
     parts = assemble(of_base, check_run(of_base))
     tokenizer = parts.learner.language_model.tokenizer
     markers = find_markers(tokenizer, settings.model.think_open, settings.model.think_close)
-    run = NextTokenRun(parts, QuotingDocuments(parts.corpus, markers, settings))
+    documents = QuotingDocuments(parts.corpus, markers, settings)
+    run = NextTokenRun(parts, PlainDocuments(parts, documents))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: run.stop())
     with parts.directory.owned():

@@ -1,9 +1,9 @@
-"""A run without thoughts: documents go from the corpus to the learner directly.
+"""A run without rollouts: trees for next-token loss go to the learner directly.
 
-    take documents -> step -> metrics -> checkpoint
+    take trees -> step -> metrics -> checkpoint
 
-Trains base models and does continued pre-training (CPT), with the same learner, corpus and checkpoints as
-reinforcement; needs neither Redis nor replicas.
+Trains base models, does continued pre-training (CPT) and warms up think markers, with the same learner,
+corpus and checkpoints as reinforcement; needs neither Redis nor replicas.
 """
 
 from __future__ import annotations
@@ -11,27 +11,62 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from forethought.background import end
 from forethought.corpus.mixture import CorpusCursor
 from trainer.admission.feed import Documents
 from trainer.assembly import Assembly
-from trainer.batch.thought_tree import trees_of_documents
+from trainer.batch.thought_tree import ThoughtTree, trees_of_documents
 from trainer.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.learner.learner import StepResult
 from trainer.metrics.step_log import MetricsLog
 from trainer.metrics.step_watch import StepWatch
 
 
-class NextTokenRun:
-    """Next-token training until ``learner.steps`` or ``learner.max_tokens`` is reached, nothing is learned
-    (:mod:`forethought.run.learning`), or it is stopped.
-    """
+class TreeSource(Protocol):
+    """An endless supply of what is trained on."""
+
+    def take(self, num_documents: int) -> list[ThoughtTree]:
+        """The trees of the next ``num_documents``, their weights summing to 1 for each kind of loss."""
+        ...
+
+
+class Goal(Protocol):
+    """What a run may reach before its last step."""
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether it has been."""
+        ...
+
+    def measure(self, step: int, *, is_first: bool) -> dict[str, float]:
+        """Values for the metrics log after ``step``, empty where none are due."""
+        ...
+
+
+class PlainDocuments:
+    """Whole documents, of the corpus unless others are given."""
 
     def __init__(self, parts: Assembly, documents: Documents | None = None) -> None:
-        """``documents`` replaces the corpus as the source, for callers that rewrite documents."""
-        self._parts, self._documents = parts, documents or parts.corpus
+        self._documents, self._bos_ids = documents or parts.corpus, parts.bos_ids
+
+    def take(self, num_documents: int) -> list[ThoughtTree]:
+        """See :class:`TreeSource`."""
+        return trees_of_documents(self._documents.take(num_documents), self._bos_ids)
+
+
+class NextTokenRun:
+    """Next-token training until ``learner.steps``, ``learner.max_tokens`` or the goal is reached, nothing
+    is learned (:mod:`forethought.run.learning`), or it is stopped.
+    """
+
+    def __init__(
+        self, parts: Assembly, source: TreeSource | None = None, goal: Goal | None = None
+    ) -> None:
+        """Without ``source``, the corpus is trained on as it is."""
+        self._parts, self._source = parts, source or PlainDocuments(parts)
+        self._goal = goal
         self._watch = StepWatch(parts.settings.learner)
         self._stop = threading.Event()
         self._num_steps = 0
@@ -68,15 +103,14 @@ class NextTokenRun:
         settings, directory = self._parts.settings, self._parts.directory
         metrics = MetricsLog(directory.metrics, self._num_steps, settings.learner.tensorboard)
         self._watch.resume(directory.read_metrics(), self._is_done)
+        self._measure(is_first=True)
         while not (self._is_done or self._failure or self._stop.is_set()):
             started_s = time.monotonic()
-            documents = self._documents.take(settings.learner.batch_tasks)
-            result = self._parts.learner.step(
-                trees_of_documents(documents, self._parts.bos_ids), settings.learner.inner_epochs
-            )
+            trees = self._source.take(settings.learner.batch_tasks)
+            result = self._parts.learner.step(trees, settings.learner.inner_epochs)
             self._num_steps += 1
             self._num_tokens += result.num_tokens
-            values = self._values(result, time.monotonic() - started_s)
+            values = self._values(result, time.monotonic() - started_s) | self._measure()
             metrics.write(self._num_steps, self._watch.see(self._num_steps, values))
             if self._num_steps % settings.checkpoint.every_steps == 0:
                 self._save()
@@ -89,7 +123,11 @@ class NextTokenRun:
 
     @property
     def _is_done(self) -> bool:
-        return self._parts.settings.learner.is_done(self._num_steps, self._num_tokens)
+        is_reached = self._goal is not None and self._goal.is_reached
+        return is_reached or self._parts.settings.learner.is_done(self._num_steps, self._num_tokens)
+
+    def _measure(self, *, is_first: bool = False) -> dict[str, float]:
+        return self._goal.measure(self._num_steps, is_first=is_first) if self._goal else {}
 
     def _values(self, result: StepResult, step_s: float) -> dict[str, Any]:
         return {

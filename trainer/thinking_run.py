@@ -407,6 +407,7 @@ class ThinkingRun:
             seconds=self._seconds(),
             cursor=self._parts.corpus.cursor.to_json(),
             run_id=self._run_id,
+            warmup=dict(self._parts.warmup),
         )
         checkpoint = await asyncio.to_thread(
             save_checkpoint,

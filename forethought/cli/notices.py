@@ -15,9 +15,9 @@ from forethought.cli.progress import LineTail
 
 _RECORD = re.compile(r"\d\d:\d\d:\d\d\.\d{3} \S+ ([A-Z]+) (\S+): (.*)")  # forethought.telemetry.log
 _LEVELS = {"WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
-_SAID = re.compile(r"(corpus|precision): (.*)")
-"""The learner's lines that are for people: what was read, and what it computes in."""
-_LEARNER = ("trainer", "trainer.assembly")
+_SAID = re.compile(r"(corpus|precision|warm-up): (.*)")
+"""The learner's lines that are for people: what was read, what it computes in, whether it warms up."""
+_LEARNER = ("trainer", "trainer.assembly", "trainer.warmup.preparation")
 _READER = "forethought.corpus"
 """Of all its processes the corpus says the same, and ``up`` says it once."""
 

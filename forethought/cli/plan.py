@@ -69,6 +69,11 @@ class Plan:
         return self.directory.root / "base" / "model"
 
     @property
+    def warmup_run(self) -> RunDirectory:
+        """The run that warms up the think markers, if one is needed."""
+        return RunDirectory(self.directory.warmup / "run")
+
+    @property
     def children_config(self) -> Path:
         """The children's configuration; DIR/config.toml is written by the trainer while services read."""
         return self.directory.root / "up.toml"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from forethought.cli.plan import Plan
-    from forethought.cli.progress import Display, Reading
+    from forethought.cli.progress import Display, MetricsTail, Reading
     from forethought.cli.supervisor import Child, Supervisor
     from forethought.queue import Broker, BrokerMemory
     from forethought.run.directory import RunDirectory
@@ -162,9 +162,12 @@ class _Run:
         services = [supervisor.start(program) for program in self._plan.services(self._redis_url)]
         trainer = supervisor.start(self._plan.trainer(self._redis_url))
         settings, directory = self._plan.settings, self._plan.directory
-        reading = _reading(settings.objective.name, settings.learner.steps, directory)
+        stages = [
+            _Stage.of("warm-up", settings.warmup.max_steps, self._plan.warmup_run),
+            _Stage.of(settings.objective.name, settings.learner.steps, directory),
+        ]
         registry = broker if self._plan.thinks else None
-        outcome = await self._follow(trainer, services, reading, directory, registry)
+        outcome = await self._follow(trainer, services, stages, registry)
         await self._stop(supervisor, trainer, services)
         self._notices.read()  # of the end
         return outcome
@@ -174,9 +177,8 @@ class _Run:
             f"no model.path: training a small base into {self._plan.base_model} first"
         )
         child = supervisor.start(self._plan.base_program(self._redis_url), restart=False)
-        directory = self._plan.base_run
-        reading = _reading("base", self._plan.settings.base.steps, directory)
-        outcome = await self._follow(child, [], reading, directory, None)
+        stage = _Stage.of("base", self._plan.settings.base.steps, self._plan.base_run)
+        outcome = await self._follow(child, [], [stage], None)
         await child.stop(_LEARNER_GRACE_S)
         if not outcome.stopped and not outcome.exit_status and not self._plan.base_model.exists():
             return RunOutcome(1, f"base exited without writing {self._plan.base_model}", child)
@@ -186,14 +188,13 @@ class _Run:
         self,
         main: Child,
         others: Sequence[Child],
-        reading: Reading,
-        directory: RunDirectory,
+        stages: Sequence[_Stage],
         broker: Broker | None,
     ) -> RunOutcome:
-        """Show progress until ``main`` is done, a child fails for good, or a stop is requested."""
-        from forethought.cli.progress import MetricsTail
+        """Show progress until ``main`` is done, a child fails for good, or a stop is requested.
 
-        tail = MetricsTail(directory.metrics)
+        ``main`` goes through ``stages`` in order and may leave out all but the last.
+        """
         stopping = asyncio.create_task(self._stop_requested.wait())
         children = {child.ended: child for child in (main, *others)}
         for child in children.values():
@@ -208,7 +209,7 @@ class _Run:
                 if stopping in ended:
                     return RunOutcome(0, "stopped", stopped=True)
                 self._notices.read()
-                reading.add(tail.read())
+                reading = _current(stages)
                 if broker is not None and time.monotonic() >= next_poll_s:
                     reading.replicas = await _count_replicas(broker)
                     next_poll_s = time.monotonic() + _REGISTRY_INTERVAL_S
@@ -284,12 +285,33 @@ def _written_at(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _reading(stage: str, num_steps: int, directory: RunDirectory) -> Reading:
-    """The state of a stage before its process starts; a resumed stage does not begin at 0."""
-    from forethought.cli.progress import Reading
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """A run of the learner: its state, and the end of its metrics.
 
-    latest = directory.latest_checkpoint()
-    return Reading(stage, num_steps, int(latest.name.removeprefix("step-")) if latest else 0)
+    Example:
+        ``_Stage.of("rlp", 120, directory)``
+    """
+
+    reading: Reading
+    tail: MetricsTail
+
+    @classmethod
+    def of(cls, name: str, num_steps: int, directory: RunDirectory) -> _Stage:
+        """The state before the process starts; a resumed stage does not begin at 0."""
+        from forethought.cli.progress import MetricsTail, Reading
+
+        latest = directory.latest_checkpoint()
+        first_step = int(latest.name.removeprefix("step-")) if latest else 0
+        return cls(Reading(name, num_steps, first_step), MetricsTail(directory.metrics))
+
+
+def _current(stages: Sequence[_Stage]) -> Reading:
+    """The stage that has made the newest step; before any, the last."""
+    for stage in stages:
+        stage.reading.add(stage.tail.read())
+    begun = [stage.reading for stage in stages if stage.reading.recent]
+    return begun[-1] if begun else stages[-1].reading
 
 
 def judge(child: Child, *, needed: bool, running: Iterable[Child]) -> RunOutcome | None:

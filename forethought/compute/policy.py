@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 class Policy:
     """A loaded model with the run's markers and prompt; those are None if the objective has no thoughts.
 
+    ``new_ids`` are those of markers that the model did not have.
+
     Example:
         ``load_policy(settings, check_run(settings)).language_model``
     """
@@ -44,6 +46,7 @@ class Policy:
     language_model: LanguageModel
     markers: Markers | None
     prompting: Prompting | None
+    new_ids: tuple[int, ...] = ()
 
 
 def load_policy(settings: Settings, objective: Objective) -> Policy:
@@ -53,11 +56,15 @@ def load_policy(settings: Settings, objective: Objective) -> Policy:
         InvalidInput: the model is unusable, or the run's rows do not fit (:func:`check_length`).
     """
     language_model = _model(settings)
-    markers = _markers(settings, language_model) if objective.thinks else None
+    known = set(language_model.tokenizer.get_vocab())
+    markers = _markers(settings, language_model) if objective.needs_markers else None
     set_fp32_head(language_model.model, settings.model.fp32_head)  # markers may replace the head
     prompting = prompting_of(objective, language_model.tokenizer, markers) if markers else None
     check_length(settings, objective, language_model, prompting)
-    return Policy(language_model, markers, prompting)
+    names = (settings.model.think_open, settings.model.think_close)
+    new = [name for name in names if markers and name not in known]
+    new_ids = tuple(language_model.tokenizer.convert_tokens_to_ids(new))
+    return Policy(language_model, markers, prompting, new_ids)
 
 
 def check_length(

@@ -54,6 +54,7 @@ class TargetText:
 class SampleRequest:
     """``len(seeds_G)`` samples after one prefix, each until a stop (token or sequence) or ``max_tokens``.
 
+    The first ``min_tokens`` are sampled as if stop tokens had no probability; stop sequences still end a sample.
     After a stop, up to ``prediction_tokens`` more are sampled, until one of ``prediction_stop_ids``.
     With a ``target``, its log-probs after every sample are computed; not together with predictions.
 
@@ -70,6 +71,7 @@ class SampleRequest:
     prediction_stop_ids: tuple[int, ...] = ()
     target: TargetText | None = None
     stop_sequences: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Both would follow the sample."""
@@ -183,7 +185,8 @@ class _Choice:
         ``kept`` are the places of the rows that go on.
         """
         uniforms_R = self._uniforms[self._alive, self._num_steps].to(logits.device)
-        logprobs = torch.log_softmax(logits / self._temperatures[self._alive].to(logits), dim=-1)
+        scaled = logits / self._temperatures[self._alive].to(logits)
+        logprobs = torch.log_softmax(self._without_early_stops(scaled), dim=-1)
         ids = _inverse_cdf(logprobs, uniforms_R)
         sampled = logprobs.gather(1, ids[:, None])[:, 0].tolist()
         read = {
@@ -207,6 +210,14 @@ class _Choice:
     def compact(self) -> None:
         """Only rows that go on are alive."""
         self._alive = [self._alive[place] for place in self.kept]
+
+    def _without_early_stops(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits without those of stop tokens where a sample is shorter than its least length."""
+        for place, row in enumerate(self._alive):
+            request = self._requests[self._owners[row]]
+            if self._num_steps < request.min_tokens and request.stop_ids:
+                logits[place, list(request.stop_ids)] = float("-inf")
+        return logits
 
     def _score(self, logits: torch.Tensor, read: dict[int, int]) -> None:
         """Keep the log-probs of the read tokens that are a target's, not what precedes it."""

@@ -177,6 +177,20 @@ class ObjectiveSection(Section):
     estimator: str = ""  # of advantages; empty: the objective's default
 
 
+class WarmupSection(Section):
+    """The warm-up of the think markers before a run whose model's thoughts are too costly as they are."""
+
+    when: Literal["auto", "always", "never"] = (
+        "auto"  # auto: if thoughts cost more than max_cost_nats
+    )
+    max_cost_nats: PositiveFloat = 0.3  # of an average thought, with which a run starts as it is
+    min_closed_share: Share = 0.9  # of thoughts that close by themselves, at the end of a warm-up
+    max_steps: PositiveInt = 400  # then the run starts all the same, with a warning
+    batch_documents: PositiveInt = 8
+    learning_rate: PositiveFloat = 1e-4
+    parameters: dict[str, Any] = Field(default_factory=dict)  # others of the objective warmup
+
+
 class SamplingSection(Section):
     """How thoughts are sampled. top_p and top_k exist only to be rejected with an explanation."""
 
@@ -337,6 +351,7 @@ class Root(Section):
     base: BaseSection = BaseSection()
     corpus: CorpusSection = CorpusSection()
     objective: ObjectiveSection = ObjectiveSection()
+    warmup: WarmupSection = WarmupSection()
     sampling: SamplingSection = SamplingSection()
     learner: LearnerSection = LearnerSection()
     filter: FilterSection = FilterSection()

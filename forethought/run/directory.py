@@ -4,6 +4,7 @@
                                     Redis URL, no tokens)
     DIR/up.toml  DIR/logs/          the configuration `forethought up` passes to its processes; their logs
     DIR/base/                       the small base model, if `up` had to train one
+    DIR/warmup/                     the warm-up of the think markers: outcome.json, run/ and model/
     DIR/metrics.jsonl               one JSON object per optimizer step
     DIR/summary.json                the run's final summary, written when it ends
     DIR/checkpoints/step-000040/    model/ loads with transformers; the rest resumes the learner
@@ -69,6 +70,15 @@ class RunDirectory:
     def summary(self) -> Path:
         """The run's final summary."""
         return self.root / "summary.json"
+
+    @property
+    def warmup(self) -> Path:
+        """The folder of the run's warm-up: ``outcome.json``, ``run`` and ``model``."""
+        return self.root / "warmup"
+
+    def read_warmup(self) -> dict[str, Any]:
+        """Whether a warm-up was needed, and what thoughts were worth; empty if that was not asked."""
+        return read_object(self.warmup / "outcome.json")
 
     @property
     def journal(self) -> Path:

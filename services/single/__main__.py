@@ -44,22 +44,28 @@ def run(settings: Settings) -> int:
         if note := directory.finished_note(settings.learner):
             log.info("%s", note)
             return 0
-        from trainer.assembly import assemble
+        from trainer.warmup.preparation import prepared
 
-        parts = assemble(settings, objective)
+        parts, summary = prepared(settings, objective, _supervised)
+        if parts is None:  # stopped or failed in the warm-up: the next start resumes it
+            return process.run_status(summary, settings.learner.stopped_status)
         log.info("%s", parts.precision_line)
-        summary: dict[str, Any] = {}
-
-        async def train(stop: asyncio.Event) -> int:
-            summary.update(
-                await (_run_thinking if parts.objective.thinks else _run_next_token)(parts, stop)
-            )
-            return 0
-
-        process.run_until_signalled(train)
+        summary = _supervised(parts)
         directory.write_summary(summary)
     log.info("step %d, checkpoint %s", summary["steps"], summary["checkpoint"])
     return process.run_status(summary, settings.learner.stopped_status)
+
+
+def _supervised(parts: Assembly) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+
+    async def train(stop: asyncio.Event) -> int:
+        run = _run_thinking if parts.objective.thinks else _run_next_token
+        summary.update(await run(parts, stop))
+        return 0
+
+    process.run_until_signalled(train)
+    return summary
 
 
 def _in_process(settings: Settings) -> Settings:
@@ -102,9 +108,9 @@ async def _run_thinking(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
 
 
 async def _run_next_token(parts: Assembly, stop: asyncio.Event) -> dict[str, Any]:
-    from trainer.next_token_run import NextTokenRun
+    from trainer.runs import next_token_run
 
-    return await NextTokenRun(parts).run_until(stop)
+    return await next_token_run(parts).run_until(stop)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,10 @@ class Learner:
         """The policy's compute copy."""
         return self.language_model.model
 
+    def speed_up_rows(self, ids: Sequence[int], factor: float) -> None:
+        """Give the embedding rows of ``ids``, new tokens, ``factor`` times the learning rate."""
+        self._optimizer.speed_up_rows(self.model, ids, factor)
+
     def step(self, trees: Sequence[ThoughtTree], num_passes: int = 1) -> StepResult:
         """Train on one batch for ``num_passes`` optimizer passes, and advance the version.
 

@@ -12,7 +12,8 @@ parameter for the sums instead of 2; only one micro-batch's gradient of one para
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,12 +41,24 @@ class MasterOptimizer:
         decay = [p for p in self.masters.values() if p.ndim >= 2]
         plain = [p for p in self.masters.values() if p.ndim < 2]
         groups: list[dict[str, Any]] = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+        self._rows: dict[str, _FastRows] = {}
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=section.learning_rate,
             betas=(section.beta1, section.beta2),
             weight_decay=section.weight_decay,
         )
+
+    def speed_up_rows(self, model: Any, ids: Sequence[int], factor: float) -> None:
+        """From now on, the embedding rows of ``ids``, and the head's, have ``factor`` times the rate."""
+        tables = (model.get_input_embeddings(), model.get_output_embeddings())
+        weights = {id(table.weight) for table in tables if table is not None}
+        index = torch.tensor(ids, dtype=torch.long)
+        self._rows = {
+            name: _FastRows(self.masters[name].detach(), index.to(parameter.device), factor)
+            for name, parameter in self._parameters.items()
+            if id(parameter) in weights and ids
+        }
 
     def zero_grad(self) -> None:
         """Drop all gradients and their sums."""
@@ -63,7 +76,10 @@ class MasterOptimizer:
         if math.isfinite(norm):
             for group in self._adamw.param_groups:
                 group["lr"] = learning_rate
+            before = [rows.values() for rows in self._rows.values()]
             self._adamw.step()
+            for rows, values in zip(self._rows.values(), before, strict=True):
+                rows.extend_from(values)
             self.copy_to_model()
         return norm, learning_rate
 
@@ -106,6 +122,21 @@ class MasterOptimizer:
                 list(self.masters.values()), self._section.grad_clip_norm, norm
             )
         return float(norm)
+
+
+@dataclass(frozen=True, slots=True)
+class _FastRows:
+    """Rows of a table whose updates are multiplied."""
+
+    table: torch.Tensor
+    index: torch.Tensor
+    factor: float
+
+    def values(self) -> torch.Tensor:
+        return self.table[self.index]
+
+    def extend_from(self, before: torch.Tensor) -> None:
+        self.table[self.index] = before + self.factor * (self.values() - before)
 
 
 def _adding_to(master: torch.nn.Parameter) -> Callable[[torch.Tensor], None]:

@@ -18,6 +18,9 @@ from forethought.lab.compare.plan import (
 from forethought.run.cost import Cost
 from forethought.run.directory import RunDirectory
 
+_SAME_START: Tables = {"warmup": {"when": "never"}}
+"""Arms start from one base; a base whose markers are to be warmed up is trained by the objective warmup."""
+
 _UNTIL_THE_BUDGET = 1_000_000_000  # steps, where learner.max_tokens ends the run
 
 
@@ -94,4 +97,4 @@ def _settings(plan: ComparisonPlan, trial: Trial, model: Path, *layers: Tables) 
         "model": {"path": str(model)},
         "learner": {},
     }
-    return layered(plan.settings, *layers, own)
+    return layered(_SAME_START, plan.settings, *layers, own)

@@ -97,6 +97,7 @@ class DemoPlan:
             f"run.seed={self.seed}",
             f"model.path={base_model()}",
             "model.dtype=float32",  # the figures of a demo are to be those of any machine
+            "warmup.when=never",  # the base was trained with thoughts
             f"corpus.path={self.corpus / 'train.jsonl'}",
             f"corpus.window_tokens={WINDOW_TOKENS}",
         ]

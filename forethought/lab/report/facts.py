@@ -95,6 +95,26 @@ def _failure(run: RunRecord) -> str:
     return run.failure or NONE
 
 
+def _warmup(run: RunRecord) -> str:
+    """Whether the think markers were warmed up, and what the model's thoughts were worth around it."""
+    outcome = run.directory.read_warmup()
+    before, after = (_worth(outcome.get(when)) for when in ("before", "after"))
+    if not before:
+        return NONE
+    if after:
+        return (
+            f"{number(outcome.get('steps')) or 0:.0f} steps: {before} \N{RIGHTWARDS ARROW} {after}"
+        )
+    return f"{'not complete' if outcome.get('needed') else 'not needed'}: {before}"
+
+
+def _worth(measured: Any) -> str:
+    if not isinstance(measured, dict):
+        return ""
+    gain, closed = number(measured.get("information_gain")), number(measured.get("closed_share"))
+    return "" if gain is None or closed is None else f"{signed(gain)} nats, {closed:.0%} closed"
+
+
 def _objective(run: RunRecord) -> str:
     name = str(run.setting("objective", "name", NONE))
     parameters = run.setting("objective", "parameters", {})
@@ -187,6 +207,7 @@ _IDENTITY: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
     ("Objective", _objective),
     ("Loss", _learning),
     ("Model", _model),
+    ("Warm-up", _warmup),
     ("Corpus", _corpus),
     ("Seed", _seed),
     ("Steps", _steps),

@@ -37,6 +37,9 @@ class Mode(Enum):
     NEXT_TOKEN = "next_token"
     """There are no thoughts: documents go to the learner directly."""
 
+    WARM_UP = "warm_up"
+    """The learner itself inserts thoughts that it samples, and trains by next-token loss: no rewards."""
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -125,7 +128,12 @@ class Objective(ABC):
 
     @property
     def thinks(self) -> bool:
-        """Whether thoughts are sampled at all."""
+        """Whether rollout replicas sample thoughts that are rewarded."""
+        return self.mode not in (Mode.NEXT_TOKEN, Mode.WARM_UP)
+
+    @property
+    def needs_markers(self) -> bool:
+        """Whether there are thoughts at all."""
         return self.mode is not Mode.NEXT_TOKEN
 
     def of_batch(self, batch: int) -> Objective:

@@ -46,6 +46,8 @@ def redrawn(model: Any, request: SampleRequest, seed: int, drawn: Sample) -> Sam
     """
     row, num = request.prefix_ids + drawn.token_ids_L, len(drawn.token_ids_L)
     logits = row_logits(model, row[:-1])[-num:] / request.temperature
+    if request.stop_ids:
+        logits[: request.min_tokens, list(request.stop_ids)] = -torch.inf
     logprobs = torch.log_softmax(logits, dim=-1)
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(request.max_length, generator=generator, dtype=torch.float64)

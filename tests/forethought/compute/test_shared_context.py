@@ -79,6 +79,7 @@ REQUESTS = [
     SampleRequest(
         OTHER[:12] + BRIDGE_IDS, (9, 10, 11), 3, 0.8, tuple(range(0, 256, 3)), target=TARGET
     ),
+    SampleRequest(OTHER[:20], (12, 13), 5, 1.0, tuple(range(0, 256, 2)), min_tokens=4),
 ]
 
 

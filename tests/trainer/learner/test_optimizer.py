@@ -350,3 +350,38 @@ def test_the_state_before_the_first_step_is_the_masters() -> None:
     state = MasterOptimizer(model, section()).state()
     assert state.keys() == {f"master/{name}" for name, _ in model.named_parameters()}
     assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_rows_of_new_tokens_move_faster(is_tied: bool) -> None:
+    """Those of the embedding and of a head of its own, and no other."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def updates(factor: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=12,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=is_tied,
+        )
+        model = LlamaForCausalLM(config)
+        optimizer = MasterOptimizer(model, LearnerSection(grad_clip_norm=0.0))
+        optimizer.speed_up_rows(model, (10, 11), factor)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        ids = torch.tensor([[3, 10, 4, 11, 5]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step(0)
+        return {name: p.detach() - before[name] for name, p in model.named_parameters()}
+
+    usual, fast = updates(1.0), updates(20.0)
+    tables = [name for name in usual if "embed_tokens" in name or "lm_head" in name]
+    assert len(tables) == 2 - is_tied
+    for name, update in usual.items():
+        expected = update.clone()
+        if name in tables:
+            expected[10:] *= 20
+            assert update[10:].abs().max() > 0
+        assert torch.allclose(fast[name], expected, rtol=1e-3, atol=1e-8)
