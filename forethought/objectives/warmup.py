@@ -1,6 +1,6 @@
 """Warm-up: teach a model its think markers on any text, without worked thoughts.
 
-    x_<t <think> c </think> x_>=t        c sampled by the model itself, of a length drawn at random
+    x_<t <think> c </think> x_t x_t+1 …        c sampled by the model itself, of a length drawn at random
 
 A pretrained model has never seen the markers: its thoughts do not end, and whatever follows them is worse
 predicted than without them, by nats. Next-token loss on texts with the model's own thoughts in them
@@ -29,20 +29,23 @@ class WarmupConfig(Selection):
     """Where to think, how long, what weighs, and when the model knows its markers.
 
     Lengths are uniform from ``min_thought_tokens`` to ``max_thought_tokens`` (0: half of
-    ``sampling.max_thought_tokens``). The first token after a close weighs ``target_weight``, every other
-    token 1. Embedding rows of markers that were added have ``marker_rate`` times the learning rate,
-    because a new row moves by the rate alone. The end: at ``measured_documents`` other windows of the
-    corpus, with the run's own sampling, an average thought costs at most ``max_cost_nats`` and at least
-    ``min_closed_share`` of the thoughts close by themselves; measured every ``measure_every_steps``.
+    ``sampling.max_thought_tokens``). Up to ``text_tokens`` after a close are learned; the first weighs
+    ``target_weight``, every other token 1. Embedding rows of markers that were added have ``marker_rate``
+    times the learning rate, because a new row moves by the rate alone. The end: at ``measured_documents``
+    other windows of the corpus, with the run's own sampling, an average thought costs at most
+    ``max_cost_nats`` and at least ``min_closed_share`` of the thoughts close by themselves; measured every
+    ``measure_every_steps``.
 
     Example:
         ``WarmupConfig(positions="uniform", max_thought_tokens=12)``
     """
 
     prompt: Literal["plain", "v2"] = "plain"
-    thoughts_per_position: Tokens = 2
+    num_positions: Tokens = 4
+    thoughts_per_position: Tokens = 1
     min_thought_tokens: Tokens = 4
     max_thought_tokens: Annotated[int, Field(ge=0)] = 0
+    text_tokens: Tokens = 24
     target_weight: Annotated[float, Field(gt=0)] = 4.0
     marker_rate: Annotated[float, Field(ge=1)] = 50.0
     max_cost_nats: Annotated[float, Field(gt=0)] = 0.3

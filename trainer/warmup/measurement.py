@@ -90,9 +90,9 @@ def worth_of_thoughts(
     assert parts.prompting is not None
     seed, section = parts.settings.run.seed, parts.settings.sampling
     queries = [
-        Query(document, position)
+        query
         for i, document in enumerate(documents)
-        for position in objective.positions(document, Random(derive_seed(seed, i)))
+        for query in _query(document, objective, Random(derive_seed(seed, i)))
     ]
     if not queries:
         raise InvalidInput(
@@ -114,3 +114,9 @@ def worth_of_thoughts(
         thought_tokens=fmean(len(thought.token_ids_L) for thought in thoughts),
         no_think_nll=fmean(answer.no_think_nll for answer in answers),
     )
+
+
+def _query(document: Document, objective: Objective, rng: Random) -> list[Query]:
+    """One of the objective's positions in a document, so that what is measured is independent."""
+    positions = objective.positions(document, rng)
+    return [Query(document, rng.choice(positions))] if positions else []

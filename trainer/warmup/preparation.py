@@ -126,7 +126,7 @@ def warmup_settings(settings: Settings, objective: Objective, folder: Path) -> S
     )
     parameters = {
         **selection,
-        "num_positions": 1,
+        "num_positions": WarmupConfig().num_positions,
         "prompt": getattr(kept, "prompt", "plain"),
         "max_cost_nats": section.max_cost_nats,
         "min_closed_share": section.min_closed_share,

@@ -1,6 +1,6 @@
 """What a warm-up trains on: windows of the corpus with thoughts that the model samples itself.
 
-    head | context | bridge | thought | close | rest of the window        and the window without a thought
+    head | context | bridge | thought | close | text        and the window without a thought
 
 Design: lengths are drawn before sampling, and neither close, open nor end-of-text can be sampled before
 one is reached. All of a text is learned, before and after the thought, so that the model stays as good
@@ -30,12 +30,13 @@ class _Place:
     """Where to think in a window, and for how many tokens.
 
     Example:
-        ``_Place(document, Position(10, (42,)), num_tokens=7)``
+        ``_Place(document, Position(10, (42,)), num_tokens=7, text_tokens=24)``
     """
 
     document: Document
     position: Position
     num_tokens: int
+    text_tokens: int  # to be learned after the thought
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -43,7 +44,8 @@ class _Place:
 
     @property
     def rest_ids(self) -> tuple[int, ...]:
-        return self.document.token_ids_N[self.position.index :]
+        start = self.position.index
+        return self.document.token_ids_N[start : start + self.text_tokens]
 
 
 class SelfSampledThoughts:
@@ -76,7 +78,10 @@ class SelfSampledThoughts:
         rng = Random(derive_seed(settings.run.seed, number))
         shortest, longest = self._config.lengths(settings.sampling.max_thought_tokens)
         positions = self._parts.objective.positions(document, rng)
-        return [_Place(document, one, rng.randint(shortest, longest)) for one in positions]
+        return [
+            _Place(document, one, rng.randint(shortest, longest), self._config.text_tokens)
+            for one in positions
+        ]
 
     def _sampled(self, places: Sequence[_Place], first: int) -> list[list[Sample]]:
         config: WarmupConfig = self._config
