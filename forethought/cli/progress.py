@@ -33,6 +33,7 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("nll", "loss", "{:.3f} nats".format),
     ("thought_tokens_mean", "thought", "{:.1f} tokens".format),
     ("truncated_share", "truncated", "{:.0%}".format),
+    ("closed_share", "closed", "{:.0%}".format),
     ("version", "version", "{:.0f}".format),
     ("lag_mean", "lag", "{:.2f}".format),
 )

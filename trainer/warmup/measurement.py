@@ -53,7 +53,7 @@ class Worth:
         return cls(
             information_gain=values["information_gain"],
             gain_error=values["information_gain_error"],
-            closed_share=1.0 - values["truncated_share"],
+            closed_share=values["closed_share"],
             thought_tokens=values["thought_tokens_mean"],
             no_think_nll=values["no_think_nll"],
         )
@@ -63,7 +63,7 @@ class Worth:
         return {
             "information_gain": self.information_gain,
             "information_gain_error": self.gain_error,
-            "truncated_share": 1.0 - self.closed_share,
+            "closed_share": self.closed_share,
             "thought_tokens_mean": self.thought_tokens,
             "no_think_nll": self.no_think_nll,
         }

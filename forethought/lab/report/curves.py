@@ -78,6 +78,12 @@ CURVES = (
         limit=0.15,
         share=True,
     ),
+    Curve(
+        "Closed thoughts",
+        "share that close by themselves, in a warm-up",
+        "closed_share",
+        share=True,
+    ),
     Curve("Entropy", "of sampled thought tokens, nats per token", "sampled_entropy"),
     Curve(
         "Flat groups",

@@ -129,7 +129,7 @@ def test_when_one_is_needed(
 
 @pytest.mark.parametrize(
     "words",
-    [("warmup.when=never",), ("objective.name=rpt",), ("objective.name=ntp",)],
+    [("warmup.when=never",), ("objective.name=rpt", 'objective.parameters={prompt = "plain"}'), ("objective.name=ntp",)],
     ids=["never", "predictions", "no thoughts"],
 )
 def test_when_none_is_considered(of: Of, words: tuple[str, ...]) -> None:
@@ -143,7 +143,7 @@ def test_it_has_the_prompt_and_the_positions_of_its_run(of: Of, tmp_path: Path) 
     parameters = '{prompt = "v2", positions = "marked", num_positions = 3, answer_nll_coef = 0.2}'
     settings = of(f"objective.parameters={parameters}", "warmup.parameters={marker_rate = 7.0}")
     found = warmup_settings(settings, check_run(settings), tmp_path).objective.parameters
-    assert (found["prompt"], found["positions"], found["num_positions"]) == ("v2", "marked", 1)
+    assert (found["prompt"], found["positions"], found["num_positions"]) == ("v2", "marked", 4)
     assert found["marker_rate"] == 7.0
 
 
