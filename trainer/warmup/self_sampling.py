@@ -12,7 +12,7 @@ version, its newest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from forethought.compute.decode_batches import sample_within
@@ -71,7 +71,12 @@ class SelfSampledThoughts:
             for place, thoughts_G in zip(places, self._sampled(places, first), strict=True)
         ]
         bos_ids = self._prompting.bos_ids + self._prompting.no_think_head_ids
-        return _weighted(thinking) + trees_of_documents(documents, bos_ids)
+        plain = trees_of_documents(documents, bos_ids)
+        return _weighted(thinking) + [self._plain(tree) for tree in plain]
+
+    def _plain(self, tree: ThoughtTree) -> ThoughtTree:
+        weight = self._config.plain_weight
+        return replace(tree, nll_weights_N=tuple(weight * w for w in tree.nll_weights_N))
 
     def _places(self, document: Document, number: int) -> list[_Place]:
         settings = self._parts.settings
@@ -128,13 +133,4 @@ def _weighted(trees: Sequence[ThoughtTree]) -> list[ThoughtTree]:
 
 
 def _scaled(branch: Branch, total: float) -> Branch:
-    nll_weights_T = tuple(weight / total for weight in branch.nll_weights_T)
-    return Branch(
-        branch.index,
-        branch.token_ids_T,
-        branch.weights_T,
-        branch.advantages_T,
-        branch.behaviour_logprobs_T,
-        branch.temperature,
-        nll_weights_T,
-    )
+    return replace(branch, nll_weights_T=tuple(weight / total for weight in branch.nll_weights_T))

@@ -129,7 +129,11 @@ def test_when_one_is_needed(
 
 @pytest.mark.parametrize(
     "words",
-    [("warmup.when=never",), ("objective.name=rpt", 'objective.parameters={prompt = "plain"}'), ("objective.name=ntp",)],
+    [
+        ("warmup.when=never",),
+        ("objective.name=rpt", 'objective.parameters={prompt = "plain"}'),
+        ("objective.name=ntp",),
+    ],
     ids=["never", "predictions", "no thoughts"],
 )
 def test_when_none_is_considered(of: Of, words: tuple[str, ...]) -> None:

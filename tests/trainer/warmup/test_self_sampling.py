@@ -69,7 +69,7 @@ def test_texts_without_a_thought_are_learned_beside_them(parts: Assembly) -> Non
     trees = SelfSampledThoughts(parts).take(6)
     plain = [tree for tree in trees if not tree.branches]
     assert {tree.trunk_ids_N for tree in plain} == {tree.trunk_ids_N for tree in thinking(trees)}
-    assert sum(sum(tree.nll_weights_N) for tree in plain) == pytest.approx(1.0)
+    assert sum(sum(tree.nll_weights_N) for tree in plain) == pytest.approx(0.25)
 
 
 def test_a_resumed_run_draws_the_same(parts: Assembly) -> None:
