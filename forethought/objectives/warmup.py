@@ -30,12 +30,13 @@ class WarmupConfig(Selection):
 
     Lengths are uniform from ``min_thought_tokens`` to ``max_thought_tokens`` (0: half of
     ``sampling.max_thought_tokens``). Up to ``text_tokens`` after a close are learned; the first weighs
-    ``target_weight``, every other token 1. The loss of the same windows without thoughts, which keeps the
-    model as good without them, weighs ``plain_weight``. Embedding rows of markers that were added have
-    ``marker_rate`` times the learning rate, because a new row moves by the rate alone. The end: at
-    ``measured_documents`` other windows of the corpus, with the run's own sampling, an average thought
-    costs at most ``max_cost_nats`` and at least ``min_closed_share`` of the thoughts close by themselves;
-    measured every ``measure_every_steps``.
+    ``target_weight``, the others 1, those of the thought and its close ``thought_weight``. The loss of
+    the same windows without thoughts, which keeps the model as good without them, weighs
+    ``plain_weight``. Embedding rows of markers that were added have ``marker_rate`` times the learning
+    rate, because a new row moves by the rate alone. The end: at ``measured_documents`` other windows of
+    the corpus, with the run's own sampling, an average thought costs at most ``max_cost_nats`` and at
+    least ``min_closed_share`` of the thoughts close by themselves; measured every
+    ``measure_every_steps``.
 
     Example:
         ``WarmupConfig(positions="uniform", max_thought_tokens=12)``
@@ -46,7 +47,8 @@ class WarmupConfig(Selection):
     thoughts_per_position: Tokens = 1
     min_thought_tokens: Tokens = 4
     max_thought_tokens: Annotated[int, Field(ge=0)] = 0
-    text_tokens: Tokens = 24
+    text_tokens: Tokens = 32
+    thought_weight: Annotated[float, Field(gt=0)] = 1.0
     target_weight: Annotated[float, Field(gt=0)] = 4.0
     plain_weight: Annotated[float, Field(ge=0)] = 0.25
     marker_rate: Annotated[float, Field(ge=1)] = 50.0

@@ -114,7 +114,8 @@ class SelfSampledThoughts:
     def _branch(self, place: _Place, thought_ids: tuple[int, ...]) -> Branch:
         bridge_ids, close_ids = self._prompting.bridge_ids, self._prompting.close_ids
         token_ids_T = bridge_ids + thought_ids + close_ids + place.rest_ids
-        weights = (0.0,) * len(bridge_ids) + (1.0,) * (len(thought_ids) + 1)
+        of_thought = (self._config.thought_weight,) * (len(thought_ids) + 1)  # with the close
+        weights = (0.0,) * len(bridge_ids) + of_thought
         weights += (0.0,) * (len(close_ids) - 1) + (self._config.target_weight,)
         weights += (1.0,) * (len(place.rest_ids) - 1)
         nothing = (0.0,) * len(token_ids_T)
