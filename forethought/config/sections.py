@@ -186,8 +186,8 @@ class WarmupSection(Section):
     max_cost_nats: PositiveFloat = 0.3  # of an average thought, with which a run starts as it is
     min_closed_share: Share = 0.9  # of thoughts that close by themselves, at the end of a warm-up
     max_steps: PositiveInt = 400  # then the run starts all the same, with a warning
-    batch_documents: PositiveInt = 8
-    learning_rate: PositiveFloat = 1e-4
+    batch_documents: PositiveInt = 6  # with four thoughts each
+    learning_rate: PositiveFloat = 3e-4
     parameters: dict[str, Any] = Field(default_factory=dict)  # others of the objective warmup
 
 
