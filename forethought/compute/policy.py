@@ -56,14 +56,13 @@ def load_policy(settings: Settings, objective: Objective) -> Policy:
         InvalidInput: the model is unusable, or the run's rows do not fit (:func:`check_length`).
     """
     language_model = _model(settings)
-    known = set(language_model.tokenizer.get_vocab())
+    known_ids = set(language_model.tokenizer.get_vocab().values())
     markers = _markers(settings, language_model) if objective.needs_markers else None
     set_fp32_head(language_model.model, settings.model.fp32_head)  # markers may replace the head
     prompting = prompting_of(objective, language_model.tokenizer, markers) if markers else None
     check_length(settings, objective, language_model, prompting)
-    names = (settings.model.think_open, settings.model.think_close)
-    new = [name for name in names if markers and name not in known]
-    new_ids = tuple(language_model.tokenizer.convert_tokens_to_ids(new))
+    used = (*markers.open_ids, *markers.close_ids) if markers else ()
+    new_ids = tuple(token_id for token_id in used if token_id not in known_ids)
     return Policy(language_model, markers, prompting, new_ids)
 
 

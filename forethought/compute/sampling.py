@@ -54,7 +54,7 @@ class TargetText:
 class SampleRequest:
     """``len(seeds_G)`` samples after one prefix, each until a stop (token or sequence) or ``max_tokens``.
 
-    The first ``min_tokens`` are sampled as if stop tokens had no probability; stop sequences still end a sample.
+    The first ``min_tokens`` are sampled as if stop tokens had no probability; sequences still end a sample.
     After a stop, up to ``prediction_tokens`` more are sampled, until one of ``prediction_stop_ids``.
     With a ``target``, its log-probs after every sample are computed; not together with predictions.
 

@@ -27,8 +27,9 @@ class WarmupGoal:
         return self.worth is not None and is_warm(self.worth, self._config)
 
     def measure(self, step: int, *, is_first: bool) -> dict[str, float]:
-        """The worth of thoughts now, every ``measure_every_steps`` and when a learner begins."""
-        if step % self._config.measure_every_steps and not is_first:
+        """The worth of thoughts now, every ``measure_every_steps``, and when a learner begins and ends."""
+        is_last = step == self._parts.settings.learner.steps
+        if step % self._config.measure_every_steps and not (is_first or is_last):
             return {}
         self.worth = worth_of_thoughts(self._parts, self._parts.objective, self._documents)
         log.info("warm-up: step %d: %s", step, self.worth)

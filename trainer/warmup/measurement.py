@@ -102,7 +102,8 @@ def worth_of_thoughts(
         group_size=_THOUGHTS_PER_POSITION,
         max_thought_tokens=min(section.max_thought_tokens, _MAX_TOKENS),
         temperature=section.temperature,
-        stop_ids=(parts.markers.close_id,),
+        stop_ids=parts.markers.stop_ids,
+        stop_sequences=parts.markers.stop_sequences,
     )
     answers = answer_queries(parts.learner.language_model, queries, parts.prompting, sampling, seed)
     gains = [answer.information_gain for answer in answers]

@@ -3,10 +3,9 @@
     head | context | bridge | thought | close | text        and the window without a thought
 
 Design: lengths are drawn before sampling, and neither close, open nor end-of-text can be sampled before
-one is reached. All of a text is learned, before and after the thought, so that the model stays as good
-without thoughts. A thought's positions, length and seeds depend only on the run's seed and the number of
-windows drawn before it, so that a resumed run draws the same. The price: thoughts of one batch are by one
-version, its newest.
+one is reached; only a marker of several tokens may come up by itself. A thought's positions, length and
+seeds depend only on the run's seed and the number of windows drawn before it, so that a resumed run draws
+the same. The price: thoughts of one batch are by one version, its newest.
 """
 
 from __future__ import annotations
@@ -56,8 +55,10 @@ class SelfSampledThoughts:
         assert parts.prompting is not None
         self._parts, self._config = parts, parts.objective.config
         self._prompting = parts.prompting
-        markers = (parts.markers.open_id, parts.markers.close_id)
-        self._unsampled_ids = (*markers, *parts.end_ids)
+        self._num_close_tokens = len(parts.markers.close_ids)
+        markers = (parts.markers.open_ids, parts.markers.close_ids)
+        single = (ids[0] for ids in markers if len(ids) == 1)
+        self._unsampled_ids = (*single, *parts.end_ids)
 
     def take(self, num_documents: int) -> list[ThoughtTree]:
         """The next windows, with thoughts by the model as it is, weighted to a mean over all tokens."""
@@ -114,9 +115,10 @@ class SelfSampledThoughts:
     def _branch(self, place: _Place, thought_ids: tuple[int, ...]) -> Branch:
         bridge_ids, close_ids = self._prompting.bridge_ids, self._prompting.close_ids
         token_ids_T = bridge_ids + thought_ids + close_ids + place.rest_ids
-        of_thought = (self._config.thought_weight,) * (len(thought_ids) + 1)  # with the close
-        weights = (0.0,) * len(bridge_ids) + of_thought
-        weights += (0.0,) * (len(close_ids) - 1) + (self._config.target_weight,)
+        num_own = len(thought_ids) + self._num_close_tokens
+        weights = (0.0,) * len(bridge_ids) + (self._config.thought_weight,) * num_own
+        weights += (0.0,) * (len(close_ids) - self._num_close_tokens)
+        weights += (self._config.target_weight,)
         weights += (1.0,) * (len(place.rest_ids) - 1)
         nothing = (0.0,) * len(token_ids_T)
         return Branch(place.position.index, token_ids_T, nothing, nothing, nothing, 1.0, weights)

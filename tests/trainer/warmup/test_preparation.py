@@ -164,7 +164,7 @@ def test_a_whole_run_starts_from_the_warmed_up_model(
     recorded = json.loads((checkpoint / "progress.json").read_text())["warmup"]
     assert recorded == directory.read_warmup()
     rows = {row.name: row.values for row in identity_rows(read_runs([directory.root]))}
-    assert rows["Warm-up"][0].startswith("2 steps: -4.00 nats, 0% closed")
+    assert rows["Warm-up"][0].startswith("2 steps: -4.000 nats, 0% closed")
 
 
 async def test_its_goal_ends_it(of: Of, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,17 @@ from forethought.config import load_settings
 from forethought.preflight import check_run
 from tests import architectures, tiny
 from trainer.assembly import Assembly, assemble
-from trainer.batch.thought_tree import ThoughtTree
+from trainer.batch.thought_tree import Branch, ThoughtTree
 from trainer.learner.learner import Learner
 from trainer.warmup.self_sampling import SelfSampledThoughts
 
 TEXT = "".join(f"the number {i} comes before the number {i + 1}. " for i in range(200))
+
+
+PARAMETERS = (
+    "min_thought_tokens = 2, max_thought_tokens = 5, target_weight = 3.0, text_tokens = 9, "
+    "num_positions = 2, thoughts_per_position = 2"
+)
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def parts(tmp_path: Path) -> Assembly:
             f"corpus.path={tmp_path / 'text.txt'}",
             "corpus.window_tokens=40",
             "objective.name=warmup",
-            "objective.parameters={min_thought_tokens = 2, max_thought_tokens = 5, target_weight = 3.0}",
+            f"objective.parameters={{{PARAMETERS}}}",
             "sampling.max_thought_tokens=8",
         ],
         {},
@@ -41,15 +48,17 @@ def thinking(trees: list[ThoughtTree]) -> list[ThoughtTree]:
     return [tree for tree in trees if tree.branches]
 
 
+def by_index(tree: ThoughtTree) -> list[Branch]:
+    return sorted(tree.branches, key=lambda branch: branch.index)
+
+
 def test_every_length_is_sampled_and_followed_by_the_rest_of_its_text(parts: Assembly) -> None:
     trees = thinking(SelfSampledThoughts(parts).take(40))
     lengths = set()
     for tree in trees:
-        first, second = tree.branches
-        assert first.index == second.index
-        rest = tree.trunk_ids_N[first.index :]
+        assert len({branch.index for branch in tree.branches}) == 2
         for branch in tree.branches:
-            ids = branch.token_ids_T
+            rest, ids = tree.trunk_ids_N[branch.index : branch.index + 9], branch.token_ids_T
             thought = ids[1 : len(ids) - len(rest) - 1]
             lengths.add(len(thought))
             assert ids == (tiny.OPEN_ID, *thought, tiny.CLOSE_ID, *rest)
@@ -58,11 +67,26 @@ def test_every_length_is_sampled_and_followed_by_the_rest_of_its_text(parts: Ass
             unit = weights[1]
             expected = [0.0, *[unit] * (len(thought) + 1), 3 * unit, *[unit] * (len(rest) - 1)]
             assert weights == pytest.approx(expected)
-        assert len(first.token_ids_T) == len(second.token_ids_T)  # one length for a position
     assert lengths == {2, 3, 4, 5}
-    assert any(one.branches[0].token_ids_T != one.branches[1].token_ids_T for one in trees)
+    pairs = [(first.token_ids_T, second.token_ids_T) for first, second, *_ in map(by_index, trees)]
+    assert all(len(first) == len(second) for first, second in pairs)  # one length for a position
+    assert any(first != second for first, second in pairs)
     total = sum(sum(branch.nll_weights_T) for tree in trees for branch in tree.branches)
     assert total == pytest.approx(1.0)
+
+
+def test_a_close_of_several_tokens_is_learned_whole(parts: Assembly) -> None:
+    """With the weight of the thought before it; what the template has after it is not learned."""
+    assert parts.markers is not None
+    assert parts.prompting is not None
+    close_ids = (70, 71)
+    parts.markers = replace(parts.markers, close_ids=close_ids)
+    parts.prompting = replace(parts.prompting, close_ids=(*close_ids, 72))
+    branch = thinking(SelfSampledThoughts(parts).take(1))[0].branches[0]
+    weights = [weight / branch.nll_weights_T[1] for weight in branch.nll_weights_T]
+    end = next(i for i, w in enumerate(weights) if w == pytest.approx(3.0))
+    assert branch.token_ids_T[end - 3 : end] == (70, 71, 72)
+    assert weights[end - 4 : end] == pytest.approx([1, 1, 1, 0])
 
 
 def test_texts_without_a_thought_are_learned_beside_them(parts: Assembly) -> None:
