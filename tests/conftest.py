@@ -13,6 +13,8 @@ import pytest_asyncio
 
 # Read when gRPC is imported; its fork handlers would write into the log of a child started meanwhile.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# Read when huggingface_hub is imported: no test asks the real hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 from forethought.queue.embedded import EmbeddedRedis
 

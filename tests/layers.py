@@ -20,10 +20,10 @@ from pathlib import Path
 from tests.repository import ROOT
 
 LAYERS = (
-    ("values, errors, and helpers without imports", "types errors orphan scatter scratch stops"),
+    ("values, errors, and helpers without imports", "types errors hub_id orphan scatter scratch stops"),
     (
         "settings, wire format, telemetry",
-        "background config conformance estimators special_tokens telemetry verification wire",
+        "background config conformance estimators hub special_tokens telemetry verification wire",
     ),
     ("queue, tokens, objectives, run directory", "auth objectives process queue run"),
     ("tensors, corpus, gRPC, preflight checks", "compute corpus preflight rpc testing"),
