@@ -129,16 +129,17 @@ def run_service(
                 "redis.url is empty; expected the URL of the run's Redis, such as "
                 "redis://127.0.0.1:6379"
             )
+        if needs_redis(settings):  # weights come from the learner
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
         return run_until_signalled(lambda stop: serve(settings, stop))
 
     return exit_status(name, run)
 
 
 def quiet_libraries() -> None:
-    """Disable progress bars and network access of the model libraries; call before importing them."""
+    """Disable progress bars and chatter of the model libraries; call before importing them."""
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched from a hub at run time
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 

@@ -20,7 +20,10 @@ from pathlib import Path
 from tests.repository import ROOT
 
 LAYERS = (
-    ("values, errors, and helpers without imports", "types errors hub_id orphan scatter scratch stops"),
+    (
+        "values, errors, and helpers without imports",
+        "types errors hub_id orphan scatter scratch stops",
+    ),
     (
         "settings, wire format, telemetry",
         "background config conformance estimators hub special_tokens telemetry verification wire",

@@ -18,6 +18,7 @@ from forethought.config import Settings
 from forethought.errors import InvalidInput, Unreachable
 from forethought.preflight import check_corpus, check_memory, check_redis, check_run, check_token
 from forethought.run.directory import RunDirectory
+from forethought.run.pinning import pinned
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -56,7 +57,7 @@ def train(settings: Settings) -> int:
             return 0
         from trainer.warmup.preparation import prepared
 
-        parts, summary = prepared(settings, objective, _supervised)
+        parts, summary = prepared(pinned(settings), objective, _supervised)
         if parts is None:  # stopped or failed in the warm-up: the next start resumes it
             return process.run_status(summary, settings.learner.stopped_status)
         log.info("%s", parts.precision_line)
@@ -78,7 +79,7 @@ def dry_run(settings: Settings) -> int:
     from trainer.assembly import assemble
     from trainer.learner.memory import estimate_memory
 
-    parts = assemble(settings, objective)
+    parts = assemble(pinned(settings), objective)
     language_model = parts.learner.language_model
     if reason := language_model.consistency.weights_fault:
         raise InvalidInput(reason)

@@ -35,6 +35,7 @@ from forethought.corpus.sources import iterate_texts
 from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
 from forethought.run.files import grant_usual_mode, rename_whole
+from forethought.run.pinning import pinned
 from forethought.types import Document
 from trainer.assembly import assemble
 from trainer.base_corpus import quote_thoughts, train_tokenizer
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_base(settings: Settings) -> int:
     """Train tokenizer and model into ``DIR/base/model``; resumes an interrupted run."""
     check_corpus(settings)
+    settings = pinned(settings)
     root = settings.run.directory / "base"
     if not (root / "init").is_dir():
         _initialise(settings, root)

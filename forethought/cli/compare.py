@@ -37,6 +37,7 @@ def compare(
     from rich.console import Console
 
     from forethought.lab.compare.downstream import check_files
+    from forethought.lab.compare.pinning import pinned_plan
     from forethought.lab.compare.plan import load_plan
 
     plan = load_plan(config, tuple(overrides or ()))
@@ -48,6 +49,7 @@ def compare(
     plan.directory.mkdir(parents=True, exist_ok=True)
     if plan.demo_corpus:
         _write_demo_corpus(plan)
+    plan = pinned_plan(plan)
     outcomes = asyncio.run(_run(plan, console))
     _report(plan, outcomes, console)
     if any(outcome.error for outcome in outcomes):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import typer
 
@@ -17,10 +17,15 @@ from forethought.errors import InvalidInput
 from forethought.special_tokens import Choice
 
 if TYPE_CHECKING:
+    from forethought.config.sections import SourceSection
     from forethought.lab.curation import CurationRequest
 
-_CORPUS = typer.Argument(metavar="CORPUS", help="A file, a folder or a saved Hugging Face dataset.")
-_MODEL = typer.Option(..., "--model", metavar="DIR", help="The proxy: a local model directory.")
+_CORPUS = typer.Argument(
+    metavar="CORPUS", help="A file, a folder, a saved Hugging Face dataset, or the id of one."
+)
+_MODEL = typer.Option(
+    ..., "--model", metavar="DIR", help="The proxy: a model directory or owner/name."
+)
 _OUT = typer.Option(..., "--out", metavar="DIR", help="Output folder of the annotated corpus.")
 
 
@@ -46,6 +51,12 @@ def curate(
         metavar="REGEX",
         help="Also mark what a regular expression matches in the text: '[0-9]+' for numbers.",
     ),
+    split: str = typer.Option("", "--split", help="Split of the corpus, such as train."),
+    subset: str = typer.Option("", "--subset", help="Subset of the corpus, such as main."),
+    template: str = typer.Option("", "--template", help="Text from several columns: {a} {b}."),
+    strip_pattern: str = typer.Option(
+        "", "--strip-pattern", help="Regular expression to remove from the text."
+    ),
     skip_invalid: bool = typer.Option(
         False, "--skip-invalid", help="Skip and count records that cannot be read."
     ),
@@ -68,21 +79,26 @@ def curate(
     The output is a corpus: train on it with corpus.path=DIR and the tokenizer of the proxy. The same
     command resumes where it stopped.
     """
-    from forethought.config.sections import SourceSection, checked_pattern
+    from forethought.config.sections import checked_pattern
     from forethought.lab.curation import CurationRequest
+    from forethought.run.pinning import pinned_path
 
     part, num_shards = _parsed(shard)
     _check_dtype(dtype)
     _run(
         CurationRequest(
-            source=SourceSection(
+            source=_source(
                 path=str(corpus),
                 text_field=text_field,
                 marks_field=marks_field,
                 marks_pattern=checked_pattern(marks_pattern),
+                split=split,
+                subset=subset,
+                template=template,
+                strip_pattern=strip_pattern,
                 skip_invalid=skip_invalid,
             ),
-            model=model,
+            model=Path(pinned_path(str(model))),
             out=out,
             window_tokens=window_tokens,
             top_k=top_k,
@@ -98,13 +114,25 @@ def curate(
     )
 
 
+def _source(**keys: Any) -> SourceSection:
+    from pydantic import ValidationError
+
+    from forethought.config.sections import SourceSection
+
+    try:
+        return SourceSection(**keys)
+    except ValidationError as error:
+        raise InvalidInput(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
 def _run(request: CurationRequest) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from forethought.compute.model import precision_of
+    from forethought.hub import model_folder
     from forethought.lab.curation import curate as write_parts
 
-    precision = precision_of(request.model, request.dtype, request.device)
+    precision = precision_of(model_folder(request.model), request.dtype, request.device)
     typer.echo(f"computing in {precision}", err=True)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:

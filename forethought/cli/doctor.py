@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from forethought.cli.launch import CONFIG_ARGUMENT, OVERRIDES_ARGUMENT, split_config
 from forethought.errors import ForethoughtError, InvalidInput
+from forethought.hub import HubId, model_folder
 from forethought.special_tokens import special_tokens_of
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def configuration_checks(path: Path | None, overrides: Sequence[str]) -> Iterato
     yield from _ports(settings)
     yield _run_directory(settings.run.directory)
     yield _corpus(settings)
-    model = _model(settings)
+    settings, model = _model(settings)
     yield model
     if settings.model.path and model.level is Level.OK:
         yield _precision(settings)
@@ -261,16 +262,16 @@ def _run_directory(directory: Path) -> Check:
 
 
 def _corpus(settings: Settings) -> Check:
-    from forethought.corpus.reading.listing import list_source
+    from forethought.config.sections import ModelSection
+    from forethought.corpus.reading.source_files import list_source
+    from forethought.run.pinning import pinned
 
-    sources = settings.corpus.resolved_sources()
-    if not sources:
+    if not settings.corpus.resolved_sources():
         return Check("corpus", Level.WARN, "none given", "add corpus.path=FOLDER to the command")
     try:
-        listings = [
-            list_source(Path(source.path).expanduser(), settings.run.directory / "cache")
-            for source in sources
-        ]
+        settings = pinned(settings.model_copy(update={"model": ModelSection()}))
+        sources = settings.corpus.resolved_sources()
+        listings = [list_source(source, settings.run.directory / "cache")[1] for source in sources]
     except InvalidInput as error:
         return Check("corpus", Level.FAIL, str(error), "correct corpus.path")
     num_files = sum(len(listing.files) for listing in listings)
@@ -279,11 +280,23 @@ def _corpus(settings: Settings) -> Check:
     return Check("corpus", Level.OK, f"{num_files} files in {len(sources)} sources{others}")
 
 
-def _model(settings: Settings) -> Check:
-    model = settings.model
+def _model(settings: Settings) -> tuple[Settings, Check]:
+    """The settings with the commit of a model of the hub, and whether the model can be trained."""
+    from forethought.config.sections import CorpusSection
+    from forethought.run.pinning import pinned
+
+    try:
+        of_model = pinned(settings.model_copy(update={"corpus": CorpusSection()})).model
+    except InvalidInput as error:
+        return settings, Check("model", Level.FAIL, str(error), "correct model.path or download it")
+    return settings.model_copy(update={"model": of_model}), _model_check(of_model)
+
+
+def _model_check(model: ModelSection) -> Check:
     if not model.path:
         return Check("model", Level.OK, "none given: up trains a small base on the corpus")
-    will_be_added = Check("model", Level.OK, f"{model.path}; its think markers will be added")
+    shown = str(HubId.parse(model.path, model.revision) or model.path)
+    will_be_added = Check("model", Level.OK, f"{shown}; its think markers will be added")
     try:
         tokenizer, markers = _tokenizer_and_markers(model)
     except ImportError as error:
@@ -295,7 +308,7 @@ def _model(settings: Settings) -> Check:
     if model.add_think_tokens and not markers.are_single:
         return will_be_added
     bos = tokenizer.convert_ids_to_tokens(list(special_tokens_of(tokenizer).bos_ids))
-    found = f"{model.path}, {len(tokenizer)} tokens, markers {markers}, {' '.join(bos) or 'no'} BOS"
+    found = f"{shown}, {len(tokenizer)} tokens, markers {markers}, {' '.join(bos) or 'no'} BOS"
     return Check("model", Level.OK, found)
 
 
@@ -311,7 +324,7 @@ def _precision(settings: Settings) -> Check:
 
 def _passes(settings: Settings, objective: Objective) -> Check:
     """Whether sampler, scorer and learner compute one function of this model."""
-    name, folder = "passes", Path(settings.model.path)
+    name, folder = "passes", model_folder(settings.model.path, settings.model.revision)
     num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in _WEIGHTS)
     if num_bytes > _COMPARED_BYTES:
         found = f"not compared: {num_bytes / _GIB:.1f} GiB of weights"
@@ -338,6 +351,7 @@ def _passes(settings: Settings, objective: Objective) -> Check:
 def _tokenizer_and_markers(model: ModelSection) -> tuple[Any, Any]:
     from forethought.compute.model import check_model_files, find_markers, load_tokenizer
 
-    check_model_files(model.path)
-    tokenizer = load_tokenizer(model.path, model.bos)
+    folder = model_folder(model.path, model.revision)
+    check_model_files(folder)
+    tokenizer = load_tokenizer(folder, model.bos)
     return tokenizer, find_markers(tokenizer, model.think_open, model.think_close)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from forethought.lab.downstream.suites import Suite
 
 _MODEL = typer.Argument(
-    None, metavar="CHECKPOINT", help="A run directory, a checkpoint or a model directory."
+    None,
+    metavar="CHECKPOINT",
+    help="A run directory, a checkpoint, a model directory or owner/name.",
 )
 
 

@@ -29,7 +29,8 @@ def _option(help_text: str, panel: str | None = None, **more: Any) -> Any:
 _Checkpoints = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="CHECKPOINT", help="Model directories, checkpoint folders or run directories."
+        metavar="CHECKPOINT",
+        help="Model directories, checkpoint folders, run directories, or ids on the Hugging Face hub.",
     ),
 ]
 _Series = Annotated[
@@ -56,7 +57,9 @@ _Threads = Annotated[int, _option("Torch threads; 0: torch's choice.", min=0)]
 _Corpus = Annotated[
     str,
     _option(
-        "Held-out text; default: the heldout file next to the run's corpus.", _TEXT, metavar="PATH"
+        "Held-out text, a path or owner/name; default: the heldout file next to the run's corpus.",
+        _TEXT,
+        metavar="PATH",
     ),
 ]
 _Documents = Annotated[int, _option("Maximum number of windows.", _TEXT, min=1)]
@@ -71,6 +74,17 @@ _MarksPattern = Annotated[
         metavar="REGEX",
     ),
 ]
+_Split = Annotated[
+    str,
+    _option(
+        "Split to read, such as test; without --corpus, of the run's corpus.", _TEXT, metavar="NAME"
+    ),
+]
+_Subset = Annotated[str, _option("Subset of the data set to read.", _TEXT, metavar="NAME")]
+_Template = Annotated[
+    str, _option("Text from several columns, such as {question} {answer}.", _TEXT)
+]
+_StripPattern = Annotated[str, _option("Regular expression to remove from the text.", _TEXT)]
 
 _Proxy = Annotated[
     Path | None,
@@ -119,6 +133,10 @@ def evaluate(
     text_field: _TextField = "",
     marks_field: _MarksField = "",
     marks_pattern: _MarksPattern = "",
+    split: _Split = "",
+    subset: _Subset = "",
+    template: _Template = "",
+    strip_pattern: _StripPattern = "",
     proxy: _Proxy = None,
     num_positions: _Positions = 512,
     noise_field: _NoiseField = "",
@@ -147,6 +165,7 @@ def evaluate(
     from forethought.config.sections import checked_pattern
     from forethought.lab.evaluation.request import EvalRequest, Overrides
     from forethought.lab.evaluation.text import Noise
+    from forethought.run.pinning import pinned_path
 
     _check("--dtype", dtype, ("auto", "float32", "bfloat16"))
     overrides = Overrides(
@@ -154,6 +173,10 @@ def evaluate(
         text_field=text_field,
         marks_field=marks_field,
         marks_pattern=checked_pattern(marks_pattern),
+        split=split,
+        subset=subset,
+        template=template,
+        strip_pattern=strip_pattern,
         window_tokens=window_tokens,
         group_size=group_size,
         max_thought_tokens=max_thought_tokens,
@@ -168,7 +191,7 @@ def evaluate(
         checkpoints=_checkpoints(checkpoints or [], series),
         overrides=overrides,
         is_series=series is not None,
-        proxy=proxy,
+        proxy=Path(pinned_path(str(proxy))) if proxy else None,
         num_positions=num_positions,
         num_documents=num_documents,
         k_list=_numbers(pass_at),
@@ -252,8 +275,8 @@ def _checkpoints(paths: list[Path], run: Path | None) -> tuple[Checkpoint, ...]:
     if run is None:
         return tuple(distinct([resolve(path) for path in paths]))
     config = RunDirectory(run).config
-    base = load_settings(config, environment={}).model.path if config.is_file() else ""
-    return tuple(distinct(series(run, base)))
+    model = load_settings(config if config.is_file() else None, environment={}).model
+    return tuple(distinct(series(run, model.path, model.revision)))
 
 
 def _set_threads(num_threads: int) -> None:

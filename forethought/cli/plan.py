@@ -24,6 +24,7 @@ from forethought.cli.supervisor import Program
 from forethought.config import Settings, load_settings
 from forethought.config.loading import ENVIRONMENT_PREFIX
 from forethought.errors import InvalidInput
+from forethought.hub import HubId, model_folder
 from forethought.run.directory import RunDirectory
 
 ALLOCATOR = {
@@ -76,7 +77,7 @@ class Plan:
     @property
     def children_config(self) -> Path:
         """The children's configuration; DIR/config.toml is written by the trainer while services read."""
-        return self.directory.root / "up.toml"
+        return self.directory.up_config
 
     @property
     def needs_base(self) -> bool:
@@ -152,16 +153,24 @@ def prepare(config: Path | None, overrides: Sequence[str]) -> Plan:
     Raises:
         InvalidInput: an error that can be detected before a process is started.
     """
-    from forethought.preflight import check_run
+    from forethought.preflight import check_corpus, check_run
+    from forethought.run.pinning import pinned
 
     settings = resolve(config, overrides)
     objective = check_run(settings)
+    check_corpus(settings)
+    settings = pinned(settings)
     _check_corpus(settings)
     _check_model(settings)
     _check_redis_password(settings)
     settings = _with_auth(settings)
     settings, notes = _with_http_port(settings)
-    notes = (*notes, *_replica_notes(settings, objective.thinks), *_auth_notes(settings))
+    notes = (
+        *notes,
+        *_hub_notes(settings),
+        *_replica_notes(settings, objective.thinks),
+        *_auth_notes(settings),
+    )
     plan = Plan(settings, objective.thinks, notes)
     _check_directory(plan.directory)
     return plan
@@ -183,20 +192,19 @@ def child_environment(environment: Mapping[str, str], secrets: Mapping[str, str]
 
 
 def _check_corpus(settings: Settings) -> None:
-    from forethought.corpus.reading.listing import list_source
-    from forethought.preflight import check_corpus
+    from forethought.corpus.reading.source_files import list_source
 
-    check_corpus(settings)
     for source in settings.corpus.resolved_sources():
-        list_source(Path(source.path).expanduser(), RunDirectory(settings.run.directory).cache)
+        list_source(source, RunDirectory(settings.run.directory).cache)
 
 
 def _check_model(settings: Settings) -> None:
     path = settings.model.path
-    if path and not Path(path).is_dir():
+    if path and not model_folder(path, settings.model.revision).is_dir():
         raise InvalidInput(
-            f"model.path {path!r} is not a directory; expected a transformers model directory (nothing "
-            "is fetched from a hub), or no model.path, to train a small base on the corpus"
+            f"model.path {path!r} is not a directory; expected a transformers model directory, the id of a "
+            "model on the Hugging Face hub (owner/name), or no model.path, to train a small base on the "
+            "corpus"
         )
 
 
@@ -232,6 +240,15 @@ def _token_values(settings: Settings) -> dict[str, str]:
     auth = settings.auth
     values = {"AUTH_TOKEN": auth.token, "AUTH_CLIENT_TOKEN": auth.client_token}
     return {name: value.get_secret_value() for name, value in values.items() if value}
+
+
+def _hub_notes(settings: Settings) -> Iterator[str]:
+    """The commits that the run uses."""
+    named = [(settings.model.path, settings.model.revision)]
+    named += [(source.path, source.revision) for source in settings.corpus.resolved_sources()]
+    for path, revision in named:
+        if hub_id := HubId.parse(path, revision):
+            yield f"from the Hugging Face hub: {hub_id}"
 
 
 def _replica_notes(settings: Settings, thinks: bool) -> Iterator[str]:

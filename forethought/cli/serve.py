@@ -27,7 +27,10 @@ _CONFIG = typer.Option(
 _REDIS_URL = typer.Option(None, "--redis-url", metavar="URL", help="Short for redis.url=URL.")
 _RUN = typer.Option(None, "--run", metavar="NAME", help="Short for run.name=NAME.")
 _POLICY = typer.Option(
-    None, "--policy", metavar="DIR", help="Score standalone, with this model directory."
+    None,
+    "--policy",
+    metavar="DIR",
+    help="Score standalone, with this model directory or owner/name.",
 )
 _BASELINE = typer.Option(
     None, "--baseline", metavar="DIR", help="With --policy: the model of the no-think baseline."

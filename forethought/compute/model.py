@@ -403,8 +403,7 @@ def _ordinary_ids(tokenizer: Any) -> list[int]:
 def _require_directory(path: str | Path) -> None:
     if not Path(path).is_dir():
         raise InvalidInput(
-            f"model directory {str(path)!r} does not exist; expected a local directory (nothing is "
-            "fetched from a hub)"
+            f"model directory {str(path)!r} does not exist; expected a local directory"
         )
 
 

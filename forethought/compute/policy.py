@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from forethought.compute.fp32_head import set_fp32_head
@@ -25,6 +24,7 @@ from forethought.compute.precision import AUTO, Precision
 from forethought.compute.prompting import prompting_of
 from forethought.config import Settings
 from forethought.errors import InvalidInput
+from forethought.hub import model_folder
 from forethought.objectives import Objective
 from forethought.run.directory import RunDirectory
 from forethought.special_tokens import special_tokens_of
@@ -110,7 +110,10 @@ def planned_precision(settings: Settings) -> Precision:
         InvalidInput: the configuration of the model, or of the run's checkpoint, cannot be read.
     """
     section = settings.model
-    return _kept_precision(settings) or precision_of(section.path, section.dtype, section.device)
+    kept = _kept_precision(settings)
+    return kept or precision_of(
+        model_folder(section.path, section.revision), section.dtype, section.device
+    )
 
 
 def _kept_precision(settings: Settings) -> Precision | None:
@@ -126,12 +129,13 @@ def _model(settings: Settings) -> LanguageModel:
     section = settings.model
     if not section.path:
         raise InvalidInput(
-            "model.path is empty; expected the directory of a transformers causal language model "
-            "(`forethought up` trains a small one from the corpus when there is none)"
+            "model.path is empty; expected the directory of a transformers causal language model, or its "
+            "id on the Hugging Face hub (`forethought up` trains a small one from the corpus when there is "
+            "none)"
         )
     kept = _kept_precision(settings)
     language_model = load_language_model(
-        Path(section.path),
+        model_folder(section.path, section.revision),
         kept.dtype if kept else section.dtype,
         section.device,
         section.max_length_tokens,

@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from forethought.config.text_template import columns_of
 from forethought.errors import InvalidInput
+from forethought.hub_id import HubId
 
 
 def checked_pattern(pattern: str) -> str:
@@ -103,9 +105,10 @@ class AuthSection(Section):
 
 
 class ModelSection(Section):
-    """The model to train: a directory with a transformers causal LM and its tokenizer."""
+    """The model to train: a directory with a transformers causal LM and its tokenizer, or a hub's id."""
 
-    path: LocalPath = ""  # a local directory; empty: `up` trains a small base first
+    path: LocalPath = ""  # a local directory, or owner/name; empty: `up` trains a small base first
+    revision: str = ""  # of an id: branch, tag or commit; empty: main. Runs record the commit
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where it is faster
     device: str = "auto"  # cpu, cuda, cuda:1; auto: the first GPU if there is one
     max_length_tokens: NonNegativeInt = 0  # 0: the model's own limit
@@ -129,21 +132,62 @@ class BaseSection(Section):
     thought_share: Share = 1.0  # of windows with one quoted thought, to teach the markers
 
 
-class SourceSection(Section):
-    """One source of the mixture. ``path`` is a file, a folder, or a saved Hugging Face dataset."""
+class TextSection(Section):
+    """What is read of a source: which of its files, and what text of each record."""
 
-    name: str = ""
-    path: LocalPath
-    weight: PositiveFloat = 1.0
+    revision: str = ""  # of a hub's data set: branch, tag or commit; empty: main
+    split: str = ""  # train, test, …; empty: every file, of a hub's data set train if there is one
+    subset: str = ""  # of the data set (gsm8k's "main"); empty: its only one
     text_field: str = "text"
     marks_field: str = "marks"
     marks_pattern: Pattern = ""  # tokens with part of a match are marked; empty: none
     prompt_field: str = ""  # prepended to the text and excluded from the loss (SFT); empty: none
+    template: str = ""  # "{question}\\n{answer}": the text from several columns; empty: text_field
+    strip_pattern: str = ""  # a regular expression: what matches is removed from the text
+
+    @model_validator(mode="after")
+    def _check_text(self) -> TextSection:
+        if self.template:
+            columns_of(self.template)
+            if self.text_field != "text":
+                raise ValueError(
+                    f"text_field {self.text_field!r} and template {self.template!r} are both given; "
+                    "expected one of them"
+                )
+        try:
+            re.compile(self.strip_pattern)
+        except re.error as error:
+            raise ValueError(
+                f"strip_pattern {self.strip_pattern!r} is no regular expression: {error}; expected one of "
+                'Python\'s re, such as "<<[^>]*>>"'
+            ) from error
+        return self
+
+
+class SourceSection(TextSection):
+    """One source of the mixture. ``path`` is a file, a folder, a saved Hugging Face dataset, or the id of
+    one on the hub."""
+
+    name: str = ""
+    path: LocalPath
+    weight: PositiveFloat = 1.0
     skip_invalid: bool = False  # of this source alone; see corpus.skip_invalid
 
+    @property
+    def label(self) -> str:
+        """The name, or the last part of the path."""
+        hub_id = HubId.parse(self.path)
+        return self.name or (hub_id.short_name if hub_id else Path(self.path).name)
 
-class CorpusSection(Section):
-    """The training text. ``path`` is shorthand for one source; documents are cut into windows."""
+    @property
+    def place(self) -> str:
+        """The path, of a hub's data set with its revision, for messages and reports."""
+        return str(HubId.parse(self.path, self.revision) or self.path)
+
+
+class CorpusSection(TextSection):
+    """The training text. ``path`` is shorthand for one source, and the keys of a source for its; documents
+    are cut into windows."""
 
     path: LocalPath = ""
     sources: tuple[SourceSection, ...] = ()
@@ -154,15 +198,35 @@ class CorpusSection(Section):
         False  # skip and count records that cannot be read; else the first is refused
     )
 
+    @model_validator(mode="after")
+    def _check_path(self) -> CorpusSection:
+        given = [
+            name
+            for name, key in TextSection.model_fields.items()
+            if getattr(self, name) != key.default
+        ]
+        if given and not self.path:
+            raise ValueError(
+                f"corpus.{given[0]} is given and corpus.path is not; expected both, or {given[0]} in "
+                "[[corpus.sources]]"
+            )
+        return self
+
+    @property
+    def of_path(self) -> SourceSection:
+        """The source that ``path`` and the keys beside it stand for."""
+        keys = {name: getattr(self, name) for name in TextSection.model_fields}
+        return SourceSection(path=self.path, **keys)
+
     def resolved_sources(self) -> tuple[SourceSection, ...]:
         """The sources, including ``path``, each with a name and its own ``skip_invalid``."""
-        given = ((SourceSection(path=self.path),) if self.path else ()) + self.sources
+        given = ((self.of_path,) if self.path else ()) + self.sources
         return tuple(map(self._resolved, given))
 
     def _resolved(self, source: SourceSection) -> SourceSection:
         return source.model_copy(
             update={
-                "name": source.name or Path(source.path).name,
+                "name": source.label,
                 "skip_invalid": source.skip_invalid or self.skip_invalid,
             }
         )
@@ -327,7 +391,7 @@ class RewardSection(ReplicaSection):
     max_request_tokens: PositiveInt = 524_288  # over all rows of a request
     max_text_characters: PositiveInt = 262_144  # of each text of a request
     max_reply_bytes: PositiveInt = 32 << 20  # estimated before anything is computed
-    policy_path: LocalPath = ""  # a model directory to serve standalone: no Redis, no run
+    policy_path: LocalPath = ""  # a model directory or owner/name@revision: standalone, no run
     baseline_path: LocalPath = ""  # likewise, the baseline's; empty: the policy is used
     max_body_bytes: PositiveInt = 8 << 20  # of an HTTP request
 

@@ -14,15 +14,16 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forethought.config.sections import CorpusSection, SourceSection
 from forethought.corpus.reading.fields import ENTROPIES_FIELD, TOKEN_IDS_FIELD, Fields
-from forethought.corpus.reading.listing import Listing, SourceFile, list_source
+from forethought.corpus.reading.listing import Listing, SourceFile
 from forethought.corpus.reading.records import read_records
 from forethought.corpus.reading.report import ReadingReport
+from forethought.corpus.reading.source_files import list_source
 from forethought.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -40,18 +41,20 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
     ``marks``: positions marked for prediction, as character offsets into ``text`` or indices into
     ``token_ids``; empty if the source has none. If a record has both contents the text is read, since the
     ids may be another tokenizer's. ``entropies`` of token ids are in nats, one per token, empty if the
-    source has none. A record's prompt is the first ``prompt_chars`` characters of ``text``. Empty
-    documents are skipped and counted, and invalid ones too with the source's ``skip_invalid``.
+    source has none. A record's prompt is the first ``prompt_chars`` characters of ``text``. The source's
+    template makes ``text``, and what its ``strip_pattern`` matches is removed from it; marks are offsets
+    into the text before that. Empty documents are skipped and counted, and invalid ones too with the
+    source's ``skip_invalid``.
 
     Raises:
-        InvalidInput: a missing path, no documents, a wrong field name or type, invalid UTF-8.
+        InvalidInput: a missing path, a data set of the hub that is not available, no documents, a wrong
+            field name or type, invalid UTF-8.
     """
     from datasets import Dataset, Features, List, Value
     from datasets.exceptions import DatasetGenerationError
 
-    path = Path(source.path).expanduser()
-    fields = Fields(source.text_field, source.marks_field, source.prompt_field)
-    reading = _reading(path, list_source(path, cache_dir), fields, source.skip_invalid, cache_dir)
+    path, listing = list_source(source, cache_dir)
+    reading = _reading(path, listing, Fields.of(source), source.skip_invalid, cache_dir)
     features = Features(
         {
             "id": Value("string"),
@@ -74,7 +77,7 @@ def open_source(source: SourceSection, cache_dir: Path) -> Dataset:
         if isinstance(error.__cause__, InvalidInput):
             raise error.__cause__ from None
         raise
-    _log(ReadingReport.load(reading.report_file), source.name or path.name)
+    _log(ReadingReport.load(reading.report_file), source.label)
     return documents
 
 
@@ -117,9 +120,9 @@ def _reading(
             f"corpus source {str(path)!r} changed while it was listed: {error}; expected files that stay; "
             "start again"
         ) from error
-    names = [fields.text, fields.marks, fields.prompt]
     described = [
-        _FORMAT_VERSION, str(path.absolute()), names, skip_invalid, files, listing.left_out,
+        _FORMAT_VERSION, str(path.absolute()), list(asdict(fields).values()), skip_invalid, files,
+        listing.left_out,
     ]  # fmt: skip
     ascii_only = json.dumps(described)  # a name that is not UTF-8 is escaped too
     fingerprint = hashlib.sha256(ascii_only.encode()).hexdigest()[:32]
@@ -164,19 +167,24 @@ def _log(report: ReadingReport, name: str) -> None:
 
 def _checked(document_id: str, record: dict[str, Any], fields: Fields) -> dict[str, Any] | None:
     """One row of the table, or None for an empty document."""
-    tokenised = fields.text not in record
-    content = record[TOKEN_IDS_FIELD if tokenised else fields.text]
+    content = fields.content(record, document_id)
     if content is None:
         return None
+    tokenised = not fields.template and fields.text not in record
     if tokenised:
         _check_integers(content, _MAX_TOKEN_ID, f"{document_id}: {TOKEN_IDS_FIELD}")
     else:
-        _check_text(content, document_id, fields.text)
+        _check_text(content, document_id, "text" if fields.template else fields.text)
     if not (content if tokenised else content.strip()):
         return None
     marks = record.get(fields.marks)
     marks = [] if marks is None else marks
     _check_integers(marks, len(content) - 1, f"{document_id}: {fields.marks}")
+    if fields.strip:
+        _check_strippable(tokenised, document_id)
+        content, marks = fields.stripped(content, marks)
+        if not content.strip():
+            return None
     prompt = _prompt(record, fields, tokenised, document_id)
     return {
         "id": document_id,
@@ -186,6 +194,14 @@ def _checked(document_id: str, record: dict[str, Any], fields: Fields) -> dict[s
         "prompt_chars": len(prompt),
         "entropies": _entropies(record, document_id) if tokenised else [],
     }
+
+
+def _check_strippable(tokenised: bool, document_id: str) -> None:
+    if tokenised:
+        raise InvalidInput(
+            f"{document_id}: got {TOKEN_IDS_FIELD!r} together with a strip_pattern, expected text; provide "
+            "the text, or leave the source's strip_pattern empty"
+        )
 
 
 def _entropies(record: dict[str, Any], document_id: str) -> Sequence[float]:

@@ -26,6 +26,7 @@ from forethought.corpus.mixture import digest_of
 from forethought.corpus.sources import open_source
 from forethought.corpus.windows import cut_windows
 from forethought.errors import InvalidInput
+from forethought.hub import model_folder
 from forethought.special_tokens import Choice, special_tokens_of
 
 PART_WINDOWS = 256
@@ -37,7 +38,8 @@ _METADATA_KEY = b"forethought.curation"
 class CurationSettings:
     """The settings that determine the entropies; the same for all shards of a folder.
 
-    ``corpus`` is a digest of the windows, ``model`` the proxy's directory as given.
+    ``corpus`` is a digest of the windows, ``model`` the proxy's directory as given, or
+    ``owner/name@commit``.
 
     Example:
         ``CurationSettings("9f…", "models/proxy", 2048, top_k=16, renormalised=False, num_shards=4)``
@@ -90,7 +92,7 @@ def curate(request: CurationRequest, report: Callable[[int, int], None]) -> int:
     """
     _check_shard(request)
     language_model = load_language_model(
-        request.model, request.dtype, request.device, bos=request.bos
+        model_folder(request.model), request.dtype, request.device, bos=request.bos
     )
     _check_length(request, language_model)
     cache = request.out / f".cache-{request.shard}"  # one per shard: shards start at the same time

@@ -1,20 +1,24 @@
 """Resolving the models to evaluate from the paths users have.
 
-Design: a run directory, a checkpoint folder and a model directory all identify a model; if it is part of a
-run, the run and the step are resolved with it. A series starts with the run's initial model as step 0, if
-it still exists at the path in the run's configuration. The price is that a model directory moved out of
-its run loses both.
+Design: a run directory, a checkpoint folder, a model directory and a model's id on the hub all identify a
+model; if it is part of a run, the run and the step are resolved with it. A series starts with the run's
+initial model as step 0, if it still exists at the path in the run's configuration. The price is that a
+model directory moved out of its run loses both.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forethought.errors import InvalidInput
+from forethought.hub import HubId, fetch_model, model_folder
 from forethought.run.directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 _STEP = "step-"
 
@@ -37,9 +41,13 @@ def resolve(path: Path) -> Checkpoint:
     """The checkpoint that a path refers to; for a run directory, the newest.
 
     Raises:
-        InvalidInput: neither a model directory, nor a checkpoint folder, nor a run with a checkpoint.
+        InvalidInput: neither a model directory, nor a checkpoint folder, nor a run with a checkpoint, nor
+            a model of the hub that is available.
     """
     path = path.expanduser()
+    if hub_id := HubId.parse(str(path)):
+        found = fetch_model(hub_id)
+        return Checkpoint(str(found.hub_id), found.folder)
     if (path / "checkpoints").is_dir():
         return _of_model(RunDirectory(path).model())
     for model in (path, path / "model"):
@@ -47,12 +55,15 @@ def resolve(path: Path) -> Checkpoint:
             return _of_model(model)
     raise InvalidInput(
         f"{path} is not a checkpoint; expected a model directory (config.json), a checkpoint folder "
-        "(…/checkpoints/step-000060) or a run directory (its newest checkpoint is used)"
+        "(…/checkpoints/step-000060), a run directory (its newest checkpoint is used) or a model's id on "
+        "the Hugging Face hub (owner/name)"
     )
 
 
-def series(path: Path, base: str = "") -> list[Checkpoint]:
+def series(path: Path, base: str = "", revision: str = "") -> list[Checkpoint]:
     """All checkpoints of a run, oldest first, preceded by its initial model ``base`` if that exists.
+
+    ``base`` and ``revision`` are a run's ``model.path`` and ``model.revision``.
 
     Raises:
         InvalidInput: not a run directory, or one without checkpoints.
@@ -64,12 +75,21 @@ def series(path: Path, base: str = "") -> list[Checkpoint]:
             f"{path} holds no checkpoints; expected a run directory with some: checkpoint.every_steps "
             "and checkpoint.keep decide how many a run keeps"
         )
-    first = Path(base)
-    begun = base and (first / "config.json").is_file()
+    first = _first(base, revision)
     return [
-        *([Checkpoint(f"{run.root.name}/base", first, run, 0)] if begun else []),
+        *([Checkpoint(f"{run.root.name}/base", first, run, 0)] if first else []),
         *(_of_model(folder / "model") for folder in found),
     ]
+
+
+def _first(base: str, revision: str) -> Path | None:
+    """The folder of a run's initial model, if it is still there."""
+    try:
+        folder = model_folder(base, revision)
+    except InvalidInput as error:
+        log.warning("the run's initial model is left out: %s", error)
+        return None
+    return folder if base and (folder / "config.json").is_file() else None
 
 
 def distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

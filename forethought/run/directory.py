@@ -62,6 +62,11 @@ class RunDirectory:
         return self.root / "config.toml"
 
     @property
+    def up_config(self) -> Path:
+        """The configuration that `forethought up` passes to its processes."""
+        return self.root / "up.toml"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per line and optimizer step."""
         return self.root / "metrics.jsonl"
@@ -98,7 +103,7 @@ class RunDirectory:
     @property
     def is_begun(self) -> bool:
         """Whether a run has been started here."""
-        begun_with = (self.root / "up.toml", self.config, self.cache)
+        begun_with = (self.up_config, self.config, self.cache)
         return (self.root / "lock").is_file() and any(path.exists() for path in begun_with)
 
     def newest_epoch(self) -> int:

@@ -21,6 +21,7 @@ from forethought.compute.model import add_markers
 from forethought.compute.served_model import ServedModel
 from forethought.config import Settings
 from forethought.errors import InvalidInput
+from forethought.hub import model_folder
 from forethought.replica.metrics import ServedMetrics
 from forethought.rpc.calls import GrpcCalls
 from forethought.rpc.guard import GrpcGuard
@@ -39,12 +40,12 @@ def load_models(settings: Settings, scorer: Scorer) -> None:
     """Load the model directories of the settings into the scorer's models. Blocking.
 
     Raises:
-        InvalidInput: a directory cannot be loaded, or the vocabularies of the two differ.
+        InvalidInput: a directory cannot be loaded or downloaded, or the vocabularies of the two differ.
     """
     dtype: str = settings.model.dtype
     paths = {"policy": settings.reward.policy_path, "baseline": settings.reward.baseline_path}
     for name, served in scorer.models.items():
-        directory = Path(paths[name])
+        directory = model_folder(paths[name])
         served.load(directory, _manifest(name, directory, dtype))
         dtype = served.now.manifest.dtype  # what auto has become for the policy holds for both
         log.info("%s: computing in %s", name, served.now.language_model.precision)

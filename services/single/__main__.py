@@ -20,6 +20,7 @@ from forethought.config import Settings
 from forethought.config.sections import AuthSection
 from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
+from forethought.run.pinning import pinned
 
 if TYPE_CHECKING:
     from trainer.assembly import Assembly
@@ -46,7 +47,7 @@ def run(settings: Settings) -> int:
             return 0
         from trainer.warmup.preparation import prepared
 
-        parts, summary = prepared(settings, objective, _supervised)
+        parts, summary = prepared(pinned(settings), objective, _supervised)
         if parts is None:  # stopped or failed in the warm-up: the next start resumes it
             return process.run_status(summary, settings.learner.stopped_status)
         log.info("%s", parts.precision_line)

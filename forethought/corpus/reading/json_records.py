@@ -52,7 +52,7 @@ def read_json(file: SourceFile, fields: Fields, report: ReadingReport) -> Iterat
     try:
         first = next(rows, None)
     except _NoRecord as error:
-        raise HoldsNoRecords(str(error), f"JSON without the field {fields.text!r}") from error
+        raise HoldsNoRecords(str(error), f"JSON without the field {fields.missing}") from error
     if first is not None:
         yield first
         yield from rows

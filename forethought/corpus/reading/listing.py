@@ -1,4 +1,4 @@
-"""Which files a source consists of, and the format of each.
+"""Which files a local path stands for, and the format of each.
 
 Design: the format follows from the file's name alone, the same for a file that is given as the path and for
 one found in a folder, and case does not matter. A folder written by ``save_to_disk`` is one file of its own
@@ -63,14 +63,14 @@ class Listing:
     """The files of a source in the order in which they are read, and what is left out: (name, reason).
 
     Example:
-        ``list_source(Path("books"), Path("runs/first/cache")).files[0].format_name``
+        ``list_files(Path("books"), Path("runs/first/cache")).files[0].format_name``
     """
 
     files: tuple[SourceFile, ...]
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def list_source(path: Path, excluded: Path) -> Listing:
+def list_files(path: Path, excluded: Path) -> Listing:
     """The files at ``path``: itself, those below it, or those that match it as a pattern (``books/*.gz``).
 
     The folder ``excluded`` (the cache) is not one of them.
@@ -110,7 +110,7 @@ def _start_of(path: Path) -> tuple[Path, list[Path]]:
     found = "is neither a file nor a folder" if path.exists() else "does not exist"
     raise InvalidInput(
         f"corpus source {str(path)!r} {found}; expected a file, a folder, a pattern such as books/*.gz or "
-        "a dataset written by save_to_disk; names on the Hugging Face hub are not fetched: download first"
+        "a dataset written by save_to_disk, or the id of a data set on the Hugging Face hub (owner/name)"
     )
 
 

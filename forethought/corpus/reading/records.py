@@ -62,4 +62,19 @@ def _rows(
         case "saved dataset":
             return enumerate(read_saved_dataset(file, fields))
         case _:
-            return enumerate({fields.text: text} for text in read_text(file))
+            return enumerate({fields.text: text} for text in _texts(file, fields))
+
+
+def _texts(file: SourceFile, fields: Fields) -> Iterator[str]:
+    """The blocks of plain text, which is one column.
+
+    Raises:
+        HoldsNoRecords: the text is made of other columns.
+    """
+    if set(fields.columns) != {fields.text}:
+        raise HoldsNoRecords(
+            f"{str(file.path)!r}: got plain text, which has no columns {fields.missing}; expected records: "
+            "give a .jsonl or .parquet file, or leave the source's template empty",
+            f"plain text without the columns {fields.missing}",
+        )
+    return read_text(file)

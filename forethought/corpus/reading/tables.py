@@ -134,7 +134,7 @@ def _csv_columns(file: SourceFile, fields: Fields, header: Any) -> list[str]:
     try:
         return fields.wanted(header, repr(str(file.path)))
     except InvalidInput as fault:
-        reason = f"{file.format_name} without the column {fields.text!r}"
+        reason = f"{file.format_name} without the column {fields.missing}"
         raise HoldsNoRecords(str(fault), reason) from fault
 
 

@@ -57,7 +57,7 @@ def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str,
 
     from forethought.compute.answers import evaluate
     from forethought.compute.model import find_markers, load_language_model
-    from forethought.config.sections import CorpusSection, SourceSection
+    from forethought.config.sections import CorpusSection, TextSection
     from forethought.corpus.mixture import open_corpus
     from forethought.special_tokens import special_tokens_of
     from forethought.types import Prompting, Sampling
@@ -65,8 +65,8 @@ def measure_model(model: Path, entry: EvaluationEntry, cache: Path) -> dict[str,
     torch.set_num_threads(1)
     language_model = load_language_model(model, "float32", "cpu")
     markers = find_markers(language_model.tokenizer, entry.think_open, entry.think_close)
-    source = SourceSection(path=entry.corpus, marks_pattern=entry.marks_pattern)
-    section = CorpusSection(sources=(source,), window_tokens=entry.window_tokens)
+    keys = {name: getattr(entry, name) for name in TextSection.model_fields}
+    section = CorpusSection(path=entry.corpus, window_tokens=entry.window_tokens, **keys)
     corpus = open_corpus(section, language_model.tokenizer, 0, cache)
     documents = corpus.take(min(entry.num_documents, corpus.num_windows))
     prompting = Prompting(

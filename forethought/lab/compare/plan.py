@@ -25,11 +25,11 @@ from forethought.config.sections import (
     Folder,
     LocalPath,
     NonNegativeInt,
-    Pattern,
     PositiveFloat,
     PositiveInt,
     Section,
     Settings,
+    TextSection,
 )
 from forethought.errors import InvalidInput
 
@@ -43,7 +43,7 @@ class BaseEntry(Section):
     """A model to start from. With ``settings``, it is first trained by a run that starts from ``model``."""
 
     name: Name
-    model: LocalPath  # a directory; "demo": the base that ships with the package
+    model: LocalPath  # a directory or owner/name@revision; "demo": the base that ships with the package
     settings: Tables = Field(default_factory=dict)
     arm_settings: Tables = Field(
         default_factory=dict
@@ -71,13 +71,13 @@ class StageEntry(Section):
     settings: Tables
 
 
-class EvaluationEntry(Section):
-    """How models are measured: the same positions and random numbers for all."""
+class EvaluationEntry(TextSection):
+    """How models are measured: the same positions and random numbers for all. The keys of a source say
+    what is read of ``corpus``."""
 
     corpus: str
     window_tokens: PositiveInt = 256
     positions: Literal["marked", "uniform"] = "marked"
-    marks_pattern: Pattern = ""  # also marks what it matches, as a source's does
     num_positions: NonNegativeInt = 0  # marked ones of a document, drawn at random; 0: all of them
     num_documents: PositiveInt = 512
     num_thoughts: PositiveInt = 8
@@ -255,7 +255,7 @@ def layered(*layers: Tables) -> dict[str, Any]:
         if "name" in layer.get("objective", {}):
             merged.pop("objective", None)
         if layer.get("corpus", {}).keys() & {"path", "sources"}:
-            for key in ("path", "sources"):
+            for key in ("path", "sources", *TextSection.model_fields):
                 merged.get("corpus", {}).pop(key, None)
         merge(merged, deepcopy(layer))
     return merged

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forethought.hub import model_folder
 from forethought.lab.compare.plan import (
     DEMO_MODEL,
     ArmEntry,
@@ -79,9 +80,13 @@ def stage_settings(
 
 
 def start_of(base: BaseEntry) -> Path:
-    """The model directory of a base, or the one it is trained from."""
+    """The model directory of a base, or the one it is trained from; of the hub's, downloaded if need be.
+
+    Raises:
+        InvalidInput: a model of the hub is not available.
+    """
     if base.model != DEMO_MODEL:
-        return Path(base.model)
+        return model_folder(base.model)
     from forethought.lab.demo.arms import base_model
 
     return base_model()

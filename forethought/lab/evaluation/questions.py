@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from forethought.corpus.token_decoder import decoder_of
 from forethought.errors import InvalidInput
+from forethought.hub import model_folder
 from forethought.lab.evaluation.request import Conditions, EvalRequest, Progress
 from forethought.lab.evaluation.splits import NAMES, DrawnPositions, draw_positions
 from forethought.lab.evaluation.text import (
@@ -100,7 +101,9 @@ def make_questions(request: EvalRequest, given: Conditions, progress: Progress) 
 
 
 def load_model(path: Path, request: EvalRequest, section: ModelSection) -> LanguageModel:
-    """Load a model directory onto the request's device, with BOS and markers by ``section``.
+    """Load a model directory, or a model of the hub, onto the request's device.
+
+    BOS and markers are those of ``section``.
 
     Markers that ``model.add_think_tokens`` adds have the same random rows in every load.
     """
@@ -108,7 +111,7 @@ def load_model(path: Path, request: EvalRequest, section: ModelSection) -> Langu
 
     from forethought.compute.model import add_markers, load_language_model
 
-    loaded = load_language_model(path, request.dtype, request.device, bos=section.bos)
+    loaded = load_language_model(model_folder(path), request.dtype, request.device, bos=section.bos)
     if section.add_think_tokens:
         with torch.random.fork_rng():
             torch.manual_seed(request.seed)

@@ -15,14 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from forethought import objectives
 from forethought.config import Settings, load_settings
 from forethought.config.sections import CorpusSection, SourceSection
 from forethought.errors import InvalidInput
+from forethought.hub import HubId
 from forethought.lab.evaluation.text import Noise
 from forethought.objectives import Objective
 from forethought.run.checkpoints import Checkpoint
 from forethought.run.cost import Unit
+from forethought.run.pinning import pinned_corpus
 
 HELDOUT = "heldout"
 
@@ -36,9 +40,13 @@ class Overrides:
     """
 
     corpus: str = ""
+    split: str = ""
+    subset: str = ""
     text_field: str = ""
     marks_field: str = ""
     marks_pattern: str = ""
+    template: str = ""
+    strip_pattern: str = ""
     window_tokens: int | None = None
     group_size: int | None = None
     max_thought_tokens: int | None = None
@@ -68,7 +76,8 @@ def conditions(checkpoints: Sequence[Checkpoint], overrides: Overrides) -> Condi
     """The conditions for these checkpoints.
 
     Raises:
-        InvalidInput: no corpus is known, the run's configuration cannot be read, or an override is invalid.
+        InvalidInput: no corpus is known or available, the run's configuration cannot be read, or an
+            override is invalid.
     """
     run = next((c.run for c in checkpoints if c.run and c.run.config.is_file()), None)
     path = run.config if run else None
@@ -83,7 +92,7 @@ def conditions(checkpoints: Sequence[Checkpoint], overrides: Overrides) -> Condi
     section = settings.objective
     trained_with = objectives.load(section.name, section.parameters, section.folder)
     return Conditions(
-        settings.model_copy(update={"corpus": corpus}),
+        settings.model_copy(update={"corpus": pinned_corpus(corpus)}),
         _objective(trained_with, overrides),
         origin,
         note,
@@ -119,10 +128,8 @@ def _objective(trained_with: Objective, overrides: Overrides) -> Objective:
 
 def _corpus(section: CorpusSection, overrides: Overrides) -> tuple[CorpusSection, str]:
     """The corpus to read, and a note on whether it is held out."""
-    names = ("text_field", "marks_field", "marks_pattern")
-    given = {name: getattr(overrides, name) for name in names if getattr(overrides, name)}
     if overrides.corpus:
-        source = SourceSection(path=overrides.corpus).model_copy(update=given)
+        source = _overridden(SourceSection(path=overrides.corpus), overrides)
         return _with_sources(
             (source,), section
         ), "as given; not checked against the models' training text"
@@ -131,21 +138,49 @@ def _corpus(section: CorpusSection, overrides: Overrides) -> tuple[CorpusSection
         raise InvalidInput(
             "no corpus: no checkpoint is in a run directory; expected --corpus FILE_OR_FOLDER"
         )
-    heldout_paths = [_heldout_of(Path(source.path).expanduser()) for source in sources]
+    if overrides.split:
+        read = tuple(_overridden(source, overrides) for source in sources)
+        return _with_sources(read, section), f"the split {overrides.split!r} of the run's corpus"
+    heldout_paths = [_heldout_of(source) for source in sources]
     read = tuple(
-        source.model_copy(update={**given, "path": str(heldout or source.path)})
+        _overridden(source, overrides).model_copy(update={"path": str(heldout or source.path)})
         for source, heldout in zip(sources, heldout_paths, strict=True)
     )
     if all(heldout_paths):
         return _with_sources(read, section), f"the {HELDOUT} text next to the run's corpus"
-    return _with_sources(read, section), "THE RUN'S OWN TRAINING TEXT, not held out; pass --corpus"
+    return _with_sources(
+        read, section
+    ), "THE RUN'S OWN TRAINING TEXT, not held out; pass --corpus or --split"
 
 
 def _with_sources(sources: tuple[SourceSection, ...], section: CorpusSection) -> CorpusSection:
     return section.model_copy(update={"path": "", "sources": sources})
 
 
-def _heldout_of(path: Path) -> Path | None:
+def _overridden(source: SourceSection, overrides: Overrides) -> SourceSection:
+    """A source with the overrides of what is read; a template replaces a text field, and the reverse."""
+    names = (
+        "split",
+        "subset",
+        "text_field",
+        "marks_field",
+        "marks_pattern",
+        "template",
+        "strip_pattern",
+    )
+    given = {name: value for name in names if (value := getattr(overrides, name))}
+    replaced = {"text_field": "text"} if overrides.template else {}
+    replaced |= {"template": ""} if overrides.text_field else {}
+    try:
+        return SourceSection.model_validate(source.model_dump() | replaced | given)
+    except ValidationError as error:
+        raise InvalidInput(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _heldout_of(source: SourceSection) -> Path | None:
+    if HubId.parse(source.path):
+        return None
+    path = Path(source.path).expanduser()
     heldout = path.with_name(HELDOUT + path.suffix)
     return heldout if heldout != path and heldout.exists() else None
 

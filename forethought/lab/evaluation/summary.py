@@ -76,7 +76,7 @@ def _circumstances(request: EvalRequest, given: Conditions, questions: Questions
         "dtype": questions.dtype,
         "conditions_from": given.origin,
         "corpus": {
-            "paths": [source.path for source in corpus.resolved_sources()],
+            "paths": [source.place for source in corpus.resolved_sources()],
             "note": given.corpus_note,
             "num_documents": len(questions.documents),
             "window_tokens": questions.window_tokens,

@@ -138,6 +138,8 @@ def _learning(run: RunRecord) -> str:
 
 def _model(run: RunRecord) -> str:
     path = str(run.setting("model", "path", "") or "a small base trained by up")
+    if revision := run.setting("model", "revision", ""):
+        path = f"{path}@{revision}"
     return f"{path} ({run.setting('model', 'dtype', '?')})" if run.config else NONE
 
 

@@ -16,7 +16,7 @@ import zstandard
 
 from forethought.config.sections import SourceSection
 from forethought.corpus.reading import text
-from forethought.corpus.reading.listing import list_source
+from forethought.corpus.reading.listing import list_files
 from forethought.corpus.sources import open_source
 from forethought.errors import InvalidInput
 
@@ -99,7 +99,7 @@ def test_a_small_file_that_expands_is_streamed(tmp_path: Path) -> None:
     """64 MiB from 64 KiB: neither the whole nor a tenth of it is ever in memory."""
     path, num_bytes = tmp_path / "a.txt.gz", 64 << 20
     path.write_bytes(gzip.compress(b"all work and no play\n" * (num_bytes // 21)))
-    (file,) = list_source(path, tmp_path / "cache").files
+    (file,) = list_files(path, tmp_path / "cache").files
     tracemalloc.start()
     try:
         num_read = sum(len(block) for block in text.read_text(file))

@@ -142,7 +142,7 @@ def test_an_objective_or_a_source_replaces_the_one_below() -> None:
 
 def test_settings_of_arms_bases_and_stages(tmp_path: Path) -> None:
     early = {
-        "name": "early", "model": "init", "settings": {"learner": {"steps": 50}},
+        "name": "early", "model": "./init", "settings": {"learner": {"steps": 50}},
         "arm_settings": {"learner": {"steps": 7}},
     }  # fmt: skip
     plan = load(tmp_path, bases=[early])

@@ -112,6 +112,35 @@ def test_overrides_take_precedence(run: Path) -> None:
     assert settings.model.think_open == "["
 
 
+def test_another_split_of_the_runs_corpus(run: Path) -> None:
+    folder = run.parent / "corpus"
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace(str(folder / "train.jsonl"), str(folder)))
+    given = conditions([resolve(run)], Overrides(split="test", template="{a} {b}"))
+    (source,) = given.settings.corpus.resolved_sources()
+    assert (source.path, source.split, source.template) == (str(folder), "test", "{a} {b}")
+    assert given.corpus_note == "the split 'test' of the run's corpus"
+
+
+@pytest.mark.parametrize(
+    ("given", "text_field", "template"),
+    [
+        (Overrides(corpus="a.txt", template="{a}"), "text", "{a}"),
+        (Overrides(corpus="a.txt", text_field="b"), "b", ""),
+    ],
+)
+def test_a_template_and_a_text_field_replace_each_other(
+    run: Path, given: Overrides, text_field: str, template: str
+) -> None:
+    (source,) = conditions([resolve(run)], given).settings.corpus.resolved_sources()
+    assert (source.text_field, source.template) == (text_field, template)
+
+
+def test_a_template_that_is_none_is_refused(run: Path) -> None:
+    with pytest.raises(InvalidInput, match="it names no column"):
+        conditions([resolve(run)], Overrides(template="text"))
+
+
 def test_without_a_run_a_corpus_is_needed(run: Path) -> None:
     base = [resolve(run.parent / "base")]
     with pytest.raises(InvalidInput, match="expected --corpus"):
