@@ -22,6 +22,9 @@ from forethought.objectives.parts import prompts
 from forethought.objectives.parts.base import Group, Mode
 from forethought.objectives.parts.selection import SelectingObjective, Selection
 
+_LONGEST = 32
+"""Unless configured; a model that closes such thoughts by itself learns longer ones from its reward."""
+
 Tokens = Annotated[int, Field(ge=1)]
 
 
@@ -29,9 +32,9 @@ class WarmupConfig(Selection):
     """Where to think, how long, what weighs, and when the model knows its markers.
 
     Lengths are uniform from ``min_thought_tokens`` to ``max_thought_tokens`` (0: half of
-    ``sampling.max_thought_tokens``). Up to ``text_tokens`` after a close are learned; the first weighs
-    ``target_weight``, the others 1, those of the thought and its close ``thought_weight``. The loss of
-    the same windows without thoughts, which keeps the model as good without them, weighs
+    ``sampling.max_thought_tokens``, 32 at most). Up to ``text_tokens`` after a close are learned; the
+    first weighs ``target_weight``, the others 1, those of the thought and its close ``thought_weight``.
+    The loss of the same windows without thoughts, which keeps the model as good without them, weighs
     ``plain_weight``. Embedding rows of markers that were added have ``marker_rate`` times the learning
     rate, because a new row moves by the rate alone. The end: at ``measured_documents`` other windows of
     the corpus, with the run's own sampling, an average thought costs at most ``max_cost_nats`` and at
@@ -68,7 +71,8 @@ class WarmupConfig(Selection):
 
     def lengths(self, budget_tokens: int) -> tuple[int, int]:
         """The shortest and the longest thought of a run with this budget, without the close."""
-        longest = self.max_thought_tokens or max(self.min_thought_tokens, budget_tokens // 2)
+        half = min(_LONGEST, budget_tokens // 2)
+        longest = self.max_thought_tokens or max(self.min_thought_tokens, half)
         longest = max(1, min(longest, budget_tokens - 1))
         return min(self.min_thought_tokens, longest), longest
 

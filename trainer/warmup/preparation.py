@@ -37,6 +37,9 @@ from trainer.warmup.measurement import Worth, set_aside, worth_of_thoughts
 
 log = logging.getLogger(__name__)
 
+_UNIFORM_SHARE = 0.5
+"""Of positions: what follows a close, learned at numbers alone, is a number everywhere."""
+
 RunToEnd = Callable[[Assembly], dict[str, Any]]
 """Runs an assembly without rollouts until done or stopped; returns its summary."""
 
@@ -126,6 +129,7 @@ def warmup_settings(settings: Settings, objective: Objective, folder: Path) -> S
     )
     parameters = {
         **selection,
+        "uniform_share": max(_UNIFORM_SHARE, selection.get("uniform_share", 0.0)),
         "num_positions": WarmupConfig().num_positions,
         "prompt": getattr(kept, "prompt", "plain"),
         "max_cost_nats": section.max_cost_nats,

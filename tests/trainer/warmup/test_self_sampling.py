@@ -56,7 +56,7 @@ def test_every_length_is_sampled_and_followed_by_the_rest_of_its_text(parts: Ass
     trees = thinking(SelfSampledThoughts(parts).take(40))
     lengths = set()
     for tree in trees:
-        assert len({branch.index for branch in tree.branches}) == 2
+        assert len({branch.index for branch in tree.branches}) <= 2  # one in a short window
         for branch in tree.branches:
             rest, ids = tree.trunk_ids_N[branch.index : branch.index + 9], branch.token_ids_T
             thought = ids[1 : len(ids) - len(rest) - 1]
