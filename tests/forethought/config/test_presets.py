@@ -15,7 +15,8 @@ from tests.repository import ROOT
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(file for file in CONFIGS.glob("*.toml") if not file.stem.startswith("compare"))
-PAPERS = [file for file in FILES if file.stem.startswith(("rlp-", "rpt-"))]
+REAL_MODEL = CONFIGS / "rlp-smollm2-135m-gsm8k.toml"
+PAPERS = [file for file in FILES if file.stem.startswith(("rlp-", "rpt-")) and file != REAL_MODEL]
 CHAINS = (
     ("rlp-qwen3-1.7b-base", "rlp-qwen3-1.7b-base-sft", "rlp-qwen3-1.7b-base-rlvr"),
     ("rlp-nemotron-nano-12b-v2", "rlp-nemotron-nano-12b-v2-sft", "rlp-nemotron-nano-12b-v2-rlvr"),
@@ -47,6 +48,16 @@ def test_a_papers_preset_is_a_run_that_could_start(file: Path) -> None:
     check_run(settings)
     assert settings.run.name == file.stem
     assert settings.run.directory == Path("runs") / file.stem
+
+
+def test_the_preset_of_a_real_model_could_start_and_warms_up() -> None:
+    settings = load_settings(REAL_MODEL, (), {})
+    assert check_run(settings).thinks
+    assert settings.warmup.when == "auto"
+    assert settings.run.directory == Path("runs") / REAL_MODEL.stem
+    (source,) = settings.corpus.resolved_sources()
+    assert (source.subset, source.split) == ("main", "train")
+    assert re.findall(source.marks_pattern, "a 12, 3.5") == ["12", "3", "5"]
 
 
 @pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.name)
