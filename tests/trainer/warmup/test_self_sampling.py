@@ -108,13 +108,14 @@ def test_a_resumed_run_draws_the_same(parts: Assembly) -> None:
 @pytest.mark.parametrize("name", architectures.EVERY)
 def test_models_are_trained_after_they_sampled(parts: Assembly, name: str) -> None:
     """Whatever a model caches while it samples does not keep it from being trained."""
+    source = SelfSampledThoughts(parts)  # before the tokenizer is gone
     parts.learner = Learner(
         architectures.prepared(name), parts.settings.learner, parts.settings.baseline
     )
     if fault := parts.learner.language_model.consistency.sampling_fault(48):
         pytest.skip(fault)
     before = [p.detach().clone() for p in parts.learner.model.parameters()]
-    result = parts.learner.step(SelfSampledThoughts(parts).take(2))
+    result = parts.learner.step(source.take(2))
     assert not result.skipped
     changed = zip(before, parts.learner.model.parameters(), strict=True)
     assert any(not torch.equal(was, now) for was, now in changed)
