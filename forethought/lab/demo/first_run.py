@@ -34,6 +34,9 @@ seed = 0
 path = "$model"
 dtype = "float32"
 
+[warmup]
+when = "never"  # the model was trained with thoughts; "auto" for one that was not
+
 [corpus]
 path = "$corpus"
 window_tokens = 32
