@@ -62,7 +62,8 @@ def prepared(
         if not outcome["needed"]:
             return replace(parts, warmup=outcome), {}
         del parts
-    if outcome.get("needed") and not (folder / "model").is_dir():
+    is_begun = directory.latest_checkpoint() is not None  # it holds a model that knows its markers
+    if outcome.get("needed") and not is_begun and not (folder / "model").is_dir():
         summary = _warm_up(settings, objective, folder, outcome, run)
         if not summary["done"]:
             return None, summary

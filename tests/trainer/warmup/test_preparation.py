@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,19 @@ def test_a_whole_run_starts_from_the_warmed_up_model(
     assert recorded == directory.read_warmup()
     rows = {row.name: row.values for row in identity_rows(read_runs([directory.root]))}
     assert rows["Warm-up"][0].startswith("2 steps: -4.000 nats, 0% closed")
+
+
+def test_a_run_with_a_checkpoint_does_without_the_warmed_up_model(
+    of: Of, worth: Callable[[Worth], None]
+) -> None:
+    worth(BAD)
+    settings = of("warmup.max_steps=1", "warmup.batch_documents=1")
+    assert run_single(settings) == 0
+    directory = RunDirectory(settings.run.directory)
+    shutil.rmtree(directory.warmup / "model")
+    assert run_single(of("warmup.max_steps=1", "warmup.batch_documents=1", "learner.steps=3")) == 0
+    assert directory.read_summary()["steps"] == 3
+    assert not (directory.warmup / "model").exists()
 
 
 async def test_its_goal_ends_it(of: Of, tmp_path: Path) -> None:
