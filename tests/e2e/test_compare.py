@@ -51,7 +51,7 @@ PLAN: dict[str, Any] = {
         },
         {
             "name": "broken",
-            "settings": {"corpus": {"path": "nowhere"}, "objective": {"name": "ntp"}},
+            "settings": {"corpus": {"path": "./nowhere"}, "objective": {"name": "ntp"}},
         },
     ],
     "stages": [
@@ -215,7 +215,7 @@ async def test_a_reference_without_a_cost(
 
 async def test_a_changed_base_invalidates_its_arms(tmp_path: Path) -> None:
     """Their settings are unchanged, but their starting point is not, so they are rerun."""
-    base = {"name": "early", "model": "demo", "settings": {"corpus": {"path": "nowhere"}}}
+    base = {"name": "early", "model": "demo", "settings": {"corpus": {"path": "./nowhere"}}}
     plan = ComparisonPlan.model_validate({**PLAN, "directory": str(tmp_path), "bases": [base]})
     stale = tmp_path / "trials/early/rlp/seed-0/measurement.json"
     other = tmp_path / "trials/late/rlp/seed-0/measurement.json"

@@ -19,6 +19,10 @@ from trainer.learner.learner import Learner
 from trainer.learner.summation import float32_sums
 
 
+# Of models that script something when they are first imported.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
 class Offset(torch.nn.Embedding):
     """As OPT's positions: a subclass that looks up other rows than it is given."""
 
