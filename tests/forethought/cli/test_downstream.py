@@ -47,7 +47,7 @@ def test_tasks_path_and_suites_are_listed() -> None:
         (["--suite", "rpt"], "no checkpoint is named"),
         (["model", "--suite", "glue"], "expected one of gsm8k, gsm8k-text"),
         (["model", "--suite", "rpt", "--data", "x.jsonl"], "one file, and rpt reads data sets"),
-        (["./nowhere", "--suite", "rpt", "--device", "cpu"], "nowhere is not a checkpoint"),
+        (["/no/where", "--suite", "rpt", "--device", "cpu"], "/no/where is not a checkpoint"),
     ],
 )
 def test_missing_arguments_are_reported(words: list[str], message: str) -> None:

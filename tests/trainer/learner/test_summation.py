@@ -18,7 +18,6 @@ from trainer.batch.thought_tree import trees_of_documents
 from trainer.learner.learner import Learner
 from trainer.learner.summation import float32_sums
 
-
 # Of models that script something when they are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
