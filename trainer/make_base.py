@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from forethought.corpus.mixture import Corpus
 from forethought.corpus.sources import iterate_texts
 from forethought.preflight import check_corpus, check_run
 from forethought.run.directory import RunDirectory
-from forethought.run.files import grant_usual_mode, rename_whole
+from forethought.run.files import copy_whole, grant_usual_mode, rename_whole
 from forethought.run.pinning import pinned
 from forethought.types import Document
 from trainer.assembly import assemble
@@ -71,7 +70,7 @@ def make_base(settings: Settings) -> int:
         summary = run.run()
     if not summary["done"]:  # stopped or failed: the next start resumes from the checkpoint
         return process.run_status(summary, stopped_status=0)
-    _adopt(Path(summary["checkpoint"]) / "model", root / "model")
+    copy_whole(Path(summary["checkpoint"]) / "model", root / "model")
     print(json.dumps(summary))
     return 0
 
@@ -164,13 +163,6 @@ def _base_settings(settings: Settings, root: Path) -> Settings:
             "learner": settings.learner.model_copy(update=learner),
         }
     )
-
-
-def _adopt(source: Path, target: Path) -> None:
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    rename_whole(partial, target)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def rename_whole(partial: Path, path: Path) -> None:
         flush(entry)
     partial.rename(path)
     flush(path.parent)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a folder to ``target``, which does not exist until all of it is there."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    rename_whole(partial, target)
 
 
 def flush(path: Path) -> None:

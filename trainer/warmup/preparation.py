@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from forethought.objectives.parts.selection import Selection
 from forethought.objectives.warmup import WarmupConfig
 from forethought.preflight import check_run
 from forethought.run.directory import RunDirectory
-from forethought.run.files import rename_whole, write_whole
+from forethought.run.files import copy_whole, write_whole
 from trainer.assembly import Assembly, assemble
 from trainer.warmup.goal import is_warm
 from trainer.warmup.measurement import Worth, set_aside, worth_of_thoughts
@@ -117,7 +116,7 @@ def _warm_up(
         )
     _record(folder, outcome | {"after": after.to_dict(), "steps": summary["steps"]})
     log.info("warm-up: done after %d steps: %s", summary["steps"], after)
-    _adopt(Path(summary["checkpoint"]) / "model", folder / "model")
+    copy_whole(Path(summary["checkpoint"]) / "model", folder / "model")
     return summary
 
 
@@ -170,10 +169,3 @@ def _started_from(settings: Settings, folder: Path) -> Settings:
 def _record(folder: Path, outcome: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "outcome.json", json.dumps(outcome, indent=2) + "\n")
-
-
-def _adopt(source: Path, target: Path) -> None:
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    rename_whole(partial, target)
