@@ -9,7 +9,7 @@ sampled closes alone to close at once; a length drawn at random, with a weight o
 "not yet" as often as "now".
 
 Design: the learner samples these few tokens itself, so that no replica is needed before a model can
-think. The price is that sampling is not spread over replicas; it is a tenth of a step.
+think. The price is that sampling is not spread over replicas; it is a fifth of a step.
 """
 
 from __future__ import annotations
